@@ -1,1 +1,7 @@
-//! protocol
+//! The rules of gradmesh: who is in a round, what was committed, what was decided, what happens next.
+//!
+//! A pure state machine: inputs and the time go in, effects come out. It opens no socket, reads no clock, draws no
+//! entropy, spawns nothing and holds no tensor; the daemon and the simulator drive the same code.
+
+pub mod hash;
+pub mod merkle;
