@@ -71,6 +71,8 @@ LEFT_OUT = (
 )
 CUDA_LIBRARIES = ("libcudart.so.13", "libcupti.so.13")
 
+PYTHON_MIN = (3, 10)
+
 # What must be there for an unpacked directory to count as complete.
 REQUIRED = (
     "include/torch/csrc/api/include/torch/torch.h",
@@ -82,6 +84,9 @@ REQUIRED = (
 
 # Wheels (544 MB) and what is unpacked from them (480 MB) lie side by side for a moment; the rest is slack.
 FREE_BYTES_MIN = 1_200_000_000
+
+# Temporary directories begin with this; the holder of the lock deletes those of a killed run.
+PARTIAL = ".partial-"
 
 USE_ANOTHER = f"""\
 To use a libtorch {VERSION} that you have, set one of these and run make again:
@@ -109,12 +114,15 @@ def from_environment():
     if os.environ.get("LIBTORCH_USE_PYTORCH") is not None:
         return from_python()
     configured = os.environ.get("LIBTORCH")
-    if not configured:
+    if configured is None:
         return None
-    root = pathlib.Path(configured).resolve()
-    lib = pathlib.Path(os.environ.get("LIBTORCH_LIB") or root).resolve() / "lib"
+    if not os.path.isabs(configured):
+        # The build script resolves it in another directory.
+        raise Failure(f"LIBTORCH is set to '{configured}'; make it an absolute path, or unset it to download")
+    root = pathlib.Path(configured)
+    lib = pathlib.Path(os.environ.get("LIBTORCH_LIB", root)) / "lib"
     if not (lib / "libtorch_cpu.so").exists():
-        raise Failure(f"LIBTORCH={configured} holds no lib/libtorch_cpu.so; correct it, or unset it to download")
+        raise Failure(f"LIBTORCH={configured} gives no {lib}/libtorch_cpu.so; correct it, or unset it to download")
     version_file = root / "build-version"
     version = version_file.read_text().strip() if version_file.exists() else None
     check_version(version, f"LIBTORCH={configured}")
@@ -217,15 +225,16 @@ def pip_download(name, expected, directory):
     if not sys.stdout.isatty():
         command += ["--progress-bar", "off"]
     with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=directory) as partial:
-        # pip collects the file in TMPDIR first, and /tmp is often a small RAM disk.
-        environment = os.environ | {"TMPDIR": partial}
+        # pip collects the file in TMPDIR first, and /tmp is often a small RAM disk. Nothing is installed, so a
+        # configured demand for a virtual environment does not apply.
+        environment = os.environ | {"TMPDIR": partial, "PIP_REQUIRE_VIRTUALENV": "0"}
         say(f"downloading {name}")
         answer = subprocess.run([*command, "--dest", partial], env=environment, stdin=subprocess.DEVNULL, check=False)
         wheel = pathlib.Path(partial) / name
         if answer.returncode != 0 or not wheel.exists():
             raise Failure(
-                f"pip could not download {requirement} ({name}); its messages are above. No network, or an index "
-                f"without this wheel? On a machine that has it, download it and copy it into {directory}\n" + USE_ANOTHER
+                f"pip could not download {requirement}; its messages are above. No network, or an index without this "
+                f"wheel? A copy of {name} laid into {directory} is used instead\n" + USE_ANOTHER
             )
         found = digest(wheel)
         if found != expected:
@@ -270,10 +279,6 @@ def unpack(paths, root):
         if root.exists():
             os.replace(root, pathlib.Path(partial) / "replaced")
         os.replace(fresh, root)
-
-
-# Temporary directories begin with this; the holder of the lock deletes those of a killed run.
-PARTIAL = ".partial-"
 
 
 def ensure_cached():
@@ -344,6 +349,8 @@ def main():
     )
     arguments = parser.parse_args()
     try:
+        if sys.version_info < PYTHON_MIN:
+            raise Failure(f"Python {platform.python_version()} is too old; {'.'.join(map(str, PYTHON_MIN))} is needed")
         if arguments.lib_dir:
             chosen = from_environment()
             print(chosen[1] if chosen is not None else LINK / "lib")
