@@ -277,6 +277,20 @@ impl Agreement {
         self.process(input);
     }
 
+    /// Whether `proposal` is signed by the proposer of its attempt at the round of `roster`.
+    pub fn is_authentic(&self, roster: &Roster, proposal: &SignedProposal) -> bool {
+        use bft::Context as _;
+        let message = &proposal.message;
+        let expected = self
+            .engine
+            .ctx
+            .select_proposer(&Voters::from(roster), message.height, message.round)
+            .key();
+        message.height == roster.round()
+            && message.proposer == expected
+            && expected.verify(&message.hash(&self.surface.run), &proposal.signature)
+    }
+
     /// Proposes `decision` in the attempt at hand, after an [`Output::Propose`].
     pub fn propose(&mut self, now: Time, decision: Decision) {
         self.surface.now = now;
