@@ -1,29 +1,34 @@
-//! The aggregate of a round: `sum_i w_i * clip_i * v_i / sum_i w_i` over the accepted members i in canonical order, with
-//! v_i the decoded frames, w_i tokens and clip_i the clip to the median norm. A member that did not send an element
-//! counts with zero, so that a lone sender moves an element by no more than its share of the tokens.
+//! The aggregate of a round: `sum_i w_i * clip_i * v_i / sum_i w_i` over the accepted members i in
+//! canonical order, with v_i the decoded frames, w_i tokens and clip_i the clip to the median norm.
+//! A member that did not send an element counts with zero, so that a lone sender moves an element
+//! by no more than its share of the tokens.
 //!
-//! Why the bits are equal on all machines: the members come in an order that the round has decided, every operation
-//! below is a single IEEE 754 operation on numbers that are equal everywhere, and for each element the order of the
-//! additions is the order of the members. Tiles and shards are independent of each other; they may be summed anywhere
-//! in any order.
+//! Why the bits are equal on all machines: the members come in an order that the round has decided,
+//! every operation below is a single IEEE 754 operation on numbers that are equal everywhere, and
+//! for each element the order of the additions is the order of the members. Tiles and shards are
+//! independent of each other; they may be summed anywhere in any order.
 //!
-//! - Rule "norm": the squared norm of an update is the f64 sum, in flat order of the tiles, of the sums of squares of
-//!   its tiles; the norm is its square root in f64. A dense tile's sum of squares is the f64 sum in index order; a sparse
-//!   tile's is (entries at the low level) * low^2 + (entries at the high level) * high^2 in f64.
-//! - Rule "median": of the norms that are not zero, in ascending order, the one at position (n - 1) / 2 rounded down: the
-//!   lower of the two middle ones when n is even. Zero updates are left out because they say nothing on how large an
-//!   update is; otherwise idle members would clip the others to nothing.
+//! - Rule "norm": the squared norm of an update is the f64 sum, in flat order of the tiles, of the
+//!   sums of squares of its tiles; the norm is its square root in f64. A dense tile's sum of
+//!   squares is the f64 sum in index order; a sparse tile's is (entries at the low level) * low^2 +
+//!   (entries at the high level) * high^2 in f64.
+//! - Rule "median": of the norms that are not zero, in ascending order, the one at position (n - 1)
+//!   / 2 rounded down: the lower of the two middle ones when n is even. Zero updates are left out
+//!   because they say nothing on how large an update is; otherwise idle members would clip the
+//!   others to nothing.
 //! - Rule "clip": clip_i = median / norm_i in f64 where norm_i exceeds the median, else 1.
 //! - Rule "weight": weight_i = f32(f64(w_i) * clip_i / f64(sum of all w)), the product first.
-//! - Rule "sum": an element starts as zero; for each member in order, f32(weight_i * v_i) is added in f32.
+//! - Rule "sum": an element starts as zero; for each member in order, f32(weight_i * v_i) is added
+//!   in f32.
 //!
-//! Overflow cannot happen: a weight is at most 1 and a value at most 2^15, so that an element of N members stays below
-//! N * 2^15 whatever the weights; infinity would need N > 2^112.
+//! Overflow cannot happen: a weight is at most 1 and a value at most 2^15, so that an element of N
+//! members stays below N * 2^15 whatever the weights; infinity would need N > 2^112.
 //!
-//! Error bound (derivation): with u = 2^-24, weight_i has a relative error of at most u + 3 * 2^-53 against exact
-//! arithmetic on the same clip, the product one of u, and each of the N additions one of u of the partial sum, which the sum
-//! of magnitudes M = sum_i |weight_i * v_i| bounds up to the same errors. In total at most (N + 3) * u * M, and 2^-149
-//! per member for subnormal weights and products.
+//! Error bound (derivation): with u = 2^-24, weight_i has a relative error of at most u + 3 * 2^-53
+//! against exact arithmetic on the same clip, the product one of u, and each of the N additions one
+//! of u of the partial sum, which the sum of magnitudes M = sum_i |weight_i * v_i| bounds up to the
+//! same errors. In total at most (N + 3) * u * M, and 2^-149 per member for subnormal weights and
+//! products.
 
 use thiserror::Error;
 
@@ -54,7 +59,8 @@ pub struct UpdateNorm {
 }
 
 impl UpdateNorm {
-    /// Adds the next shard's frame; call in flat order. How the tiles are cut in shards does not change the bits.
+    /// Adds the next shard's frame; call in flat order. How the tiles are cut in shards does not
+    /// change the bits.
     pub fn add(&mut self, frame: &Frame) {
         for squares in frame.squares() {
             self.squared += squares;
@@ -86,12 +92,13 @@ pub struct Member<'a> {
     pub weight: Weight,
 }
 
-/// Weights of the members (rules "median", "clip" and "weight"), in their order. `tokens[i]` and `norms[i]` are those
-/// of member i; a member whose shard is missing is no member of that shard's sum.
+/// Weights of the members (rules "median", "clip" and "weight"), in their order. `tokens[i]` and
+/// `norms[i]` are those of member i; a member whose shard is missing is no member of that shard's
+/// sum.
 ///
 /// # Errors
-/// [`AggregateError::LengthMismatch`]; [`AggregateError::NoTokens`] when the tokens are all zero, or no member is left;
-/// [`AggregateError::TooManyTokens`] when their sum exceeds `u64`.
+/// [`AggregateError::LengthMismatch`]; [`AggregateError::NoTokens`] when the tokens are all zero,
+/// or no member is left; [`AggregateError::TooManyTokens`] when their sum exceeds `u64`.
 pub fn weights(tokens: &[u64], norms: &[UpdateNorm]) -> Result<Vec<Weight>, AggregateError> {
     if tokens.len() != norms.len() {
         return Err(AggregateError::LengthMismatch {
@@ -127,9 +134,9 @@ fn median(norms: &[f64]) -> f64 {
 
 /// Overwrites `out` with the aggregate of one shard (rule "sum"). Without members it is zero.
 ///
-/// `members`: in canonical order, with weights from one call of [`weights`]. Every element of the result is at most
-/// `members.len()` * [`VALUE_ABS_MAX`] in magnitude. Cost: O(elements) to clear, then O(entries + dense elements) per
-/// member; no allocation.
+/// `members`: in canonical order, with weights from one call of [`weights`]. Every element of the
+/// result is at most `members.len()` * [`VALUE_ABS_MAX`] in magnitude. Cost: O(elements) to clear,
+/// then O(entries + dense elements) per member; no allocation.
 ///
 /// # Errors
 /// [`AggregateError::ElementsMismatch`], before anything is written.

@@ -1,5 +1,5 @@
-//! Bit streams: the first bit is the least significant bit of the first byte; a stream ends at a byte border, padded
-//! with zero bits.
+//! Bit streams: the first bit is the least significant bit of the first byte; a stream ends at a
+//! byte border, padded with zero bits.
 
 /// Appends bits to a byte vector. [`BitWriter::finish`] pads to a byte border.
 pub(crate) struct BitWriter<'a> {
@@ -17,7 +17,8 @@ impl<'a> BitWriter<'a> {
         }
     }
 
-    /// Appends the low `bits` bits of `value`, least significant first. `bits <= 32`; higher bits of `value` are zero.
+    /// Appends the low `bits` bits of `value`, least significant first. `bits <= 32`; higher bits
+    /// of `value` are zero.
     #[inline]
     pub(crate) fn write(&mut self, value: u32, bits: u32) {
         debug_assert!(bits <= 32 && u64::from(value) < 1 << bits);
@@ -89,8 +90,8 @@ impl<'a> BitReader<'a> {
         Some(value as u32)
     }
 
-    /// Counts zero bits up to the next one bit, which is consumed. Gives up, at an unspecified position, when the
-    /// stream ends first; the count is at most the bits of the stream.
+    /// Counts zero bits up to the next one bit, which is consumed. Gives up, at an unspecified
+    /// position, when the stream ends first; the count is at most the bits of the stream.
     #[inline]
     pub(crate) fn read_unary(&mut self) -> Option<u32> {
         let mut zeros = 0;
@@ -106,8 +107,8 @@ impl<'a> BitReader<'a> {
         }
     }
 
-    /// The bytes after the last byte that holds a bit already read, or `None` when the unread bits of that byte are
-    /// not all zero.
+    /// The bytes after the last byte that holds a bit already read, or `None` when the unread bits
+    /// of that byte are not all zero.
     pub(crate) fn finish(self) -> Option<&'a [u8]> {
         let used = self.position % 8;
         if used != 0

@@ -1,31 +1,35 @@
 //! What a run's manifest fixes about frames, and the way from values to bytes and back.
 //!
-//! Sparse tiles keep, of n elements, the k largest by magnitude: sign and a level for each (rules "selection", "one
-//! level" and "two levels" below); dense tiles keep every element, rounded to bf16 or as it is. [`crate::frame`]
-//! specifies the bytes.
+//! Sparse tiles keep, of n elements, the k largest by magnitude: sign and a level for each (rules
+//! "selection", "one level" and "two levels" below); dense tiles keep every element, rounded to
+//! bf16 or as it is. [`crate::frame`] specifies the bytes.
 //!
-//! Rule "selection": k' = ceil(k * n / 4096) entries for a tile of n elements (k for a full tile, at least one, never
-//! more than n). Zeros are never chosen: a tile with fewer nonzero elements than k' has just these as entries. Of equal
-//! magnitudes the lower index is chosen.
+//! Rule "selection": k' = ceil(k * n / 4096) entries for a tile of n elements (k for a full tile,
+//! at least one, never more than n). Zeros are never chosen: a tile with fewer nonzero elements
+//! than k' has just these as entries. Of equal magnitudes the lower index is chosen.
 //!
-//! Rule "one level": every entry stands for its sign times one f16 level, the mean magnitude of the entries: the mean
-//! is what minimises the squared error for the given entries, and one f16 (relative error 2^-11) per tile is negligible
-//! next to the spread of the magnitudes. The mean is the f64 sum in index order, divided by the count in f64, rounded
-//! to f32, then to f16, each time to nearest even.
+//! Rule "one level": every entry stands for its sign times one f16 level, the mean magnitude of the
+//! entries: the mean is what minimises the squared error for the given entries, and one f16
+//! (relative error 2^-11) per tile is negligible next to the spread of the magnitudes. The mean is
+//! the f64 sum in index order, divided by the count in f64, rounded to f32, then to f16, each time
+//! to nearest even.
 //!
-//! Rule "two levels": the entries are split by magnitude in a high and a low group, each with its mean as level, so
-//! that the squared error is smallest. With the magnitudes in descending order, H(m) the f64 prefix sum of the first m,
-//! S = H(count) and L(m) = S - H(m), that is the split which maximises H(m)^2 / m + L(m)^2 / (count - m), in f64, among
-//! the splits between two different magnitudes and the split "all high" (m = count, value S^2 / count). "All high" wins
-//! ties, then the smallest m. The levels H(m) / m and L(m) / (count - m) are rounded as above; unless the low one is then
-//! below the high one, all entries take the high one.
+//! Rule "two levels": the entries are split by magnitude in a high and a low group, each with its
+//! mean as level, so that the squared error is smallest. With the magnitudes in descending order,
+//! H(m) the f64 prefix sum of the first m, S = H(count) and L(m) = S - H(m), that is the split
+//! which maximises H(m)^2 / m + L(m)^2 / (count - m), in f64, among the splits between two
+//! different magnitudes and the split "all high" (m = count, value S^2 / count). "All high" wins
+//! ties, then the smallest m. The levels H(m) / m and L(m) / (count - m) are rounded as above;
+//! unless the low one is then below the high one, all entries take the high one.
 //!
-//! Rule "zero level": an entry whose level rounds to zero is left out. (Magnitudes of 2^-25 and below. They stay in the
-//! error feedback until they have grown.) So the entries of a frame are its nonzero values.
+//! Rule "zero level": an entry whose level rounds to zero is left out. (Magnitudes of 2^-25 and
+//! below. They stay in the error feedback until they have grown.) So the entries of a frame are its
+//! nonzero values.
 //!
-//! From these rules follows that encoding what a frame decodes to gives the same frame, so there is one frame per
-//! content: sums of at most 4096 f16 levels are exact in f64 (all are multiples of 2^-24 below 2^28), so that means and
-//! the best split of decoded values are the levels and groups that they were decoded from.
+//! From these rules follows that encoding what a frame decodes to gives the same frame, so there is
+//! one frame per content: sums of at most 4096 f16 levels are exact in f64 (all are multiples of
+//! 2^-24 below 2^28), so that means and the best split of decoded values are the levels and groups
+//! that they were decoded from.
 
 use thiserror::Error;
 
@@ -33,11 +37,11 @@ use crate::frame::{DecodeError, EncodeError, Frame, HEADER_BYTES};
 use crate::index::{IndexCode, PACKED_BITS};
 use crate::layout::{TILE_ELEMENTS, TensorMode, Tile};
 
-/// Largest magnitude that a frame carries, and that [`encode`] accepts: 2^15, the largest power of two that f16, bf16
-/// and f32 all represent, so that rounding never exceeds it.
+/// Largest magnitude that a frame carries, and that [`encode`] accepts: 2^15, the largest power of
+/// two that f16, bf16 and f32 all represent, so that rounding never exceeds it.
 ///
-/// An update this large means that the run has diverged; its sum over the members of any round stays far below
-/// `f32::MAX`.
+/// An update this large means that the run has diverged; its sum over the members of any round
+/// stays far below `f32::MAX`.
 pub const VALUE_ABS_MAX: f32 = 32768.0;
 
 /// The k of top-k for a full tile, in `1..=4096`.
@@ -162,8 +166,8 @@ pub struct EncodeStats {
 /// Cost: O(elements), two passes; allocates O(entries + dense elements).
 ///
 /// # Errors
-/// [`EncodeError`], with `out` unchanged: the values are not as many as the tiles hold, or one of them is NaN or above
-/// [`VALUE_ABS_MAX`] in magnitude.
+/// [`EncodeError`], with `out` unchanged: the values are not as many as the tiles hold, or one of
+/// them is NaN or above [`VALUE_ABS_MAX`] in magnitude.
 pub fn encode(
     values: &[f32],
     tiles: &[Tile],
@@ -175,8 +179,8 @@ pub fn encode(
 
 /// Reads the frame that fills `bytes`, sent as the frame of `tiles`.
 ///
-/// Accepts exactly the frames that [`encode`] can produce for these tiles and this codec. Allocates in proportion to
-/// the tiles and to `bytes`, never by a length that the frame claims.
+/// Accepts exactly the frames that [`encode`] can produce for these tiles and this codec. Allocates
+/// in proportion to the tiles and to `bytes`, never by a length that the frame claims.
 ///
 /// # Errors
 /// [`DecodeError`]: whoever made these bytes is at fault.
@@ -184,8 +188,8 @@ pub fn decode(bytes: &[u8], tiles: &[Tile], codec: Codec) -> Result<Frame, Decod
     Frame::read(bytes, tiles, codec)
 }
 
-/// No frame of `tiles` is longer than this, in bytes. For sparse tiles the longest frame is at most 2 bytes per tile
-/// shorter.
+/// No frame of `tiles` is longer than this, in bytes. For sparse tiles the longest frame is at most
+/// 2 bytes per tile shorter.
 #[must_use]
 pub fn frame_bytes_max(tiles: &[Tile], codec: Codec) -> usize {
     let mut bytes = HEADER_BYTES;

@@ -3,13 +3,15 @@
 //! For each element, in f32, each operation rounded by itself:
 //!
 //! 1. [`ErrorFeedback::accumulate`], once per round: `e = (beta * e) + delta`;
-//! 2. [`ErrorFeedback::take`], once per shard: the frame is the quantised e, then `e = e - dequantised`, for the
-//!    entries of sparse tiles and all elements of dense ones, whose rounding error stays in e as well;
+//! 2. [`ErrorFeedback::take`], once per shard: the frame is the quantised e, then `e = e -
+//!    dequantised`, for the entries of sparse tiles and all elements of dense ones, whose rounding
+//!    error stays in e as well;
 //! 3. [`ErrorFeedback::give_back`], for a frame that the round left out: `e = e + dequantised`.
 //!
-//! Steps 2 and 3 round, so that giving back at once restores e up to half an ulp of the residual and half an ulp of the
-//! sum; on f32 frames of a dense codec e is zero after step 2. (SparseLoCo, arXiv 2508.15706, with alpha in
-//! the outer step. The same with beta 0.9 is the residual of a shard's owner in a reduce.)
+//! Steps 2 and 3 round, so that giving back at once restores e up to half an ulp of the residual
+//! and half an ulp of the sum; on f32 frames of a dense codec e is zero after step 2. (SparseLoCo,
+//! arXiv 2508.15706, with alpha in the outer step. The same with beta 0.9 is the residual of a
+//! shard's owner in a reduce.)
 
 use std::ops::Range;
 
@@ -61,7 +63,8 @@ impl ErrorFeedback {
     /// Goes on from the [`ErrorFeedback::residual`] of a checkpoint.
     ///
     /// # Errors
-    /// [`FeedbackError::Beta`] unless `beta` is in `0..=1`; [`FeedbackError::Residual`] for NaN or infinity.
+    /// [`FeedbackError::Beta`] unless `beta` is in `0..=1`; [`FeedbackError::Residual`] for NaN or
+    /// infinity.
     pub fn restore(residual: Vec<f32>, beta: f32) -> Result<Self, FeedbackError> {
         if !(0.0..=1.0).contains(&beta) {
             return Err(FeedbackError::Beta { beta });
@@ -84,8 +87,9 @@ impl ErrorFeedback {
     /// Step 1: `e = (beta * e) + delta`.
     ///
     /// # Errors
-    /// [`FeedbackError::LengthMismatch`]; [`FeedbackError::Diverged`] when a sum is NaN or above [`VALUE_ABS_MAX`] in
-    /// magnitude. In both cases e stays as it was, so that one bad round does not spoil it.
+    /// [`FeedbackError::LengthMismatch`]; [`FeedbackError::Diverged`] when a sum is NaN or above
+    /// [`VALUE_ABS_MAX`] in magnitude. In both cases e stays as it was, so that one bad round
+    /// does not spoil it.
     pub fn accumulate(&mut self, delta: &[f32]) -> Result<(), FeedbackError> {
         if delta.len() != self.residual.len() {
             return Err(FeedbackError::LengthMismatch {
@@ -115,8 +119,9 @@ impl ErrorFeedback {
         Ok(())
     }
 
-    /// Step 2 for the shard `tiles`, whose first element is the element `start` of the residual (zero for an owner that
-    /// keeps a residual for this shard alone): appends its frame to `out` and keeps what the frame left out.
+    /// Step 2 for the shard `tiles`, whose first element is the element `start` of the residual
+    /// (zero for an owner that keeps a residual for this shard alone): appends its frame to
+    /// `out` and keeps what the frame left out.
     ///
     /// # Errors
     /// [`FeedbackError::OutsideResidual`] or [`FeedbackError::Encode`], with e and `out` unchanged.

@@ -1,7 +1,8 @@
 //! The frame: the encoded bytes of a shard of one update. This page is its specification.
 //!
-//! Numbers are little endian. Bit streams are filled from the least significant bit of each byte and padded with zero
-//! bits to a byte border. Five parts follow each other without gaps, and nothing follows them:
+//! Numbers are little endian. Bit streams are filled from the least significant bit of each byte
+//! and padded with zero bits to a byte border. Five parts follow each other without gaps, and
+//! nothing follows them:
 //!
 //! **Header**, 14 bytes.
 //!
@@ -15,29 +16,34 @@
 //! | 8 | 2 | k | 1..=4096 in a sparse frame, else 0 |
 //! | 10 | 4 | tiles | number of tiles |
 //!
-//! Rule "index code": 12 when 12 bits per index are no more, for all indices of the frame together and before padding,
-//! than what the shortest Rice code takes; else the r of the shortest Rice code, of equal ones the smallest.
+//! Rule "index code": 12 when 12 bits per index are no more, for all indices of the frame together
+//! and before padding, than what the shortest Rice code takes; else the r of the shortest Rice
+//! code, of equal ones the smallest.
 //!
 //! **Levels**. For each sparse tile, in order:
-//! - with 2 value bits, the low level, f16: zero when all entries of the tile are high, else positive and below the high
-//!   level;
-//! - the high level, f16, at most 2^15: zero when the tile has no entries. Its sign bit is not a sign: it is set when
-//!   the tile has at least one entry, but fewer than k' (rule "selection" of [`crate::codec`]);
-//! - if that bit is set, the number of entries, 2 bytes, in `1..k'`. Else the tile has k' entries, or none when the
-//!   high level is zero, and then the low level is zero as well.
+//! - with 2 value bits, the low level, f16: zero when all entries of the tile are high, else
+//!   positive and below the high level;
+//! - the high level, f16, at most 2^15: zero when the tile has no entries. Its sign bit is not a
+//!   sign: it is set when the tile has at least one entry, but fewer than k' (rule "selection" of
+//!   [`crate::codec`]);
+//! - if that bit is set, the number of entries, 2 bytes, in `1..k'`. Else the tile has k' entries,
+//!   or none when the high level is zero, and then the low level is zero as well.
 //!
-//! **Dense values**. For each dense tile, in order, its elements: bf16 in a sparse and in a dense bf16 frame, f32 in a
-//! dense f32 frame. Finite, at most 2^15 in magnitude, zero without sign.
+//! **Dense values**. For each dense tile, in order, its elements: bf16 in a sparse and in a dense
+//! bf16 frame, f32 in a dense f32 frame. Finite, at most 2^15 in magnitude, zero without sign.
 //!
-//! **Entry values**, a bit stream. For each entry of each sparse tile, by tile and then by index: its sign (1 is
-//! negative); then, with 2 value bits, 1 for high or 0 for low. A tile whose low level is not zero has an entry of each.
+//! **Entry values**, a bit stream. For each entry of each sparse tile, by tile and then by index:
+//! its sign (1 is negative); then, with 2 value bits, 1 for high or 0 for low. A tile whose low
+//! level is not zero has an entry of each.
 //!
-//! **Indices**, a bit stream. For each sparse tile, in order, the strictly ascending indices of its entries inside the
-//! tile, each below the tile's length. Rice code: the gap g (the first index itself, else the index less the one before
-//! less 1) as `g >> r` zero bits, a one bit and the low r bits of g. Packed: 12 bits per index.
+//! **Indices**, a bit stream. For each sparse tile, in order, the strictly ascending indices of its
+//! entries inside the tile, each below the tile's length. Rice code: the gap g (the first index
+//! itself, else the index less the one before less 1) as `g >> r` zero bits, a one bit and the low
+//! r bits of g. Packed: 12 bits per index.
 //!
-//! A reader knows the tiles and the codec from the manifest. It refuses a frame that breaks any of this, so that no two
-//! accepted frames stand for the same values, and the frame's hash names its content.
+//! A reader knows the tiles and the codec from the manifest. It refuses a frame that breaks any of
+//! this, so that no two accepted frames stand for the same values, and the frame's hash names its
+//! content.
 
 use std::fmt;
 use std::ops::Range;
@@ -92,8 +98,8 @@ impl fmt::Display for Section {
     }
 }
 
-/// Why bytes are not the frame of the expected tiles and codec. Whoever made them is at fault; asking another holder of
-/// the same hash would bring the same bytes.
+/// Why bytes are not the frame of the expected tiles and codec. Whoever made them is at fault;
+/// asking another holder of the same hash would bring the same bytes.
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum DecodeError {
     #[error("frame ends inside the {section}")]
@@ -144,7 +150,8 @@ pub enum DecodeError {
     Padding { section: Section },
 }
 
-/// A decoded frame: the values of a shard, zeros left out. 2 bytes per entry, 4 per dense element, 8 per tile.
+/// A decoded frame: the values of a shard, zeros left out. 2 bytes per entry, 4 per dense element,
+/// 8 per tile.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Frame {
     codec: Codec,
@@ -295,8 +302,8 @@ impl Frame {
         self.add_to(out, 1.0);
     }
 
-    /// `out[i] += factor * self[i]`, the product rounded before the sum, for the elements of dense tiles and the entries
-    /// of sparse ones; nothing is added elsewhere.
+    /// `out[i] += factor * self[i]`, the product rounded before the sum, for the elements of dense
+    /// tiles and the entries of sparse ones; nothing is added elsewhere.
     ///
     /// # Panics
     /// Unless `out` has [`Frame::elements`] elements.
@@ -320,8 +327,9 @@ impl Frame {
         }
     }
 
-    /// Sums of squares of the tiles, in order. A sparse tile: (entries at the low level) * low^2 + (entries at the high
-    /// level) * high^2, which f64 holds exactly but for the sum of the two; a dense tile: f64 sum in index order.
+    /// Sums of squares of the tiles, in order. A sparse tile: (entries at the low level) * low^2 +
+    /// (entries at the high level) * high^2, which f64 holds exactly but for the sum of the
+    /// two; a dense tile: f64 sum in index order.
     pub(crate) fn squares(&self) -> impl Iterator<Item = f64> + '_ {
         self.parts().map(|(_, part)| match part {
             Part::Sparse {
@@ -512,14 +520,15 @@ impl Frame {
     }
 
     fn write_dense(&self, out: &mut Vec<u8>) {
-        match self.dense_format() {
-            DenseFormat::F32 => out.extend(self.dense.iter().flat_map(|value| value.to_le_bytes())),
-            DenseFormat::Bf16 => {
-                out.extend(
-                    self.dense
-                        .iter()
-                        .flat_map(|&value| bf16::from_f32_const(value).to_le_bytes()),
-                );
+        let format = self.dense_format();
+        out.reserve(self.dense.len() * format.element_bytes());
+        for &value in &self.dense {
+            match format {
+                DenseFormat::F32 => out.extend_from_slice(&value.to_le_bytes()),
+                // Exact: the value is one of bf16 already.
+                DenseFormat::Bf16 => {
+                    out.extend_from_slice(&bf16::from_f32_const(value).to_le_bytes())
+                }
             }
         }
     }

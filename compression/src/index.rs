@@ -1,11 +1,12 @@
 //! Code of the ascending indices of a tile's entries. One code serves a whole frame.
 //!
-//! Rice code with parameter r: an index is sent as its gap, that is the index itself for the first entry of a tile and
-//! `index - previous - 1` for the others; a gap g is `g >> r` zero bits, a one bit, then the low r bits of g.
-//! Packed code: each index is 12 bits.
+//! Rice code with parameter r: an index is sent as its gap, that is the index itself for the first
+//! entry of a tile and `index - previous - 1` for the others; a gap g is `g >> r` zero bits, a one
+//! bit, then the low r bits of g. Packed code: each index is 12 bits.
 //!
-//! Rule "index code": the packed code when no Rice code with r in 0..=11 is shorter for all indices of the frame
-//! together, in bits before padding; else the shortest Rice code, of equal ones the smallest r.
+//! Rule "index code": the packed code when no Rice code with r in 0..=11 is shorter for all indices
+//! of the frame together, in bits before padding; else the shortest Rice code, of equal ones the
+//! smallest r.
 
 use crate::bits::{BitReader, BitWriter};
 
@@ -52,13 +53,15 @@ impl IndexCode {
         }
     }
 
-    /// Reads one index; it may lie outside the tile, or (packed code) not be above `previous`. `None` past the end.
+    /// Reads one index; it may lie outside the tile, or (packed code) not be above `previous`.
+    /// `None` past the end.
     #[inline]
     pub(crate) fn read(self, previous: Option<u32>, reader: &mut BitReader<'_>) -> Option<u32> {
         match self {
             Self::Rice(r) => {
                 let r = u32::from(r);
-                // Saturates on streams of more than 2^20 zero bits; every such index lies outside the tile.
+                // Saturates on streams of more than 2^20 zero bits; every such index lies outside
+                // the tile.
                 let quotient = reader.read_unary()?.min(1 << 20);
                 let gap = quotient << r | reader.read(r)?;
                 Some(previous.map_or(gap, |previous| previous + 1 + gap))
@@ -126,7 +129,8 @@ mod tests {
     #[test]
     fn packed_code_wins_when_no_rice_code_is_shorter() {
         assert_eq!(cheapest(&[]), (IndexCode::Packed, 0));
-        // One index x costs min over r of (x >> r) + r + 1; with r = 11 that is 13 bits for x >= 2048.
+        // One index x costs min over r of (x >> r) + r + 1; with r = 11 that is 13 bits for x >=
+        // 2048.
         assert_eq!(cheapest(&[4095]), (IndexCode::Packed, 12));
         // 12 bits with r = 10 (1 + 11) and packed alike; with r = 11 too.
         assert_eq!(cheapest(&[2047]), (IndexCode::Packed, 12));

@@ -1,8 +1,9 @@
 //! How the flat parameters of a model are cut into tiles and shards.
 //!
-//! Rule "tile cut": the tensors lie one after the other in one flat space. Each tensor is cut into tiles of
-//! [`TILE_ELEMENTS`] consecutive elements; its last tile may be shorter; no tile holds elements of two tensors.
-//! Tiles are numbered in flat order. A shard is a run of consecutive tiles, all of the same number but the last.
+//! Rule "tile cut": the tensors lie one after the other in one flat space. Each tensor is cut into
+//! tiles of [`TILE_ELEMENTS`] consecutive elements; its last tile may be shorter; no tile holds
+//! elements of two tensors. Tiles are numbered in flat order. A shard is a run of consecutive
+//! tiles, all of the same number but the last.
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -14,11 +15,12 @@ pub const TILE_ELEMENTS: usize = 4096;
 
 /// Most elements that a layout may have: 2^36, a model of 69 billion parameters.
 ///
-/// A guess, well above what volunteers can train; it bounds the tiles (16 bytes each) that a manifest can make a peer
-/// allocate.
+/// A guess, well above what volunteers can train; it bounds the tiles (16 bytes each) that a
+/// manifest can make a peer allocate.
 pub const ELEMENTS_MAX: u64 = 1 << 36;
 
-/// Most tiles that a layout may have, and that a frame may count: 2^24, as many as [`ELEMENTS_MAX`] fills.
+/// Most tiles that a layout may have, and that a frame may count: 2^24, as many as [`ELEMENTS_MAX`]
+/// fills.
 pub const TILES_MAX: usize = 1 << 24;
 
 /// What a sparse run does with the tiles of a tensor. In a dense run the mode has no effect.
@@ -109,7 +111,8 @@ impl Layout {
     /// Memory: 16 bytes per tile.
     ///
     /// # Errors
-    /// [`LayoutError`] when the model exceeds [`ELEMENTS_MAX`] or [`TILES_MAX`], before anything is allocated.
+    /// [`LayoutError`] when the model exceeds [`ELEMENTS_MAX`] or [`TILES_MAX`], before anything is
+    /// allocated.
     pub fn new(tensors: &[TensorSpec]) -> Result<Self, LayoutError> {
         let mut elements = 0_usize;
         let mut tile_count = 0_usize;
@@ -153,7 +156,8 @@ impl Layout {
         &self.tiles
     }
 
-    /// Tile ranges of the shards: `tiles_per_shard` consecutive tiles each, the last may have fewer.
+    /// Tile ranges of the shards: `tiles_per_shard` consecutive tiles each, the last may have
+    /// fewer.
     pub fn shards(
         &self,
         tiles_per_shard: NonZeroUsize,
@@ -161,7 +165,8 @@ impl Layout {
         let count = self.tiles.len().div_ceil(tiles_per_shard.get());
         (0..count).map(move |shard| {
             let first = shard * tiles_per_shard.get();
-            // `first` is below the number of tiles; the sum saturates because `tiles_per_shard` is the caller's.
+            // `first` is below the number of tiles; the sum saturates because `tiles_per_shard` is
+            // the caller's.
             first
                 ..first
                     .saturating_add(tiles_per_shard.get())
@@ -169,8 +174,9 @@ impl Layout {
         })
     }
 
-    /// Elements, as offsets into the flat space, that the tiles of `shard` cover; `None` when the layout does not have
-    /// all of these tiles. An empty range of tiles has an empty range of elements.
+    /// Elements, as offsets into the flat space, that the tiles of `shard` cover; `None` when the
+    /// layout does not have all of these tiles. An empty range of tiles has an empty range of
+    /// elements.
     #[must_use]
     pub fn shard_elements(&self, shard: Range<usize>) -> Option<Range<usize>> {
         let first = shard.start;

@@ -21,8 +21,8 @@ impl Levels {
         high_from: 0.0,
     };
 
-    /// One level. `magnitudes`: of the chosen elements, at least one, in index order, positive, at most
-    /// `VALUE_ABS_MAX`.
+    /// One level. `magnitudes`: of the chosen elements, at least one, in index order, positive, at
+    /// most `VALUE_ABS_MAX`.
     pub(crate) fn one(magnitudes: &[f32]) -> Self {
         Self {
             high: mean(sum(magnitudes), magnitudes.len()),
@@ -30,7 +30,8 @@ impl Levels {
         }
     }
 
-    /// Two levels. `magnitudes` as for [`Levels::one`], in any order; leaves them in descending order.
+    /// Two levels. `magnitudes` as for [`Levels::one`], in any order; leaves them in descending
+    /// order.
     pub(crate) fn two(magnitudes: &mut [f32]) -> Self {
         magnitudes.sort_unstable_by(|a, b| b.total_cmp(a));
         let count = magnitudes.len();

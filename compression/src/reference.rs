@@ -1,6 +1,7 @@
-//! The slow and obvious codec, the oracle of the property tests: it sorts everything, tries every index code, keeps
-//! streams as lists of bits, and decodes by parsing loosely, encoding again and comparing. It follows the rules of
-//! [`crate::codec`] and the specification of [`crate::frame`], and shares no code with them beyond the types.
+//! The slow and obvious codec, the oracle of the property tests: it sorts everything, tries every
+//! index code, keeps streams as lists of bits, and decodes by parsing loosely, encoding again and
+//! comparing. It follows the rules of [`crate::codec`] and the specification of [`crate::frame`],
+//! and shares no code with them beyond the types.
 
 use half::{bf16, f16};
 

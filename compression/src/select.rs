@@ -1,8 +1,9 @@
 //! Top-k of one tile without sorting it.
 //!
-//! The tile is laid out in rows of `columns` elements. At least k elements are as large as the k-th largest column
-//! maximum, so that only elements from there on can be among the k largest. With 2k columns and independent elements
-//! that leaves about 1.4 k candidates, from which the k-th largest is selected exactly.
+//! The tile is laid out in rows of `columns` elements. At least k elements are as large as the k-th
+//! largest column maximum, so that only elements from there on can be among the k largest. With 2k
+//! columns and independent elements that leaves about 1.4 k candidates, from which the k-th largest
+//! is selected exactly.
 
 use crate::layout::TILE_ELEMENTS;
 
@@ -31,8 +32,9 @@ impl Selector {
         }
     }
 
-    /// Appends to `chosen`, ascending, the indices of the `k` largest magnitudes that are not zero (rule "selection" of
-    /// [`crate::codec`]). `values`: one tile, finite; `1 <= k <= values.len()`.
+    /// Appends to `chosen`, ascending, the indices of the `k` largest magnitudes that are not zero
+    /// (rule "selection" of [`crate::codec`]). `values`: one tile, finite; `1 <= k <=
+    /// values.len()`.
     pub(crate) fn top_k(&mut self, values: &[f32], k: usize, chosen: &mut Vec<u16>) {
         assert!(
             values.len() <= TILE_ELEMENTS && (1..=values.len()).contains(&k),
@@ -76,7 +78,8 @@ impl Selector {
         for row in values.chunks(columns) {
             for (maximum, value) in self.maxima.iter_mut().zip(row) {
                 let magnitude = value.abs();
-                // Not `f32::max`: this form is one instruction per vector, and the values are finite.
+                // Not `f32::max`: this form is one instruction per vector, and the values are
+                // finite.
                 *maximum = if magnitude > *maximum {
                     magnitude
                 } else {
