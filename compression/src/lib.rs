@@ -12,7 +12,7 @@
 //!    frame per shard;
 //! 3. [`codec::encode`] and [`codec::decode`] are the way to bytes and back; [`frame`] specifies
 //!    every byte;
-//! 4. [`aggregate`] clips, weighs and adds the frames of the accepted members.
+//! 4. [`mod@aggregate`] clips, weighs and adds the frames of the accepted members.
 //!
 //! # Determinism
 //!
