@@ -170,6 +170,8 @@ pub struct Node {
     asking_decisions: Option<Asking>,
     asking_headers: Option<Asking>,
     ask_turn: usize,
+    /// The state from which this peer last asked to join: it asks anew after each round, and once a heartbeat.
+    join_asked_at: Option<RoundId>,
     /// Set once a heartbeat: peers that have decided nothing new may be asked what they hold.
     may_refresh: bool,
     heartbeat_at: Time,
@@ -229,6 +231,7 @@ impl Node {
             asking_decisions: None,
             asking_headers: None,
             ask_turn: 0,
+            join_asked_at: None,
             may_refresh: false,
             heartbeat_at: now,
             leaving: None,
@@ -720,6 +723,9 @@ impl Node {
             || self.drain_agreement(now)
         {}
         self.ask_for_decisions(now);
+        if self.applied != self.join_asked_at && self.may_join() {
+            self.ask_to_join();
+        }
     }
 
     /// Applies the oldest pending decision once its frames are here.
@@ -1380,14 +1386,7 @@ impl Node {
             self.broadcast(Gossip::Leave(leave));
         }
         if self.may_join() {
-            let round = self.applied.unwrap_or_default();
-            let join = Join::sign(
-                self.config.run,
-                round,
-                self.state_root,
-                &self.config.keypair,
-            );
-            self.broadcast(Gossip::Join(join));
+            self.ask_to_join();
         }
         let overdue = |asking: &mut Asking| asking.since + REQUEST_TIMEOUT <= now;
         if let Some(asking) = self.asking_decisions
@@ -1398,6 +1397,14 @@ impl Node {
         self.asking_headers.take_if(overdue);
         self.ask_for_headers(now);
         self.may_refresh = true;
+    }
+
+    fn ask_to_join(&mut self) {
+        self.join_asked_at = self.applied;
+        let round = self.applied.unwrap_or_default();
+        let keypair = &self.config.keypair;
+        let join = Join::sign(self.config.run, round, self.state_root, keypair);
+        self.broadcast(Gossip::Join(join));
     }
 
     /// Whether this peer stands where it could take part from the next round on, and does not.
