@@ -1,1 +1,16 @@
-//! protocol
+//! The rules of gradmesh: who is in a round, what was committed, what was decided, what happens next.
+//!
+//! A pure state machine: inputs and the time go in, effects come out. It opens no socket, reads no clock, draws no
+//! entropy, spawns nothing and holds no tensor; the daemon and the simulator drive the same code.
+
+pub mod agreement;
+pub mod decision;
+pub mod hash;
+pub mod header;
+pub mod key;
+pub mod manifest;
+pub mod merkle;
+pub mod roster;
+pub mod ticket;
+pub mod time;
+pub mod wire;

@@ -1,0 +1,322 @@
+//! The decision of a round: which updates count, who joins and leaves, and the root that everyone stood on.
+//!
+//! Rule `decision-sound`: a decision of round r is well-formed for the roster of r when it links to the decision
+//! before, its members are roster members in canonical order, its shards are as many as the run has and their
+//! bitmaps cover exactly the members, each member has at least one accepted shard, and joins and leaves are signed,
+//! for this run, sorted by key and without repetition. Whether the named bytes are at hand is another question, which
+//! each voter answers for itself before it votes.
+
+use crate::hash::Hash;
+use crate::key::{Keypair, PeerKey, Signature};
+use crate::manifest::{RoundId, RunId};
+use crate::roster::Roster;
+use crate::wire;
+
+/// The most joins in one decision: keeps a decision small whatever the number of askers.
+pub const JOINS_MAX: usize = 16;
+/// A join is good for this many rounds after the one that it names.
+pub const JOIN_ROUNDS_MAX: u64 = 8;
+
+const DECISION_DOMAIN: &str = "gradmesh decision v1";
+const JOIN_DOMAIN: &str = "gradmesh join v1";
+const LEAVE_DOMAIN: &str = "gradmesh leave v1";
+
+/// A header that a decision names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DecidedMember {
+    /// The author.
+    pub peer: PeerKey,
+    /// Hash of its header.
+    pub header: Hash,
+}
+
+/// What was decided for one shard.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DecidedShard {
+    /// Content hash of the reduced frame; `None` in the `gather` plan, where there is none.
+    pub reduced: Option<Hash>,
+    /// Which of the decision's members count in this shard.
+    pub accepted: Bitmap,
+}
+
+/// A set of positions below a fixed length.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bitmap {
+    length: usize,
+    bytes: Vec<u8>,
+}
+
+impl Bitmap {
+    /// All of `length` positions.
+    pub fn full(length: usize) -> Bitmap {
+        let mut bitmap = Bitmap {
+            length,
+            bytes: vec![0; length.div_ceil(8)],
+        };
+        for position in 0..length {
+            bitmap.bytes[position / 8] |= 1 << (position % 8);
+        }
+        bitmap
+    }
+
+    /// A bitmap of `length` positions, lowest bit first; `None` if the bytes have another length or bits beyond it.
+    pub fn from_bytes(length: usize, bytes: &[u8]) -> Option<Bitmap> {
+        let fits = bytes.len() == length.div_ceil(8);
+        let spare = length % 8 != 0 && bytes.last().is_some_and(|last| last >> (length % 8) != 0);
+        (fits && !spare).then(|| Bitmap {
+            length,
+            bytes: bytes.to_vec(),
+        })
+    }
+
+    /// The bytes, lowest bit first.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Number of positions.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether there are no positions at all.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Whether `position` is in the set; `false` beyond the length.
+    pub fn contains(&self, position: usize) -> bool {
+        position < self.length && self.bytes[position / 8] >> (position % 8) & 1 == 1
+    }
+}
+
+/// A request to be in the roster, signed by the asker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Join {
+    /// The run.
+    pub run: RunId,
+    /// The asker.
+    pub peer: PeerKey,
+    /// The last round whose decision the asker has applied.
+    pub round: RoundId,
+    /// Its state root after that round.
+    pub state_root: Hash,
+    /// The asker's signature.
+    pub signature: Signature,
+}
+
+impl Join {
+    /// A signed request of `asker`, which stands at `state_root` after `round`.
+    pub fn sign(run: RunId, round: RoundId, state_root: Hash, asker: &Keypair) -> Join {
+        let hash = join_hash(&run, &asker.public(), round, &state_root);
+        Join {
+            run,
+            peer: asker.public(),
+            round,
+            state_root,
+            signature: asker.sign(&hash),
+        }
+    }
+
+    /// Whether the signature is the asker's.
+    pub fn is_authentic(&self) -> bool {
+        let hash = join_hash(&self.run, &self.peer, self.round, &self.state_root);
+        self.peer.verify(&hash, &self.signature)
+    }
+}
+
+fn join_hash(run: &RunId, peer: &PeerKey, round: RoundId, state_root: &Hash) -> Hash {
+    let mut body = Vec::with_capacity(104);
+    body.extend_from_slice(&run.0.0);
+    body.extend_from_slice(&peer.0);
+    body.extend_from_slice(&round.0.to_le_bytes());
+    body.extend_from_slice(&state_root.0);
+    Hash::in_domain(JOIN_DOMAIN, &body)
+}
+
+/// A member's request to be left out from the next round on, signed by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Leave {
+    /// The run.
+    pub run: RunId,
+    /// The leaver.
+    pub peer: PeerKey,
+    /// The round in which it left; a leave of an earlier membership is void after a new join.
+    pub round: RoundId,
+    /// The leaver's signature.
+    pub signature: Signature,
+}
+
+impl Leave {
+    /// A signed leave of `leaver` in `round`.
+    pub fn sign(run: RunId, round: RoundId, leaver: &Keypair) -> Leave {
+        let hash = leave_hash(&run, &leaver.public(), round);
+        Leave {
+            run,
+            peer: leaver.public(),
+            round,
+            signature: leaver.sign(&hash),
+        }
+    }
+
+    /// Whether the signature is the leaver's.
+    pub fn is_authentic(&self) -> bool {
+        let hash = leave_hash(&self.run, &self.peer, self.round);
+        self.peer.verify(&hash, &self.signature)
+    }
+}
+
+fn leave_hash(run: &RunId, peer: &PeerKey, round: RoundId) -> Hash {
+    let mut body = Vec::with_capacity(72);
+    body.extend_from_slice(&run.0.0);
+    body.extend_from_slice(&peer.0);
+    body.extend_from_slice(&round.0.to_le_bytes());
+    Hash::in_domain(LEAVE_DOMAIN, &body)
+}
+
+/// See the module documentation.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Decision {
+    /// The run.
+    pub run: RunId,
+    /// The round.
+    pub round: RoundId,
+    /// Id of the decision of the round before; [`Hash::ZERO`] in the founding round.
+    pub previous: Hash,
+    /// The state root after the round before, which every voter compared with its own.
+    pub state_root: Hash,
+    /// The headers that count, in canonical order.
+    pub members: Vec<DecidedMember>,
+    /// One entry for each shard of the run; none in the founding round.
+    pub shards: Vec<DecidedShard>,
+    /// Who comes in with the next round, sorted by key.
+    pub joins: Vec<Join>,
+    /// Who leaves with the next round, sorted by key.
+    pub leaves: Vec<Leave>,
+}
+
+/// Why a decision is not sound for its round.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecisionFault {
+    /// It is for another run, round or history.
+    #[error("round {found} after {previous:?} does not continue round {expected}")]
+    NotNext {
+        /// The round that comes next.
+        expected: RoundId,
+        /// The round of the decision.
+        found: RoundId,
+        /// The link that it carries.
+        previous: Hash,
+    },
+    /// A member is not in the roster, or out of order.
+    #[error("member {0} is not in the roster or out of order")]
+    Member(PeerKey),
+    /// The number of shards is wrong, or a bitmap does not cover the members.
+    #[error("{found} shards where the run has {expected}, or a bitmap of the wrong length")]
+    Shards {
+        /// Shards of the run.
+        expected: usize,
+        /// Shards of the decision.
+        found: usize,
+    },
+    /// A member counts in no shard.
+    #[error("member {0} counts in no shard")]
+    Idle(PeerKey),
+    /// A join is unsigned, stale, repeated, too many, or of a member.
+    #[error("join of {0} is not acceptable")]
+    Join(PeerKey),
+    /// A leave is unsigned, repeated or not of a member.
+    #[error("leave of {0} is not acceptable")]
+    Leave(PeerKey),
+}
+
+impl Decision {
+    /// The hash by which votes and the next decision name this one.
+    pub fn id(&self) -> Hash {
+        Hash::in_domain(DECISION_DOMAIN, &wire::encode_decision(self))
+    }
+
+    /// Whether any shard of `peer`'s update counts.
+    pub fn accepts_any_of(&self, peer: &PeerKey) -> bool {
+        self.members
+            .iter()
+            .position(|member| member.peer == *peer)
+            .is_some_and(|place| self.shards.iter().any(|s| s.accepted.contains(place)))
+    }
+
+    /// Checks rule `decision-sound`.
+    ///
+    /// `roster`: of the decision's round. `previous`: id of the decision before. `shards`: shards of the run.
+    ///
+    /// # Errors
+    /// The first fault found. Signatures of joins and leaves are checked last, being dearest.
+    pub fn check(
+        &self,
+        run: &RunId,
+        roster: &Roster,
+        previous: &Hash,
+        shards: usize,
+    ) -> Result<(), DecisionFault> {
+        if self.run != *run || self.round != roster.round() || self.previous != *previous {
+            return Err(DecisionFault::NotNext {
+                expected: roster.round(),
+                found: self.round,
+                previous: self.previous,
+            });
+        }
+        let mut last = None;
+        for member in &self.members {
+            if !roster.contains(&member.peer) || last >= Some(member.peer) {
+                return Err(DecisionFault::Member(member.peer));
+            }
+            last = Some(member.peer);
+        }
+        let founding = self.round == RoundId::FOUNDING;
+        let shards = if founding { 0 } else { shards };
+        let covered = |shard: &DecidedShard| {
+            shard.accepted.len() == self.members.len() && shard.reduced.is_none()
+        };
+        if self.shards.len() != shards || !self.shards.iter().all(covered) {
+            return Err(DecisionFault::Shards {
+                expected: shards,
+                found: self.shards.len(),
+            });
+        }
+        if let Some(idle) = self.members.iter().find(|m| !self.accepts_any_of(&m.peer)) {
+            return Err(DecisionFault::Idle(idle.peer));
+        }
+        self.check_changes(roster)
+    }
+
+    fn check_changes(&self, roster: &Roster) -> Result<(), DecisionFault> {
+        let mut last = None;
+        for (place, join) in self.joins.iter().enumerate() {
+            let fresh = join.round <= self.round
+                && self.round.0 <= join.round.0.saturating_add(JOIN_ROUNDS_MAX);
+            let acceptable = place < JOINS_MAX
+                && last < Some(join.peer)
+                && join.run == self.run
+                && fresh
+                && !roster.contains(&join.peer)
+                && join.is_authentic();
+            if !acceptable {
+                return Err(DecisionFault::Join(join.peer));
+            }
+            last = Some(join.peer);
+        }
+        let mut last = None;
+        for leave in &self.leaves {
+            let member = roster.position(&leave.peer).map(|p| roster.members()[p]);
+            let acceptable = last < Some(leave.peer)
+                && leave.run == self.run
+                && leave.round <= self.round
+                && member.is_some_and(|member| member.since <= leave.round)
+                && leave.is_authentic();
+            if !acceptable {
+                return Err(DecisionFault::Leave(leave.peer));
+            }
+            last = Some(leave.peer);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,91 @@
+//! The header: a peer's signed commitment to its update, published before any frame of it is served.
+
+use crate::hash::Hash;
+use crate::key::{Keypair, PeerKey, Signature};
+use crate::manifest::{RoundId, RunId};
+use crate::wire;
+
+const HEADER_DOMAIN: &str = "gradmesh header v1";
+
+/// One frame of an update: its content hash and its length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FrameRef {
+    /// BLAKE3 of the frame.
+    pub hash: Hash,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// What a worker knows of an update once it is encoded; the node makes the header of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpdateSummary {
+    /// One frame for each shard, in shard order.
+    pub frames: Vec<FrameRef>,
+    /// Root over the error feedback before the update went in.
+    pub feedback_before: Hash,
+    /// Root over what is left of it after the frames were taken out.
+    pub feedback_after: Hash,
+    /// Root over the segment leaves; [`Hash::ZERO`] until segments exist.
+    pub segments_root: Hash,
+    /// Tokens that the update was trained on.
+    pub tokens: u64,
+    /// Inner steps that were done.
+    pub steps: u32,
+    /// Mean loss of the first step, in millionths of a nat per token.
+    pub loss_first_micronats: u64,
+    /// Mean loss of the last step, in millionths of a nat per token.
+    pub loss_last_micronats: u64,
+    /// Version of the program that trained.
+    pub build: String,
+    /// Device class, for the choice of an audit lane.
+    pub device: String,
+}
+
+/// See the module documentation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The run.
+    pub run: RunId,
+    /// The round.
+    pub round: RoundId,
+    /// The author.
+    pub peer: PeerKey,
+    /// The state root from which the author trained.
+    pub state_root: Hash,
+    /// The update.
+    pub update: UpdateSummary,
+}
+
+/// A header with its author's signature.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SignedHeader {
+    /// The header.
+    pub header: Header,
+    /// The author's signature over it.
+    pub signature: Signature,
+}
+
+impl Header {
+    /// The hash that is signed, and by which decisions name the header.
+    pub fn hash(&self) -> Hash {
+        Hash::in_domain(HEADER_DOMAIN, &wire::encode_header(self))
+    }
+
+    /// Signs the header as its author.
+    pub fn sign(self, author: &Keypair) -> SignedHeader {
+        let signature = author.sign(&self.hash());
+        SignedHeader {
+            header: self,
+            signature,
+        }
+    }
+}
+
+impl SignedHeader {
+    /// Whether the signature is the author's. The node checks this once, when a header arrives.
+    pub fn is_authentic(&self) -> bool {
+        self.header
+            .peer
+            .verify(&self.header.hash(), &self.signature)
+    }
+}

@@ -1,0 +1,222 @@
+//! What goes into a node and what comes out of it: plain data that can be compared and printed.
+
+use std::sync::Arc;
+
+use crate::hash::Hash;
+use crate::header::{SignedHeader, UpdateSummary};
+use crate::key::PeerKey;
+use crate::manifest::RoundId;
+use crate::wire::{DecisionRecord, Decisions, Gossip, JournalEntry, Request};
+
+/// Ties a response to the request that asked for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// A gossip message, decoded. `from` is its authenticated author, which need not be who passed it on.
+    Gossip {
+        /// The author.
+        from: PeerKey,
+        /// The message.
+        message: Box<Gossip>,
+    },
+    /// A connection to `peer` is up.
+    PeerUp(PeerKey),
+    /// No connection to `peer` is left.
+    PeerDown(PeerKey),
+    /// Answer to an [`Effect::Request`] for decisions.
+    Decisions {
+        /// The request.
+        id: RequestId,
+        /// The answer.
+        decisions: Box<Decisions>,
+    },
+    /// Answer to an [`Effect::Request`] for headers.
+    Headers {
+        /// The request.
+        id: RequestId,
+        /// The answer.
+        headers: Vec<SignedHeader>,
+    },
+    /// A request failed or timed out.
+    RequestFailed(RequestId),
+    /// This peer's update of `round` is encoded, durable and ready to be served.
+    UpdateReady {
+        /// The round it was trained in.
+        round: RoundId,
+        /// What goes into its header.
+        update: Box<UpdateSummary>,
+    },
+    /// Training of `round` ended without an update, for a reason that the driver reported.
+    TrainingFailed(RoundId),
+    /// A wanted frame is at hand, its hash is right and it decodes.
+    FrameHeld(Hash),
+    /// A wanted frame could not be fetched from any source; it will be asked for again.
+    FrameFailed(Hash),
+    /// A frame with the right hash does not decode. Its author is at fault.
+    FrameMalformed(Hash),
+    /// [`Effect::Apply`] is done and durable.
+    Applied {
+        /// The round that was applied.
+        round: RoundId,
+        /// The state root after it.
+        state_root: Hash,
+    },
+    /// [`Effect::FetchState`] is done and durable; its root was verified.
+    StateFetched {
+        /// The state is that after this round.
+        round: RoundId,
+        /// All stored decisions after `round`, in order.
+        records: Vec<Arc<DecisionRecord>>,
+    },
+    /// [`Effect::FetchState`] failed with all its sources.
+    StateFailed(RoundId),
+    /// The operator wants this peer to leave the run.
+    Leave,
+}
+
+/// Something to be done, in the order given.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Make `entry` durable before any later effect leaves the machine.
+    Journal {
+        /// The round that the entry belongs to. The driver drops it once the round's decision is stored.
+        round: RoundId,
+        /// The entry.
+        entry: Box<JournalEntry>,
+    },
+    /// Make a decision durable, before any later effect. The journal of its round may be dropped with it.
+    StoreDecision(Arc<DecisionRecord>),
+    /// Send to every peer of the run.
+    Broadcast(Box<Gossip>),
+    /// Ask one peer; answer with [`Input::Decisions`], [`Input::Headers`] or [`Input::RequestFailed`].
+    Request {
+        /// Whom.
+        peer: PeerKey,
+        /// For the answer.
+        id: RequestId,
+        /// What.
+        request: Request,
+    },
+    /// Train the round; answer with [`Input::UpdateReady`] or [`Input::TrainingFailed`].
+    Train {
+        /// The round.
+        round: RoundId,
+        /// Fixes which data this peer trains on.
+        seed: Hash,
+        /// Inner steps to do.
+        steps: u32,
+    },
+    /// The round was decided without this peer's update: stop and keep what was learnt in the error feedback. No answer.
+    StopTraining(RoundId),
+    /// Get a frame; answer with [`Input::FrameHeld`] (at once if it is at hand), [`Input::FrameFailed`] or
+    /// [`Input::FrameMalformed`].
+    Fetch {
+        /// Its content hash.
+        hash: Hash,
+        /// Its length; more is refused.
+        bytes: u64,
+        /// The shard it is a frame of.
+        shard: u32,
+        /// Who has it, best source first.
+        sources: Vec<PeerKey>,
+    },
+    /// Apply a decision to the state; all its frames are held. Answer with [`Input::Applied`].
+    Apply {
+        /// The decision and its headers.
+        record: Arc<DecisionRecord>,
+        /// Whether the state after it is an epoch's last, to be kept as a checkpoint.
+        ends_epoch: bool,
+    },
+    /// Replace the state by that after `round`, fetched by leaf; answer with [`Input::StateFetched`] or
+    /// [`Input::StateFailed`].
+    FetchState {
+        /// After which round.
+        round: RoundId,
+        /// Its root, as decided.
+        root: Hash,
+        /// Who serves it.
+        sources: Vec<PeerKey>,
+    },
+    /// Something a person or a metric wants to know.
+    Report(Report),
+}
+
+/// A fact about the run, for logs, metrics and the status page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// A round was decided.
+    Decided {
+        /// The round.
+        round: RoundId,
+        /// Attempt of the agreement in which it was; 0 unless something went wrong.
+        attempt: u32,
+        /// Updates that count.
+        members: u32,
+        /// Roster size of the round.
+        roster: u32,
+        /// Tokens of the updates that count.
+        tokens: u64,
+        /// Token-weighted mean of the members' first losses, in millionths of a nat.
+        loss_first_micronats: u64,
+        /// The same of their last losses.
+        loss_last_micronats: u64,
+        /// Bytes of the frames that count.
+        frame_bytes: u64,
+    },
+    /// A decision was applied and the state root agrees with what was decided, as far as that is known.
+    Applied {
+        /// The round.
+        round: RoundId,
+        /// The root after it.
+        state_root: Hash,
+    },
+    /// The roster changed.
+    Roster {
+        /// The first round of the new roster.
+        round: RoundId,
+        /// Who came in.
+        joined: Vec<PeerKey>,
+        /// Who is out.
+        left: Vec<PeerKey>,
+        /// Its size.
+        members: u32,
+    },
+    /// This peer's state differs from what the roster decided; it fetches the state anew.
+    Diverged {
+        /// The round after which it differed.
+        round: RoundId,
+        /// The decided root.
+        decided: Hash,
+        /// Its own.
+        own: Hash,
+    },
+    /// This peer's update did not make the round; its mass stays in the error feedback.
+    LeftOut(RoundId),
+    /// A peer broke a rule, and which.
+    Misbehaviour {
+        /// The peer.
+        peer: PeerKey,
+        /// What it did.
+        what: &'static str,
+    },
+    /// The run's last round was applied.
+    Finished(RoundId),
+    /// This peer is out of the roster by its own wish.
+    Left(RoundId),
+}
+
+/// Why the driver is to wake the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TimeoutReason {
+    /// The round waits for updates no longer.
+    ExchangeDeadline,
+    /// A step of the agreement.
+    Agreement(crate::agreement::Step),
+    /// Frames that could not be fetched are asked for again.
+    FetchRetry,
+    /// Periodic: status, own header, joins, overdue requests.
+    Heartbeat,
+}
