@@ -6,5 +6,6 @@
 //!
 //! Knows nothing of rounds, votes or models: it moves bytes between authenticated peers.
 
+pub mod bulk;
 pub mod control;
 pub mod identity;

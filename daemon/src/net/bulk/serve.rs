@@ -64,13 +64,14 @@ async fn handshake(inner: &Arc<Inner>, incoming: Incoming) -> Result<(), quinn::
         return Ok(());
     };
     // Requests of ours to this peer may use its connection: that reaches a peer behind NAT.
-    inner.links.adopt(peer, &connection);
-    serve(inner, connection, peer).await;
+    inner.links.adopt(inner, peer, &connection);
+    serve(inner, &connection, peer).await;
+    inner.links.ended(peer, &connection);
     Ok(())
 }
 
 /// Answers the requests that come over `connection`, whichever side opened it, until it ends.
-pub(super) async fn serve(inner: &Arc<Inner>, connection: Connection, peer: PeerId) {
+pub(super) async fn serve(inner: &Arc<Inner>, connection: &Connection, peer: PeerId) {
     while let Ok((send, recv)) = connection.accept_bi().await {
         if !(inner.allow)(&peer) {
             connection.close(CLOSE_DENIED, b"denied");
@@ -114,7 +115,7 @@ async fn answer(
     };
     let total = blob.length();
     let Some(length) = total.checked_sub(request.offset) else {
-        return refuse(&mut send, Status::BadRequest, 0).await;
+        return refuse(&mut send, Status::PastEnd, total).await;
     };
     if length > request.length_max {
         return refuse(&mut send, Status::OverCap, total).await;
@@ -166,7 +167,10 @@ async fn send_file(send: &mut SendStream, range: &FileRange, offset: u64) -> io:
         if read == 0 {
             return Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
-                format!("{} is {left} bytes shorter than registered", range.path.display()),
+                format!(
+                    "{} is {left} bytes shorter than registered",
+                    range.path.display()
+                ),
             ));
         }
         left -= read as u64;
@@ -208,6 +212,7 @@ fn status_name(status: Status) -> &'static str {
         Status::NotFound => "not_found",
         Status::Busy => "busy",
         Status::OverCap => "over_cap",
+        Status::PastEnd => "past_end",
         Status::BadRequest => "bad_request",
     }
 }

@@ -4,7 +4,8 @@
 //! request, 50 bytes:   version: u8 = 1, kind: u8 = 1, hash: 32 bytes, offset: u64, length_max: u64
 //! response, 9 bytes:   status: u8, total: u64          then, when status = 0, total - offset bytes of the blob
 //! ```
-//! `total` is the length of the whole blob, also with status "over the cap" (3); with every other status it is 0.
+//! `total` is the length of the whole blob, also with the statuses "over the cap" (3) and "past the end" (4); with
+//! every other status it is 0.
 //! `length_max` caps `total - offset`. One bidirectional stream per request; both sides finish it.
 
 use crate::blob::BlobHash;
@@ -40,6 +41,8 @@ pub(super) enum Status {
     Busy,
     /// `total - offset` exceeds `length_max`.
     OverCap,
+    /// `offset` exceeds `total`.
+    PastEnd,
     /// The request makes no sense to the server.
     BadRequest,
 }
@@ -93,7 +96,8 @@ impl Response {
             Status::NotFound => 1,
             Status::Busy => 2,
             Status::OverCap => 3,
-            Status::BadRequest => 4,
+            Status::PastEnd => 4,
+            Status::BadRequest => 5,
         };
         wire[1..].copy_from_slice(&self.total.to_le_bytes());
         wire
@@ -106,7 +110,8 @@ impl Response {
             1 => Status::NotFound,
             2 => Status::Busy,
             3 => Status::OverCap,
-            4 => Status::BadRequest,
+            4 => Status::PastEnd,
+            5 => Status::BadRequest,
             unknown => return Err(WireError::Status(*unknown)),
         };
         Ok(Self {
@@ -152,6 +157,7 @@ mod tests {
             Status::NotFound,
             Status::Busy,
             Status::OverCap,
+            Status::PastEnd,
             Status::BadRequest,
         ]
         .into_iter()
@@ -177,8 +183,8 @@ mod tests {
         wire[0] = 2;
         assert_eq!(Request::decode(&wire), Err(WireError::Version(2)));
         assert_eq!(
-            Response::decode(&[5; RESPONSE_BYTES]),
-            Err(WireError::Status(5))
+            Response::decode(&[6; RESPONSE_BYTES]),
+            Err(WireError::Status(6))
         );
     }
 }

@@ -1,9 +1,9 @@
 //! The task that owns the swarm: commands in, libp2p events in, [`ControlEvent`]s out.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::error::Error as StdError;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -116,7 +116,7 @@ impl Task {
         for addr in &config.listen {
             swarm
                 .listen_on(addr.clone())
-                .map_err(|error| listen_error(addr, error))?;
+                .map_err(|error| listen_error(addr, &error))?;
         }
         for addr in &config.announce {
             swarm.add_external_address(addr.clone());
@@ -818,53 +818,49 @@ fn dial_opts(peer: PeerId, addrs: Vec<Multiaddr>, condition: PeerCondition) -> D
         .build()
 }
 
-/// `/ip4|ip6/.../udp/.../quic-v1` with nothing but a peer name after it: what our transport can dial.
+/// Whether our transport can dial `addr`.
 fn is_quic_address(addr: &Multiaddr) -> bool {
-    let mut parts = addr.iter();
-    matches!(parts.next(), Some(Protocol::Ip4(_) | Protocol::Ip6(_)))
-        && matches!(parts.next(), Some(Protocol::Udp(port)) if port != 0)
-        && matches!(parts.next(), Some(Protocol::QuicV1))
-        && matches!(parts.next(), None | Some(Protocol::P2p(_)))
+    socket_addr(addr).is_some_and(|socket| socket.port() != 0 && !socket.ip().is_unspecified())
 }
 
-fn listen_error(addr: &Multiaddr, error: TransportError<io::Error>) -> SpawnError {
-    let port = addr.iter().find_map(|part| match part {
-        Protocol::Udp(port) => Some(port),
-        _ => None,
-    });
-    match (&error, port) {
-        (TransportError::Other(io), Some(port)) if is_address_in_use(io) => {
-            SpawnError::AddressInUse {
-                addr: addr.clone(),
-                port,
-            }
-        }
-        _ => SpawnError::Listen {
-            addr: addr.clone(),
-            reason: error.to_string(),
+/// What kept `addr` from being listened on. libp2p hides the error of `bind` in types that cannot be named, so the
+/// port is tried once more to get at it.
+fn listen_error(addr: &Multiaddr, error: &TransportError<io::Error>) -> SpawnError {
+    let addr = addr.clone();
+    let Some(socket) = socket_addr(&addr) else {
+        let reason = "not of the form /ip4|ip6/ADDRESS/udp/PORT/quic-v1".to_owned();
+        return SpawnError::Listen { addr, reason };
+    };
+    match UdpSocket::bind(socket) {
+        Err(bind) if bind.kind() == io::ErrorKind::AddrInUse => SpawnError::AddressInUse {
+            addr,
+            port: socket.port(),
+        },
+        Err(bind) => SpawnError::Listen {
+            addr,
+            reason: bind.to_string(),
+        },
+        Ok(_) => SpawnError::Listen {
+            addr,
+            reason: format!("{error:?}"),
         },
     }
 }
 
-/// libp2p wraps the error of `bind` in its transport's error and that in an [`io::Error`] of kind "other".
-fn is_address_in_use(error: &io::Error) -> bool {
-    if error.kind() == io::ErrorKind::AddrInUse {
-        return true;
-    }
-    let mut cause: Option<&(dyn StdError + 'static)> = match error.get_ref() {
-        Some(inner) => Some(inner),
-        None => None,
+/// The UDP address in front of `/quic-v1`, if `addr` has the form that our transport can use.
+fn socket_addr(addr: &Multiaddr) -> Option<SocketAddr> {
+    let mut parts = addr.iter();
+    let ip: IpAddr = match parts.next()? {
+        Protocol::Ip4(ip) => ip.into(),
+        Protocol::Ip6(ip) => ip.into(),
+        _ => return None,
     };
-    while let Some(inner) = cause {
-        if let Some(libp2p::quic::Error::Io(io)) = inner.downcast_ref() {
-            return is_address_in_use(io);
-        }
-        if let Some(io) = inner.downcast_ref::<io::Error>() {
-            return is_address_in_use(io);
-        }
-        cause = inner.source();
-    }
-    false
+    let Some(Protocol::Udp(port)) = parts.next() else {
+        return None;
+    };
+    let well_formed = matches!(parts.next(), Some(Protocol::QuicV1))
+        && matches!(parts.next(), None | Some(Protocol::P2p(_)));
+    well_formed.then_some(SocketAddr::new(ip, port))
 }
 
 fn count_bytes(protocol: &'static str, direction: &'static str, bytes: usize) {
