@@ -211,8 +211,8 @@ impl BlobStore {
         self.lock().memory_bytes
     }
 
-    /// A panic while the lock is held leaves no half-made change that a later call would trip over: every mutation
-    /// above is completed before anything can panic. So a poisoned lock is taken as it is.
+    /// A poisoned lock is taken as it is: the only panics under it are the assertions of `evict_oldest`, which fire
+    /// before it has changed both maps, and one task's panic must not take the others down.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -27,8 +27,10 @@ use crate::blob::BlobHash;
 /// A busy source is asked again after 50 ms, then after twice that, this many times.
 const BUSY_RETRIES: u32 = 6;
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
-/// Most bytes taken from QUIC at once.
-const READ_BYTES: usize = 256 * 1024;
+/// Packets taken from QUIC at once: one lock and one wake-up for all of them.
+const READ_PACKETS: usize = 32;
+/// Bytes hashed at once: enough for BLAKE3 to use all lanes of the CPU, few enough to be in its cache still.
+const HASH_BYTES: usize = 128 * 1024;
 /// First allocation; beyond it the buffer doubles as bytes arrive.
 const BUFFER_BYTES_FIRST: usize = 1024 * 1024;
 
@@ -269,6 +271,7 @@ async fn receive(
     assembly: &mut Assembly,
     report: &mut FetchReport,
 ) -> Result<Progress, Blame> {
+    let mut packets: [Bytes; READ_PACKETS] = Default::default();
     loop {
         // `total` is within the caller's cap; on a machine that cannot address that many bytes the cap is too high.
         let left = usize::try_from(total - assembly.bytes.len() as u64)
@@ -276,12 +279,15 @@ async fn receive(
         if left == 0 {
             return Ok(Progress::Complete);
         }
-        let read = timeout_at(window.end, recv.read_chunk(left.min(READ_BYTES), true)).await;
+        let read = timeout_at(window.end, recv.read_chunks(&mut packets)).await;
         match read {
-            Ok(Ok(Some(chunk))) => {
-                window.bytes += chunk.bytes.len();
-                report.count(peer, chunk.bytes.len());
-                assembly.append(&chunk.bytes, left);
+            Ok(Ok(Some(count))) => {
+                for packet in packets.iter_mut().take(count) {
+                    let packet = std::mem::take(packet);
+                    let taken = assembly.append(&packet, total);
+                    window.bytes += taken;
+                    report.count(peer, taken);
+                }
             }
             Ok(Ok(None)) => {
                 return Err(Blame::Protocol(format!(
@@ -319,11 +325,12 @@ impl Window {
     }
 }
 
-/// The bytes so far, who sent which of them, and their running hash.
+/// The bytes so far, who sent which of them, and the running hash of the first `hashed` ones.
 #[derive(Default)]
 struct Assembly {
     bytes: Vec<u8>,
     hasher: blake3::Hasher,
+    hashed: usize,
     total: Option<u64>,
     segments: Vec<Segment>,
 }
@@ -347,16 +354,28 @@ impl Segment {
 }
 
 impl Assembly {
-    fn append(&mut self, chunk: &[u8], left: usize) {
-        if self.bytes.capacity() - self.bytes.len() < chunk.len() {
+    /// Adds `packet`, of which what exceeds `total` is ignored: the claimed length rules. Returns the bytes taken.
+    fn append(&mut self, packet: &[u8], total: u64) -> usize {
+        let left = usize::try_from(total - self.bytes.len() as u64).unwrap_or(usize::MAX);
+        let packet = &packet[..packet.len().min(left)];
+        if self.bytes.capacity() - self.bytes.len() < packet.len() {
             let more = self.bytes.len().max(BUFFER_BYTES_FIRST).min(left);
-            self.bytes.reserve_exact(more.max(chunk.len()));
+            self.bytes.reserve_exact(more.max(packet.len()));
         }
-        self.hasher.update(chunk);
-        self.bytes.extend_from_slice(chunk);
+        self.bytes.extend_from_slice(packet);
+        if self.bytes.len() - self.hashed >= HASH_BYTES {
+            self.hash_rest();
+        }
+        packet.len()
     }
 
-    fn hash(&self) -> BlobHash {
+    fn hash_rest(&mut self) {
+        self.hasher.update(&self.bytes[self.hashed..]);
+        self.hashed = self.bytes.len();
+    }
+
+    fn hash(&mut self) -> BlobHash {
+        self.hash_rest();
         *self.hasher.finalize().as_bytes()
     }
 

@@ -182,8 +182,8 @@ mod tests {
 
     #[test]
     fn claimed_length_above_the_limit_is_refused_whatever_follows() {
-        assert_eq!(read_request(b"\x08\0\0\012345678").unwrap().len(), 8);
-        for wire in [&b"\x09\0\0\0123456789"[..], b"\xff\xff\xff\xff"] {
+        assert_eq!(read_request(b"\x08\0\0\x0012345678").unwrap().len(), 8);
+        for wire in [&b"\x09\0\0\x00123456789"[..], b"\xff\xff\xff\xff"] {
             assert_eq!(
                 read_request(wire).unwrap_err().kind(),
                 io::ErrorKind::InvalidData

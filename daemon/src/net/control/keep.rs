@@ -93,10 +93,6 @@ impl KeepList {
         self.peers.remove(peer);
     }
 
-    pub(super) fn contains(&self, peer: &PeerId) -> bool {
-        self.peers.contains_key(peer)
-    }
-
     /// Remembers addresses that `peer` or the network told, the latest ones first.
     pub(super) fn learned(&mut self, peer: &PeerId, addrs: &[Multiaddr]) {
         let Some(kept) = self.peers.get_mut(peer) else {

@@ -33,6 +33,10 @@ impl Outbox {
     }
 
     /// Delivers `event` now or hands it back.
+    #[expect(
+        clippy::result_large_err,
+        reason = "the event handed back is no error value that travels up a call chain"
+    )]
     pub(super) fn offer(&mut self, event: ControlEvent) -> Result<(), ControlEvent> {
         if !self.backlog.is_empty() {
             return Err(event);

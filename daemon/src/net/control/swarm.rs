@@ -454,10 +454,12 @@ impl Task {
             SwarmEvent::Behaviour(BehaviourEvent::Kad(event)) => self.on_kad(event),
             SwarmEvent::Behaviour(BehaviourEvent::Gossip(event)) => self.on_gossip(event),
             SwarmEvent::Behaviour(BehaviourEvent::Rpc(event)) => self.on_rpc(event),
-            SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event { peer, result, .. })) => {
-                if let Ok(rtt) = result {
-                    self.offer(ControlEvent::PeerRtt { peer, rtt }, "rtt");
-                }
+            SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event {
+                peer,
+                result: Ok(rtt),
+                ..
+            })) => {
+                self.offer(ControlEvent::PeerRtt { peer, rtt }, "rtt");
             }
             SwarmEvent::NewListenAddr { address, .. } => {
                 self.outbox.push(ControlEvent::Listening(address), None);
