@@ -6,6 +6,8 @@
 //!
 //! Opens no socket, reads no clock, draws no entropy: randomness comes in as a seed, time is measured by the caller.
 
+pub mod checkpoint;
+pub mod data;
 pub mod model;
 pub mod optimizer;
 pub mod reference;

@@ -1,0 +1,216 @@
+//! What a run's manifest fixes about frames, and the way from values to bytes and back.
+//!
+//! Sparse tiles keep, of n elements, the k largest by magnitude: sign and a level for each (rules
+//! "selection", "one level" and "two levels" below); dense tiles keep every element, rounded to
+//! bf16 or as it is. [`crate::frame`] specifies the bytes.
+//!
+//! Rule "selection": k' = ceil(k * n / 4096) entries for a tile of n elements (k for a full tile,
+//! at least one, never more than n). Zeros are never chosen: a tile with fewer nonzero elements
+//! than k' has just these as entries. Of equal magnitudes the lower index is chosen.
+//!
+//! Rule "one level": every entry stands for its sign times one f16 level, the mean magnitude of the
+//! entries: the mean is what minimises the squared error for the given entries, and one f16
+//! (relative error 2^-11) per tile is negligible next to the spread of the magnitudes. The mean is
+//! the f64 sum in index order, divided by the count in f64, rounded to f32, then to f16, each time
+//! to nearest even.
+//!
+//! Rule "two levels": the entries are split by magnitude in a high and a low group, each with its
+//! mean as level, so that the squared error is smallest. With the magnitudes in descending order,
+//! H(m) the f64 prefix sum of the first m, S = H(count) and L(m) = S - H(m), that is the split
+//! which maximises H(m)^2 / m + L(m)^2 / (count - m), in f64, among the splits between two
+//! different magnitudes and the split "all high" (m = count, value S^2 / count). "All high" wins
+//! ties, then the smallest m. The levels H(m) / m and L(m) / (count - m) are rounded as above;
+//! unless the low one is then below the high one, all entries take the high one.
+//!
+//! Rule "zero level": an entry whose level rounds to zero is left out. (Magnitudes of 2^-25 and
+//! below. They stay in the error feedback until they have grown.) So the entries of a frame are its
+//! nonzero values.
+//!
+//! From these rules follows that encoding what a frame decodes to gives the same frame, so there is
+//! one frame per content: sums of at most 4096 f16 levels are exact in f64 (all are multiples of
+//! 2^-24 below 2^28), so that means and the best split of decoded values are the levels and groups
+//! that they were decoded from.
+
+use thiserror::Error;
+
+use crate::frame::{DecodeError, EncodeError, Frame, HEADER_BYTES};
+use crate::index::{IndexCode, PACKED_BITS};
+use crate::layout::{TILE_ELEMENTS, TensorMode, Tile};
+
+/// Largest magnitude that a frame carries, and that [`encode`] accepts: 2^15, the largest power of
+/// two that f16, bf16 and f32 all represent, so that rounding never exceeds it.
+///
+/// An update this large means that the run has diverged; its sum over the members of any round
+/// stays far below `f32::MAX`.
+pub const VALUE_ABS_MAX: f32 = 32768.0;
+
+/// The k of top-k for a full tile, in `1..=4096`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TopK(u16);
+
+/// A k that no tile can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("k is {k}, not in 1..={TILE_ELEMENTS}")]
+pub struct TopKOutOfRange {
+    pub k: u16,
+}
+
+impl TopK {
+    /// # Errors
+    /// [`TopKOutOfRange`] unless `k` is in `1..=4096`.
+    pub const fn new(k: u16) -> Result<Self, TopKOutOfRange> {
+        if k >= 1 && k as usize <= TILE_ELEMENTS {
+            Ok(Self(k))
+        } else {
+            Err(TopKOutOfRange { k })
+        }
+    }
+
+    #[must_use]
+    pub const fn get(self) -> u16 {
+        self.0
+    }
+
+    /// k' of the rule "selection": most entries of a tile of `len` elements.
+    #[must_use]
+    pub fn for_tile(self, tile: &Tile) -> u16 {
+        let entries = (usize::from(self.0) * tile.len()).div_ceil(TILE_ELEMENTS);
+        // At most `tile.len()`, because k <= 4096.
+        entries as u16
+    }
+}
+
+/// Bits per entry for its value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ValueBits {
+    /// Sign; one level per tile.
+    One,
+    /// Sign and one of two levels per tile.
+    Two,
+}
+
+impl ValueBits {
+    #[must_use]
+    pub const fn bits(self) -> u32 {
+        match self {
+            Self::One => 1,
+            Self::Two => 2,
+        }
+    }
+}
+
+/// Element format of a dense run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DenseFormat {
+    F32,
+    Bf16,
+}
+
+impl DenseFormat {
+    pub(crate) const fn element_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+/// The codec of a run, from its manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Codec {
+    /// Top-k for the tiles of sparse tensors, bf16 for those of dense ones.
+    Sparse { k: TopK, value_bits: ValueBits },
+    /// Every element of every tile.
+    Dense(DenseFormat),
+}
+
+/// How this codec treats one tile.
+pub(crate) enum TileCode {
+    Sparse {
+        entries_max: u16,
+        value_bits: ValueBits,
+    },
+    Dense(DenseFormat),
+}
+
+impl Codec {
+    pub(crate) fn for_tile(self, tile: &Tile) -> TileCode {
+        match (self, tile.mode()) {
+            (Self::Sparse { k, value_bits }, TensorMode::Sparse) => TileCode::Sparse {
+                entries_max: k.for_tile(tile),
+                value_bits,
+            },
+            (Self::Sparse { .. }, TensorMode::Dense) => TileCode::Dense(DenseFormat::Bf16),
+            (Self::Dense(format), TensorMode::Sparse | TensorMode::Dense) => {
+                TileCode::Dense(format)
+            }
+        }
+    }
+}
+
+/// What [`encode`] wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EncodeStats {
+    /// All bytes of the frame.
+    pub frame_bytes: usize,
+    /// Entries of all sparse tiles.
+    pub entries: usize,
+    /// Bits that their indices take, without padding.
+    pub index_bits: u64,
+    /// How the indices are coded; of no meaning without entries.
+    pub index_code: IndexCode,
+}
+
+/// Appends to `out` the frame of `values`, the elements of `tiles` one after the other.
+///
+/// Cost: O(elements), two passes; allocates O(entries + dense elements).
+///
+/// # Errors
+/// [`EncodeError`], with `out` unchanged: the values are not as many as the tiles hold, or one of
+/// them is NaN or above [`VALUE_ABS_MAX`] in magnitude.
+pub fn encode(
+    values: &[f32],
+    tiles: &[Tile],
+    codec: Codec,
+    out: &mut Vec<u8>,
+) -> Result<EncodeStats, EncodeError> {
+    Ok(Frame::quantise(values, tiles, codec)?.write(out))
+}
+
+/// Reads the frame that fills `bytes`, sent as the frame of `tiles`.
+///
+/// Accepts exactly the frames that [`encode`] can produce for these tiles and this codec. Allocates
+/// in proportion to the tiles and to `bytes`, never by a length that the frame claims.
+///
+/// # Errors
+/// [`DecodeError`]: whoever made these bytes is at fault.
+pub fn decode(bytes: &[u8], tiles: &[Tile], codec: Codec) -> Result<Frame, DecodeError> {
+    Frame::read(bytes, tiles, codec)
+}
+
+/// No frame of `tiles` is longer than this, in bytes. For sparse tiles the longest frame is at most
+/// 2 bytes per tile shorter.
+#[must_use]
+pub fn frame_bytes_max(tiles: &[Tile], codec: Codec) -> usize {
+    let mut bytes = HEADER_BYTES;
+    let mut entries = 0;
+    let mut value_bits_per_entry = 0;
+    for tile in tiles {
+        match codec.for_tile(tile) {
+            TileCode::Sparse {
+                entries_max,
+                value_bits,
+            } => {
+                // One f16 per level, and the count of a short tile.
+                bytes += 2 * value_bits.bits() as usize + 2;
+                entries += usize::from(entries_max);
+                value_bits_per_entry = value_bits.bits() as usize;
+            }
+            TileCode::Dense(format) => bytes += format.element_bytes() * tile.len(),
+        }
+    }
+    // Rule "index code" never chooses a code longer than the packed one.
+    bytes
+        + (entries * value_bits_per_entry).div_ceil(8)
+        + (entries * PACKED_BITS as usize).div_ceil(8)
+}

@@ -1,0 +1,335 @@
+//! The slow and obvious codec, the oracle of the property tests: it sorts everything, tries every
+//! index code, keeps streams as lists of bits, and decodes by parsing loosely, encoding again and
+//! comparing. It follows the rules of [`crate::codec`] and the specification of [`crate::frame`],
+//! and shares no code with them beyond the types.
+
+use half::{bf16, f16};
+
+use crate::codec::{Codec, DenseFormat, VALUE_ABS_MAX, ValueBits};
+use crate::layout::{TILE_ELEMENTS, TensorMode, Tile};
+
+/// The frame of `values`, or `None` where [`crate::codec::encode`] fails.
+#[must_use]
+pub fn encode(values: &[f32], tiles: &[Tile], codec: Codec) -> Option<Vec<u8>> {
+    if values.len() != tiles.iter().map(Tile::len).sum::<usize>() {
+        return None;
+    }
+    if values
+        .iter()
+        .any(|value| value.is_nan() || value.abs() > VALUE_ABS_MAX)
+    {
+        return None;
+    }
+
+    let mut levels = Vec::new();
+    let mut dense_values = Vec::new();
+    let mut entry_values = Vec::new();
+    let mut indices_by_tile = Vec::new();
+    let mut start = 0;
+    for tile in tiles {
+        let values = &values[start..start + tile.len()];
+        start += tile.len();
+        match (codec, tile.mode()) {
+            (Codec::Dense(DenseFormat::F32), _) => {
+                for &value in values {
+                    let value = if value == 0.0 { 0.0 } else { value };
+                    dense_values.extend(value.to_le_bytes());
+                }
+            }
+            (Codec::Dense(DenseFormat::Bf16), _) | (_, TensorMode::Dense) => {
+                for &value in values {
+                    let rounded = bf16::from_f32(value);
+                    let rounded = if rounded == bf16::ZERO {
+                        bf16::ZERO
+                    } else {
+                        rounded
+                    };
+                    dense_values.extend(rounded.to_le_bytes());
+                }
+            }
+            (Codec::Sparse { k, value_bits }, TensorMode::Sparse) => {
+                let entries_max = entries_max(k.get(), tile.len());
+                let entries = quantise(values, entries_max, value_bits);
+                let high = entries
+                    .iter()
+                    .map(|entry| entry.level)
+                    .fold(f16::ZERO, f16::max);
+                let low = entries.iter().map(|entry| entry.level).fold(high, f16::min);
+                if value_bits == ValueBits::Two {
+                    levels.extend(if low < high { low.to_bits() } else { 0 }.to_le_bytes());
+                }
+                if !entries.is_empty() && entries.len() < entries_max {
+                    levels.extend((high.to_bits() | 0x8000).to_le_bytes());
+                    levels.extend((entries.len() as u16).to_le_bytes());
+                } else {
+                    levels.extend(high.to_bits().to_le_bytes());
+                }
+                for entry in &entries {
+                    entry_values.push(entry.negative);
+                    if value_bits == ValueBits::Two {
+                        entry_values.push(entry.level == high);
+                    }
+                }
+                indices_by_tile.push(entries.iter().map(|entry| entry.index).collect::<Vec<_>>());
+            }
+        }
+    }
+
+    // Packed first, then by r: the first of the shortest is the code.
+    let codes = [12].into_iter().chain(0..12);
+    let (index_code, indices) = codes
+        .map(|code| {
+            (
+                code,
+                indices_by_tile
+                    .iter()
+                    .flat_map(|indices| index_bits(indices, code))
+                    .collect::<Vec<_>>(),
+            )
+        })
+        .reduce(|best, next| {
+            if next.1.len() < best.1.len() {
+                next
+            } else {
+                best
+            }
+        })?;
+
+    let mut frame = Vec::from(*b"GMFR\x01");
+    match codec {
+        Codec::Sparse { k, value_bits } => {
+            frame.extend([
+                1,
+                if value_bits == ValueBits::One { 1 } else { 2 },
+                index_code,
+            ]);
+            frame.extend(k.get().to_le_bytes());
+        }
+        Codec::Dense(DenseFormat::F32) => frame.extend([2, 0, 0, 0, 0]),
+        Codec::Dense(DenseFormat::Bf16) => frame.extend([3, 0, 0, 0, 0]),
+    }
+    frame.extend((tiles.len() as u32).to_le_bytes());
+    frame.extend(levels);
+    frame.extend(dense_values);
+    frame.extend(pack(&entry_values));
+    frame.extend(pack(&indices));
+    Some(frame)
+}
+
+/// All elements of the frame that fills `bytes`, or `None` where [`crate::codec::decode`] fails.
+#[must_use]
+pub fn decode(bytes: &[u8], tiles: &[Tile], codec: Codec) -> Option<Vec<f32>> {
+    let values = parse(bytes, tiles, codec)?;
+    let is_canonical = encode(&values, tiles, codec)? == bytes;
+    is_canonical.then_some(values)
+}
+
+struct Entry {
+    index: usize,
+    negative: bool,
+    level: f16,
+}
+
+fn entries_max(k: u16, len: usize) -> usize {
+    (usize::from(k) * len).div_ceil(TILE_ELEMENTS)
+}
+
+/// Rules "selection", "one level", "two levels" and "zero level".
+fn quantise(values: &[f32], entries_max: usize, value_bits: ValueBits) -> Vec<Entry> {
+    let mut order: Vec<usize> = (0..values.len())
+        .filter(|&index| values[index] != 0.0)
+        .collect();
+    // A stable sort: of equal magnitudes the lower index comes first.
+    order.sort_by(|&a, &b| values[b].abs().total_cmp(&values[a].abs()));
+    order.truncate(entries_max);
+
+    let magnitude = |&index: &usize| f64::from(values[index].abs());
+    let mut level_of = vec![f16::ZERO; values.len()];
+    match value_bits {
+        ValueBits::One => {
+            order.sort_unstable();
+            let level = mean(order.iter().map(magnitude).sum(), order.len());
+            order.iter().for_each(|&index| level_of[index] = level);
+        }
+        ValueBits::Two => {
+            let high_sum = |split: usize| {
+                order[..split]
+                    .iter()
+                    .map(magnitude)
+                    .fold(0.0, |sum, next| sum + next)
+            };
+            let count = order.len();
+            let total = high_sum(count);
+            let mut best = (count, total * total / count as f64);
+            for split in 1..count {
+                let (high, low) = (high_sum(split), total - high_sum(split));
+                let fit = high * high / split as f64 + low * low / (count - split) as f64;
+                if magnitude(&order[split - 1]) > magnitude(&order[split]) && fit > best.1 {
+                    best = (split, fit);
+                }
+            }
+            let split = best.0;
+            let high = mean(high_sum(split), split);
+            let low = if split < count {
+                mean(total - high_sum(split), count - split)
+            } else {
+                high
+            };
+            let low = low.min(high);
+            order[..split]
+                .iter()
+                .for_each(|&index| level_of[index] = high);
+            order[split..]
+                .iter()
+                .for_each(|&index| level_of[index] = low);
+            order.sort_unstable();
+        }
+    }
+    let entries = order
+        .into_iter()
+        .filter(|&index| level_of[index] != f16::ZERO);
+    entries
+        .map(|index| Entry {
+            index,
+            negative: values[index] < 0.0,
+            level: level_of[index],
+        })
+        .collect()
+}
+
+fn mean(sum: f64, count: usize) -> f16 {
+    if count == 0 {
+        f16::ZERO
+    } else {
+        f16::from_f32((sum / count as f64) as f32)
+    }
+}
+
+fn index_bits(indices: &[usize], code: u8) -> Vec<bool> {
+    let mut bits = Vec::new();
+    let mut next_free = 0;
+    for &index in indices {
+        if code == 12 {
+            bits.extend((0..12).map(|bit| index >> bit & 1 == 1));
+        } else {
+            let gap = index - next_free;
+            bits.extend(vec![false; gap >> code]);
+            bits.push(true);
+            bits.extend((0..code).map(|bit| gap >> bit & 1 == 1));
+        }
+        next_free = index + 1;
+    }
+    bits
+}
+
+fn pack(bits: &[bool]) -> Vec<u8> {
+    bits.chunks(8)
+        .map(|chunk| {
+            chunk
+                .iter()
+                .rev()
+                .fold(0, |byte, &bit| byte << 1 | u8::from(bit))
+        })
+        .collect()
+}
+
+/// Reads the values that any reader would find in `bytes`, checking only what it needs to go on.
+fn parse(bytes: &[u8], tiles: &[Tile], codec: Codec) -> Option<Vec<f32>> {
+    let index_code = *bytes.get(7)?;
+    let mut bytes = bytes.get(14..)?;
+    let mut take = |count: usize| {
+        let (taken, rest) = bytes.split_at_checked(count)?;
+        bytes = rest;
+        Some(taken)
+    };
+
+    let mut tile_levels = Vec::new();
+    for tile in tiles {
+        let (Codec::Sparse { k, value_bits }, TensorMode::Sparse) = (codec, tile.mode()) else {
+            continue;
+        };
+        let low = if value_bits == ValueBits::Two {
+            u16_of(take(2)?)?
+        } else {
+            0
+        };
+        let high = u16_of(take(2)?)?;
+        let count = match high {
+            0 => 0,
+            0x8000.. => usize::from(u16_of(take(2)?)?),
+            _ => entries_max(k.get(), tile.len()),
+        };
+        tile_levels.push((
+            f16::from_bits(low).to_f32(),
+            f16::from_bits(high & 0x7fff).to_f32(),
+            count,
+        ));
+    }
+
+    let mut values = Vec::new();
+    for tile in tiles {
+        for _ in 0..tile.len() {
+            values.push(match (codec, tile.mode()) {
+                (Codec::Dense(DenseFormat::F32), _) => {
+                    f32::from_le_bytes(take(4)?.try_into().ok()?)
+                }
+                (Codec::Dense(DenseFormat::Bf16), _) | (_, TensorMode::Dense) => {
+                    bf16::from_bits(u16_of(take(2)?)?).to_f32()
+                }
+                (Codec::Sparse { .. }, TensorMode::Sparse) => 0.0,
+            });
+        }
+    }
+    let Codec::Sparse { value_bits, .. } = codec else {
+        return Some(values);
+    };
+
+    let entries: usize = tile_levels.iter().map(|&(_, _, count)| count).sum();
+    let bits_per_entry = if value_bits == ValueBits::One { 1 } else { 2 };
+    let mut value_bits = unpack(take((entries * bits_per_entry).div_ceil(8))?);
+    let mut index_bits = unpack(bytes);
+    let mut tile_levels = tile_levels.into_iter();
+    let mut start = 0;
+    for tile in tiles {
+        if tile.mode() == TensorMode::Sparse {
+            let (low, high, count) = tile_levels.next()?;
+            let mut next_free = 0;
+            for _ in 0..count {
+                let negative = value_bits.next()?;
+                let is_high = bits_per_entry == 1 || value_bits.next()?;
+                let index = if index_code == 12 {
+                    number(&mut index_bits, 12)?
+                } else {
+                    let quotient = index_bits.by_ref().position(|bit| bit)?;
+                    next_free
+                        + (quotient << index_code.min(12))
+                        + number(&mut index_bits, index_code.min(12))?
+                };
+                next_free = index + 1;
+                if index >= tile.len() {
+                    return None;
+                }
+                let level = if is_high { high } else { low };
+                values[start + index] = if negative { -level } else { level };
+            }
+        }
+        start += tile.len();
+    }
+    Some(values)
+}
+
+fn u16_of(bytes: &[u8]) -> Option<u16> {
+    Some(u16::from_le_bytes(bytes.try_into().ok()?))
+}
+
+fn unpack(bytes: &[u8]) -> impl Iterator<Item = bool> + '_ {
+    bytes
+        .iter()
+        .flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1))
+}
+
+fn number(bits: &mut impl Iterator<Item = bool>, count: u8) -> Option<usize> {
+    (0..count).try_fold(0, |number, bit| {
+        Some(number | usize::from(bits.next()?) << bit)
+    })
+}

@@ -1,0 +1,308 @@
+//! Frames against the reference, their size, and what they do with special values.
+
+mod common;
+
+use common::{DENSE_BF16, DENSE_F32, Rng, small_shard, sparse, tiles};
+use gradmesh_compression::{
+    Codec, EncodeError, Frame, IndexCode, TILE_ELEMENTS, TensorMode, Tile, VALUE_ABS_MAX,
+    ValueBits, decode, encode, frame_bytes_max, reference,
+};
+use proptest::prelude::*;
+
+fn encoded(values: &[f32], tiles: &[Tile], codec: Codec) -> Vec<u8> {
+    let mut out = Vec::new();
+    encode(values, tiles, codec, &mut out).unwrap();
+    out
+}
+
+fn dequantised(frame: &Frame) -> Vec<f32> {
+    // Not zeros, to see that every element is written.
+    let mut out = vec![f32::NAN; frame.elements()];
+    frame.dequantise_into(&mut out);
+    out
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+fn codecs() -> impl Strategy<Value = Codec> {
+    prop_oneof![
+        1 => Just(DENSE_F32),
+        1 => Just(DENSE_BF16),
+        4 => (1..=4096_u16, any::<bool>()).prop_map(|(k, two)| sparse(k, value_bits(two))),
+        6 => (1..=200_u16, any::<bool>()).prop_map(|(k, two)| sparse(k, value_bits(two))),
+    ]
+}
+
+fn value_bits(two: bool) -> ValueBits {
+    if two { ValueBits::Two } else { ValueBits::One }
+}
+
+fn value() -> impl Strategy<Value = f32> {
+    prop_oneof![
+        6 => -1.0_f32..1.0,
+        2 => Just(0.0),
+        1 => Just(-0.0),
+        2 => (-3_i8..=3).prop_map(f32::from),
+        1 => (-60_i32..15).prop_map(|exponent| 2.0_f32.powi(exponent)),
+        1 => (0..0x0100_0000_u32).prop_map(f32::from_bits),
+        1 => -VALUE_ABS_MAX..=VALUE_ABS_MAX,
+    ]
+}
+
+/// Tiles of all lengths with values that are mostly alike, mostly zero, or mixed.
+fn shards() -> impl Strategy<Value = (Vec<Tile>, Vec<f32>)> {
+    let tensor = (
+        prop_oneof![3 => 1..300_usize, 1 => 4000..4200_usize, 1 => Just(TILE_ELEMENTS)],
+        prop_oneof![3 => Just(TensorMode::Sparse), 1 => Just(TensorMode::Dense)],
+    );
+    prop::collection::vec(tensor, 0..4).prop_flat_map(|tensors| {
+        let tiles = tiles(&tensors);
+        let elements = tensors.iter().map(|tensor| tensor.0).sum::<usize>();
+        let values = prop_oneof![
+            3 => prop::collection::vec(value(), elements),
+            1 => prop::collection::vec((0..20_u8).prop_map(|x| f32::from(x.saturating_sub(18))), elements),
+            1 => any::<u64>().prop_map(move |seed| {
+                let mut rng = Rng(seed);
+                (0..elements).map(|_| rng.normal() * 1e-3).collect()
+            }),
+        ];
+        (Just(tiles), values)
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn encoder_writes_the_bytes_of_the_reference((tiles, values) in shards(), codec in codecs()) {
+        let frame = encoded(&values, &tiles, codec);
+        prop_assert_eq!(&frame, &reference::encode(&values, &tiles, codec).unwrap());
+        prop_assert!(frame.len() <= frame_bytes_max(&tiles, codec));
+    }
+
+    #[test]
+    fn frame_decodes_to_what_was_quantised((tiles, values) in shards(), codec in codecs()) {
+        let quantised = Frame::quantise(&values, &tiles, codec).unwrap();
+        let bytes = encoded(&values, &tiles, codec);
+        let frame = decode(&bytes, &tiles, codec).unwrap();
+        prop_assert_eq!(&frame, &quantised);
+        let decoded = dequantised(&frame);
+        prop_assert_eq!(bits(&decoded), bits(&reference::decode(&bytes, &tiles, codec).unwrap()));
+        // One frame per content.
+        prop_assert_eq!(encoded(&decoded, &tiles, codec), bytes);
+    }
+
+    #[test]
+    fn entries_have_the_sign_of_their_values((tiles, values) in shards(), k in 1..=4096_u16, two: bool) {
+        let decoded = dequantised(&Frame::quantise(&values, &tiles, sparse(k, value_bits(two))).unwrap());
+        for (value, decoded) in values.iter().zip(&decoded) {
+            prop_assert!(*decoded == 0.0 || value.signum() == decoded.signum());
+        }
+    }
+}
+
+fn random_tiles(distribution: fn(&mut Rng) -> f32, seed: u64) -> (Vec<Tile>, Vec<f32>) {
+    let elements = 64 * TILE_ELEMENTS;
+    let mut rng = Rng(seed);
+    let values = (0..elements)
+        .map(|_| distribution(&mut rng) * 1e-3)
+        .collect();
+    (tiles(&[(elements, TensorMode::Sparse)]), values)
+}
+
+#[test]
+fn bits_per_entry_stay_within_the_bars() {
+    // DESIGN.md, section 5. The expectation of Rice code at r = 5 is 7.526 bits; 4096 gaps spread
+    // by less than 0.01.
+    for (name, distribution) in [
+        ("normal", Rng::normal as fn(&mut Rng) -> f32),
+        ("laplace", Rng::laplace),
+    ] {
+        for (value_bits, bar) in [(ValueBits::One, 8.9), (ValueBits::Two, 10.1)] {
+            let (tiles, values) = random_tiles(distribution, 1);
+            let mut out = Vec::new();
+            let stats = encode(&values, &tiles, sparse(64, value_bits), &mut out).unwrap();
+            assert_eq!(stats.entries, 64 * 64);
+            assert_eq!(stats.frame_bytes, out.len());
+            assert_eq!(stats.index_code, IndexCode::Rice(5));
+            let frame_bits = out.len() as f64 * 8.0 / stats.entries as f64;
+            let index_bits = stats.index_bits as f64 / stats.entries as f64;
+            println!("{name} {value_bits:?}: {frame_bits:.3} bits, index {index_bits:.3}");
+            assert!(frame_bits <= bar, "{name} {value_bits:?}: {frame_bits}");
+            assert!(index_bits <= 7.55, "{name}: {index_bits}");
+        }
+    }
+}
+
+#[test]
+fn two_levels_lose_less_than_one() {
+    let (tiles, values) = random_tiles(Rng::laplace, 2);
+    let loss = |value_bits| {
+        let decoded =
+            dequantised(&Frame::quantise(&values, &tiles, sparse(64, value_bits)).unwrap());
+        let kept = || decoded.iter().zip(&values).filter(|pair| *pair.0 != 0.0);
+        kept().map(|(d, v)| f64::from(d - v).powi(2)).sum::<f64>()
+            / kept().map(|(_, v)| f64::from(*v).powi(2)).sum::<f64>()
+    };
+    // The tail of a Laplace distribution is exponential: one level leaves its variance, the best
+    // two leave 0.352 of it (Lloyd and Max: border t = 1.594 with t = (low + high) / 2, levels
+    // 0.594 and 2.594 above the tail's start).
+    assert!(loss(ValueBits::Two) < 0.5 * loss(ValueBits::One));
+}
+
+#[test]
+fn full_tile_has_exactly_k_entries() {
+    let (tiles, values) = random_tiles(Rng::normal, 3);
+    for k in [1, 31, 32, 64, 128, 255, 1024, 1025, 4095, 4096] {
+        let frame = Frame::quantise(&values, &tiles, sparse(k, ValueBits::One)).unwrap();
+        assert_eq!(frame.entries(), 64 * usize::from(k));
+    }
+}
+
+#[test]
+fn shorter_tile_has_its_share_of_k_rounded_up() {
+    for (elements, k, expected) in [
+        (1, 1, 1),
+        (1, 4096, 1),
+        (64, 64, 1),
+        (65, 64, 2),
+        (4095, 64, 64),
+        (2048, 64, 32),
+        (10, 4096, 10),
+        (4096 + 2048, 64, 96),
+    ] {
+        let tiles = tiles(&[(elements, TensorMode::Sparse)]);
+        let frame = Frame::quantise(&vec![1.0; elements], &tiles, sparse(k, ValueBits::Two));
+        assert_eq!(
+            frame.unwrap().entries(),
+            expected,
+            "{elements} elements, k {k}"
+        );
+    }
+}
+
+#[test]
+fn ties_go_to_the_lower_index() {
+    let tiles = tiles(&[(TILE_ELEMENTS, TensorMode::Sparse)]);
+    let mut values: Vec<f32> = (0..TILE_ELEMENTS)
+        .map(|index| if index % 2 == 0 { 0.5 } else { -0.5 })
+        .collect();
+    values[4000] = -2.0;
+    let decoded =
+        dequantised(&Frame::quantise(&values, &tiles, sparse(64, ValueBits::Two)).unwrap());
+    let entries: Vec<_> = (0..TILE_ELEMENTS)
+        .filter(|&index| decoded[index] != 0.0)
+        .collect();
+    let expected: Vec<_> = (0..63).chain([4000]).collect();
+    assert_eq!(entries, expected);
+    assert_eq!((decoded[0], decoded[1], decoded[4000]), (0.5, -0.5, -2.0));
+}
+
+#[test]
+fn zeros_are_never_entries() {
+    let tiles = tiles(&[(2 * TILE_ELEMENTS, TensorMode::Sparse)]);
+    let mut values = vec![0.0; 2 * TILE_ELEMENTS];
+    values[TILE_ELEMENTS + 5] = -3.0;
+    values[TILE_ELEMENTS + 9] = -0.0;
+    for value_bits in [ValueBits::One, ValueBits::Two] {
+        let codec = sparse(64, value_bits);
+        let frame = decode(&encoded(&values, &tiles, codec), &tiles, codec).unwrap();
+        assert_eq!(frame.entries(), 1);
+        let decoded = dequantised(&frame);
+        assert_eq!(decoded[TILE_ELEMENTS + 5], -3.0);
+        assert_eq!(decoded.iter().filter(|value| **value != 0.0).count(), 1);
+    }
+}
+
+#[test]
+fn values_below_the_smallest_level_are_left_out() {
+    let tiles = tiles(&[(64, TensorMode::Sparse)]);
+    let codec = sparse(4096, ValueBits::Two);
+    let mut values = vec![f32::from_bits(1); 64];
+    assert_eq!(
+        Frame::quantise(&values, &tiles, codec).unwrap().entries(),
+        0
+    );
+    // The low group rounds to zero and goes, the high one stays.
+    values[3] = 1.0;
+    let frame = decode(&encoded(&values, &tiles, codec), &tiles, codec).unwrap();
+    assert_eq!(frame.entries(), 1);
+    assert_eq!(dequantised(&frame)[3], 1.0);
+}
+
+#[test]
+fn largest_value_survives_every_codec() {
+    let tiles = tiles(&[(8, TensorMode::Sparse), (8, TensorMode::Dense)]);
+    let values = vec![-VALUE_ABS_MAX; 16];
+    for codec in [
+        sparse(4096, ValueBits::One),
+        sparse(4096, ValueBits::Two),
+        DENSE_F32,
+        DENSE_BF16,
+    ] {
+        let frame = decode(&encoded(&values, &tiles, codec), &tiles, codec).unwrap();
+        assert_eq!(dequantised(&frame), values);
+    }
+}
+
+#[test]
+fn values_out_of_range_are_refused_and_leave_no_bytes() {
+    let (tiles, values) = small_shard();
+    let too_large = f32::from_bits(VALUE_ABS_MAX.to_bits() + 1);
+    for codec in [sparse(64, ValueBits::One), DENSE_F32, DENSE_BF16] {
+        for bad in [
+            f32::NAN,
+            -f32::NAN,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            too_large,
+            -too_large,
+        ] {
+            for element in [0, 41, 126] {
+                let mut values = values.clone();
+                values[element] = bad;
+                let mut out = vec![7];
+                let error = encode(&values, &tiles, codec, &mut out).unwrap_err();
+                assert!(
+                    matches!(error, EncodeError::ValueOutOfRange { element: e, .. } if e == element),
+                    "{error}"
+                );
+                assert_eq!(out, [7]);
+            }
+        }
+        let mut out = Vec::new();
+        assert_eq!(
+            encode(&values[1..], &tiles, codec, &mut out),
+            Err(EncodeError::LengthMismatch {
+                values: 126,
+                expected: 127
+            })
+        );
+    }
+}
+
+#[test]
+fn dense_f32_keeps_every_bit_but_the_sign_of_zero() {
+    let (tiles, values) = small_shard();
+    let frame = decode(&encoded(&values, &tiles, DENSE_F32), &tiles, DENSE_F32).unwrap();
+    let expected: Vec<f32> = values.iter().map(|value| value + 0.0).collect();
+    assert_eq!(bits(&dequantised(&frame)), bits(&expected));
+}
+
+#[test]
+fn longest_frame_is_close_to_the_stated_maximum() {
+    // Every second of 4096 elements: gaps of one, which Rice code sends in two bits; the maximum
+    // allows twelve. With one entry, far out, the packed code is used.
+    let tiles = tiles(&[(64 * 64, TensorMode::Sparse)]);
+    let codec = sparse(1, ValueBits::One);
+    let mut values = vec![0.0; 64 * 64];
+    values[4095] = 1.0;
+    let frame = encoded(&values, &tiles, codec);
+    assert!(frame_bytes_max(&tiles, codec) - frame.len() <= 2);
+    assert_eq!(
+        frame_bytes_max(&tiles, DENSE_F32),
+        encoded(&values, &tiles, DENSE_F32).len()
+    );
+}

@@ -1,0 +1,130 @@
+//! Frames written down byte by byte. A change that breaks one of them changes the wire format, and
+//! needs a new version number in the header.
+
+mod common;
+
+use common::{DENSE_BF16, DENSE_F32, small_shard, sparse, tiles};
+use gradmesh_compression::{Codec, TensorMode, Tile, ValueBits, decode, encode};
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn assert_frame(values: &[f32], tiles: &[Tile], codec: Codec, parts: &[&str], decoded: &[f32]) {
+    let mut bytes = Vec::new();
+    encode(values, tiles, codec, &mut bytes).unwrap();
+    assert_eq!(hex(&bytes), parts.concat());
+    let frame = decode(&bytes, tiles, codec).unwrap();
+    let mut out = vec![0.0; values.len()];
+    frame.dequantise_into(&mut out);
+    assert_eq!(out, decoded);
+}
+
+// The first four frames are derived by hand from the specification, not printed by the encoder.
+
+#[test]
+fn one_level_frame() {
+    assert_frame(
+        &[0.0, 3.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.5],
+        &tiles(&[(8, TensorMode::Sparse)]),
+        // ceil(1024 * 8 / 4096) = 2 entries.
+        sparse(1024, ValueBits::One),
+        &[
+            "474d4652", // magic
+            "01",       // version
+            "01",       // sparse
+            "01",       // value bits
+            "00",       // Rice r = 0: 2 + 3 bits; r = 1 takes 2 + 3 as well, packed 24
+            "0004",     // k
+            "01000000", // tiles
+            "0040",     // level 2.0
+            "02",       // plus, minus
+            "12",       // gaps 1 and 2: 01 001, first bit lowest
+        ],
+        &[0.0, 2.0, 0.0, 0.0, -2.0, 0.0, 0.0, 0.0],
+    );
+}
+
+#[test]
+fn two_level_frame_with_a_short_and_an_empty_tile() {
+    let mut values = [0.0; 24];
+    values[..8].copy_from_slice(&[0.0, -4.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.25]);
+    values[15] = -0.5;
+    let mut decoded = [0.0; 24];
+    decoded[..8].copy_from_slice(&[0.0, -4.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
+    decoded[15] = -0.5;
+    assert_frame(
+        &values,
+        &tiles(&[(8, TensorMode::Sparse); 3]),
+        // ceil(1536 * 8 / 4096) = 3 entries.
+        sparse(1536, ValueBits::Two),
+        &[
+            "474d4652", // magic
+            "01",       // version
+            "01",       // sparse
+            "02",       // value bits
+            "01",       /* gaps 1, 0, 3; 7: Rice r = 1 takes 2 + 2 + 3 + 5 bits, r = 0 15, r = 2
+                         * 13, packed 48 */
+            "0006",     // k
+            "03000000", // tiles
+            "003c0044", // levels 1.0 and 4.0
+            "000000b8", // no low level; 0.5 with the flag of a short tile
+            "0100",     // its one entry
+            "00000000", // empty tile
+            "c3",       // minus high, plus low, plus low, minus high: 11 00 00 11
+            "670c",     // 1 1, 1 0, 01 1, 0001 1
+        ],
+        &decoded,
+    );
+}
+
+#[test]
+fn dense_f32_frame() {
+    assert_frame(
+        &[1.0, -0.0, -32768.0],
+        &tiles(&[(2, TensorMode::Sparse), (1, TensorMode::Dense)]),
+        DENSE_F32,
+        &[
+            "474d4652", "01", "02", "00", "00", "0000", "02000000", "0000803f", "00000000",
+            "000000c7",
+        ],
+        &[1.0, 0.0, -32768.0],
+    );
+}
+
+#[test]
+fn dense_bf16_frame() {
+    // 1 + 2^-8 lies half way between two bf16 numbers and goes to the even one, 1; 1 + 3 * 2^-8 to
+    // 1 + 2^-6.
+    assert_frame(
+        &[1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, -0.5],
+        &tiles(&[(3, TensorMode::Sparse)]),
+        DENSE_BF16,
+        &[
+            "474d4652", "01", "03", "00", "00", "0000", "01000000", "803f", "823f", "00bf",
+        ],
+        &[1.0, 1.015625, -0.5],
+    );
+}
+
+#[test]
+fn mixed_frames() {
+    let (tiles, values) = small_shard();
+    for (codec, expected) in [
+        (
+            sparse(64, ValueBits::One),
+            "474d4652010101034000040000004047003c1914cd3d000040c002f071",
+        ),
+        (
+            sparse(700, ValueBits::Two),
+            concat!(
+                "474d465201010202bc0204000000803d40c70500003bb33b000019940100cd3d000040c0441e4e1e",
+                "024950b0a8a8ca44550e"
+            ),
+        ),
+    ] {
+        let mut bytes = Vec::new();
+        encode(&values, &tiles, codec, &mut bytes).unwrap();
+        assert_eq!(hex(&bytes), expected);
+    }
+}

@@ -1,0 +1,416 @@
+//! Bytes that are no frame: refused with the right reason, never a panic, never a second encoding
+//! of the same values.
+
+mod common;
+
+use common::{DENSE_BF16, DENSE_F32, Rng, small_shard, sparse, tiles};
+use gradmesh_compression::{
+    Codec, DecodeError, IndexCode, Section, TensorMode, Tile, VALUE_ABS_MAX, ValueBits, decode,
+    encode, reference,
+};
+
+const CODECS: [fn() -> Codec; 5] = [
+    || sparse(64, ValueBits::One),
+    || sparse(700, ValueBits::One),
+    || sparse(700, ValueBits::Two),
+    || DENSE_F32,
+    || DENSE_BF16,
+];
+
+fn small_frame(codec: Codec) -> (Vec<Tile>, Vec<u8>) {
+    let (tiles, values) = small_shard();
+    let mut bytes = Vec::new();
+    encode(&values, &tiles, codec, &mut bytes).unwrap();
+    (tiles, bytes)
+}
+
+/// What holds for any bytes: the fast decoder accepts what the reference accepts, with the same
+/// finite, bounded values. So an accepted frame is the one that its values encode to.
+fn check(bytes: &[u8], tiles: &[Tile], codec: Codec) -> bool {
+    let expected = reference::decode(bytes, tiles, codec);
+    match decode(bytes, tiles, codec) {
+        Ok(frame) => {
+            let mut values = vec![0.0; frame.elements()];
+            frame.dequantise_into(&mut values);
+            assert!(values.iter().all(|value| value.abs() <= VALUE_ABS_MAX));
+            assert_eq!(Some(values), expected);
+            true
+        }
+        Err(error) => {
+            assert_eq!(expected, None, "{error}");
+            false
+        }
+    }
+}
+
+#[test]
+fn every_single_bit_flip_is_refused_or_is_the_frame_of_other_values() {
+    for codec in CODECS {
+        let (tiles, bytes) = small_frame(codec());
+        let mut accepted = 0;
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            accepted += usize::from(check(&flipped, &tiles, codec()));
+        }
+        // A flipped sign is another valid frame.
+        assert!(accepted > 0);
+    }
+}
+
+#[test]
+fn every_truncated_frame_is_refused() {
+    for codec in CODECS {
+        let (tiles, bytes) = small_frame(codec());
+        for len in 0..bytes.len() {
+            assert!(!check(&bytes[..len], &tiles, codec()));
+            assert!(matches!(
+                decode(&bytes[..len], &tiles, codec()),
+                Err(DecodeError::Truncated { .. })
+            ));
+        }
+    }
+}
+
+#[test]
+fn bytes_after_the_frame_are_refused() {
+    for codec in CODECS {
+        for extra in [0, 1, 0xff] {
+            let (tiles, mut bytes) = small_frame(codec());
+            bytes.push(extra);
+            assert_eq!(
+                decode(&bytes, &tiles, codec()),
+                Err(DecodeError::Trailing { bytes: 1 })
+            );
+            bytes.extend([0; 100_000]);
+            assert_eq!(
+                decode(&bytes, &tiles, codec()),
+                Err(DecodeError::Trailing { bytes: 100_001 })
+            );
+        }
+    }
+}
+
+#[test]
+fn frame_of_another_codec_is_refused() {
+    for (own, other) in CODECS
+        .iter()
+        .flat_map(|a| CODECS.iter().map(move |b| (a(), b())))
+    {
+        let (tiles, bytes) = small_frame(own);
+        let result = decode(&bytes, &tiles, other);
+        if own == other {
+            assert!(result.is_ok());
+        } else {
+            let error = result.unwrap_err();
+            assert!(
+                matches!(error, DecodeError::CodecMismatch { expected, .. } if expected == other)
+            );
+        }
+    }
+}
+
+#[test]
+fn frame_of_another_number_of_tiles_is_refused() {
+    let (tiles, bytes) = small_frame(sparse(64, ValueBits::One));
+    assert_eq!(
+        decode(&bytes, &tiles[..3], sparse(64, ValueBits::One)),
+        Err(DecodeError::TileCountMismatch {
+            found: 4,
+            expected: 3
+        })
+    );
+    let mut claiming = bytes;
+    claiming[10..14].copy_from_slice(&u32::MAX.to_le_bytes());
+    assert_eq!(
+        decode(&claiming, &tiles, sparse(64, ValueBits::One)),
+        Err(DecodeError::TileCountMismatch {
+            found: u32::MAX,
+            expected: 4
+        })
+    );
+}
+
+/// A frame of one sparse tile of 64 elements, k = 256: four entries.
+struct Parts {
+    index_code: u8,
+    levels: Vec<u16>,
+    entry_values: u8,
+    indices: Vec<u8>,
+}
+
+const TWO: ValueBits = ValueBits::Two;
+
+impl Parts {
+    /// Levels 1 and 2; indices 1, 3, 8, 9 in Rice code r = 0: gaps 1, 1, 4, 0.
+    fn valid() -> Self {
+        Self {
+            index_code: 0,
+            levels: vec![0x3c00, 0x4000],
+            entry_values: 0b10_00_11_00,
+            indices: vec![0b0000_1010, 0b0000_0011],
+        }
+    }
+
+    fn decode(&self) -> Result<(), DecodeError> {
+        let tiles = tiles(&[(64, TensorMode::Sparse)]);
+        let codec = sparse(256, TWO);
+        let mut bytes = b"GMFR\x01\x01\x02".to_vec();
+        bytes.push(self.index_code);
+        bytes.extend([0, 1, 1, 0, 0, 0]);
+        bytes.extend(self.levels.iter().flat_map(|level| level.to_le_bytes()));
+        bytes.push(self.entry_values);
+        bytes.extend(&self.indices);
+        check(&bytes, &tiles, codec);
+        decode(&bytes, &tiles, codec).map(|_| ())
+    }
+}
+
+#[test]
+fn hand_made_frame_is_accepted() {
+    assert_eq!(Parts::valid().decode(), Ok(()));
+}
+
+#[test]
+fn foreign_magic_version_and_index_code_are_refused() {
+    let (tiles, bytes) = small_frame(DENSE_F32);
+    let with = |offset: usize, value: u8| {
+        let mut bytes = bytes.clone();
+        bytes[offset] = value;
+        decode(&bytes, &tiles, DENSE_F32).unwrap_err()
+    };
+    assert_eq!(with(3, b'S'), DecodeError::Magic { found: *b"GMFS" });
+    assert_eq!(with(4, 2), DecodeError::Version { found: 2 });
+    assert_eq!(with(7, 1), DecodeError::IndexCode { found: 1 });
+
+    let parts = Parts {
+        index_code: 13,
+        ..Parts::valid()
+    };
+    assert_eq!(parts.decode(), Err(DecodeError::IndexCode { found: 13 }));
+}
+
+#[test]
+fn levels_out_of_range_or_order_are_refused() {
+    for (low, high) in [
+        (0x4000, 0x3c00), // low above high
+        (0x3c00, 0x3c00), // equal
+        (0x3c00, 0x0000), // low without high
+        (0xbc00, 0x4000), // negative low
+        (0x8000, 0x4000), // negative zero
+        (0x3c00, 0x7801), // above 2^15
+        (0x3c00, 0x7c00), // infinity
+        (0x3c00, 0x7e00), // NaN
+        (0x7e00, 0x7e01), // NaN
+        (0x0000, 0x8000), // a short tile without level
+    ] {
+        let mut parts = Parts::valid();
+        parts.levels = vec![low, high];
+        assert_eq!(
+            parts.decode(),
+            Err(DecodeError::Levels { tile: 0, low, high })
+        );
+    }
+}
+
+#[test]
+fn entry_count_that_is_not_of_a_short_tile_is_refused() {
+    for found in [0, 4, 5, 64, u16::MAX] {
+        let mut parts = Parts::valid();
+        parts.levels = vec![0x3c00, 0xc000, found];
+        assert_eq!(
+            parts.decode(),
+            Err(DecodeError::EntryCount {
+                tile: 0,
+                found,
+                entries_max: 4
+            })
+        );
+    }
+}
+
+#[test]
+fn level_that_no_entry_uses_is_refused() {
+    for (low, entry_values) in [
+        (0x3c00, 0b10_10_11_10), // all high, but there is a low level
+        (0x3c00, 0b00_00_01_00), // none high
+        (0x0000, 0b10_00_11_10), // one low, but there is no low level
+    ] {
+        let mut parts = Parts::valid();
+        parts.levels[0] = low;
+        parts.entry_values = entry_values;
+        assert_eq!(parts.decode(), Err(DecodeError::UnusedLevel { tile: 0 }));
+    }
+}
+
+#[test]
+fn index_outside_the_tile_is_refused() {
+    // Gap 1, then more zero bits than the tile has elements.
+    let mut parts = Parts::valid();
+    parts.indices = [vec![0b10], vec![0; 8], vec![0b1111]].concat();
+    assert!(matches!(
+        parts.decode(),
+        Err(DecodeError::IndexOutOfTile {
+            tile: 0,
+            len: 64,
+            ..
+        })
+    ));
+    // Packed, index 64.
+    let mut parts = Parts::valid();
+    parts.index_code = 12;
+    parts.indices = vec![0x40, 0, 0, 0, 0, 0];
+    assert_eq!(
+        parts.decode(),
+        Err(DecodeError::IndexOutOfTile {
+            tile: 0,
+            index: 64,
+            len: 64
+        })
+    );
+    // A run of zero bits that would overflow any counter of indices.
+    let mut parts = Parts::valid();
+    parts.index_code = 11;
+    parts.indices = [vec![0; 1 << 20], vec![0xff; 10]].concat();
+    assert!(matches!(
+        parts.decode(),
+        Err(DecodeError::IndexOutOfTile { .. })
+    ));
+}
+
+#[test]
+fn packed_indices_out_of_order_are_refused() {
+    // 12 bits each: 1, 3, 3, 9 and 1, 3, 2, 9.
+    for (indices, index) in [
+        ([0x01, 0x30, 0x00, 0x03, 0x90, 0x00], 3),
+        ([0x01, 0x30, 0x00, 0x02, 0x90, 0x00], 2),
+    ] {
+        let parts = Parts {
+            index_code: 12,
+            indices: indices.to_vec(),
+            ..Parts::valid()
+        };
+        assert_eq!(
+            parts.decode(),
+            Err(DecodeError::IndexOrder { tile: 0, index })
+        );
+    }
+}
+
+#[test]
+fn longer_index_code_than_needed_is_refused() {
+    // Indices 1, 3, 8, 9 again, packed and with r = 1 (gaps 1, 1, 4, 0: 11 11 0010 10, ten bits
+    // like r = 0).
+    for (index_code, found, indices) in [
+        (
+            12,
+            IndexCode::Packed,
+            vec![0x01, 0x30, 0x00, 0x08, 0x90, 0x00],
+        ),
+        (1, IndexCode::Rice(1), vec![0b0100_1111, 0b01]),
+    ] {
+        let parts = Parts {
+            index_code,
+            indices,
+            ..Parts::valid()
+        };
+        assert_eq!(
+            parts.decode(),
+            Err(DecodeError::IndexCodeNotCanonical {
+                found,
+                canonical: IndexCode::Rice(0)
+            })
+        );
+    }
+}
+
+#[test]
+fn padding_must_be_zero() {
+    let mut parts = Parts::valid();
+    parts.indices[1] |= 0x80;
+    let section = Section::Indices;
+    assert_eq!(parts.decode(), Err(DecodeError::Padding { section }));
+
+    let tiles = tiles(&[(8, TensorMode::Sparse)]);
+    let codec = sparse(1024, ValueBits::One);
+    let mut bytes = Vec::new();
+    encode(&[1.0; 8], &tiles, codec, &mut bytes).unwrap();
+    // Header, one level, one byte for two signs.
+    bytes[16] |= 4;
+    let section = Section::EntryValues;
+    assert_eq!(
+        decode(&bytes, &tiles, codec),
+        Err(DecodeError::Padding { section })
+    );
+}
+
+#[test]
+fn dense_values_out_of_range_are_refused() {
+    let tiles = tiles(&[(2, TensorMode::Dense)]);
+    for value in [
+        f32::NAN,
+        f32::INFINITY,
+        f32::MIN,
+        -0.0,
+        f32::from_bits(VALUE_ABS_MAX.to_bits() + 0x1_0000),
+    ] {
+        let (high, all) = (value.to_bits() >> 16, value.to_bits());
+        let mut bytes = b"GMFR\x01\x03\0\0\0\0\x01\0\0\0\x80\x3f".to_vec();
+        bytes.extend(&high.to_le_bytes()[..2]);
+        assert!(!check(&bytes, &tiles, DENSE_BF16));
+        let error = decode(&bytes, &tiles, DENSE_BF16).unwrap_err();
+        assert!(
+            matches!(error, DecodeError::DenseValue { element: 1, .. }),
+            "{error}"
+        );
+
+        let mut bytes = b"GMFR\x01\x02\0\0\0\0\x01\0\0\0\0\0\x80\x3f".to_vec();
+        bytes.extend(all.to_le_bytes());
+        assert!(!check(&bytes, &tiles, DENSE_F32));
+        let error = decode(&bytes, &tiles, DENSE_F32).unwrap_err();
+        assert!(
+            matches!(error, DecodeError::DenseValue { element: 1, .. }),
+            "{error}"
+        );
+    }
+}
+
+/// The corpus of `fuzz/fuzz_targets/decode.rs` in small: valid frames, changed in one to eight
+/// places.
+#[test]
+fn mutated_frames_never_panic_and_never_encode_twice() {
+    const MUTATIONS: usize = 400_000;
+    let mut rng = Rng(0x6d65_7368);
+    let seeds: Vec<_> = CODECS
+        .iter()
+        .map(|codec| (codec(), small_frame(codec())))
+        .collect();
+    let mut accepted = 0;
+    for mutation in 0..MUTATIONS {
+        let (codec, (tiles, frame)) = &seeds[mutation % seeds.len()];
+        let mut bytes = frame.clone();
+        // The header is seldom changed: past it lies what can go wrong.
+        let first = if mutation % 64 == 0 { 0 } else { 14 };
+        for _ in 0..1 + rng.below(8) {
+            if bytes.len() <= first {
+                break;
+            }
+            let at = first + rng.below(bytes.len() - first);
+            match rng.below(6) {
+                0..3 => bytes[at] ^= 1 << rng.below(8),
+                3 => bytes[at] = [0, 0xff, 0x7f, 0x80][rng.below(4)],
+                4 => drop(bytes.remove(at)),
+                _ => bytes.insert(at, rng.next() as u8),
+            }
+        }
+        // The reference costs a hundred times as much: ask it where the decoder says yes, and now
+        // and then.
+        if mutation % 64 == 0 || decode(&bytes, tiles, *codec).is_ok() {
+            accepted += usize::from(check(&bytes, tiles, *codec));
+        }
+    }
+    assert!(
+        accepted > MUTATIONS / 1000,
+        "{accepted} frames accepted: the test reaches too little"
+    );
+}
