@@ -4,3 +4,6 @@
 
 pub mod blob;
 pub mod net;
+pub mod run_file;
+pub mod state_dir;
+pub mod store;
