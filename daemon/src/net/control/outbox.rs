@@ -2,9 +2,9 @@
 //!
 //! - **Lossy** events ([`Outbox::offer`]: gossip, incoming requests, addresses, subscriptions, round-trip times) are
 //!   handed back when the channel is full; the caller answers the peer (ignore, busy) and counts the drop.
-//! - **Kept** events ([`Outbox::push`]: connections, responses) wait in a backlog. It is bounded because a connect and a disconnect of one peer that both still wait cancel out, so a peer has at most two
-//!   entries, peers are bounded by the connection limits, and a response holds the permit of its request until it
-//!   is delivered.
+//! - **Kept** events ([`Outbox::push`]: connections, responses) wait in a backlog. It is bounded because a connect and
+//!   a disconnect of one peer that both still wait cancel out, so a peer has at most two entries, peers are bounded by
+//!   the connection limits, and a response holds the permit of its request until it is delivered.
 //!
 //! Order is kept: a lossy event is only accepted while the backlog is empty.
 
