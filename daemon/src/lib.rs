@@ -5,5 +5,7 @@
 pub mod blob;
 pub mod net;
 pub mod run_file;
+pub mod settings;
 pub mod state_dir;
 pub mod store;
+pub mod worker;

@@ -8,7 +8,7 @@
 //!
 //! Holds no model state: that is the driver's, beside it in the state directory.
 
-mod record;
+pub(crate) mod record;
 
 use std::io;
 use std::ops::RangeInclusive;
@@ -84,7 +84,9 @@ pub enum StoreError {
         source: io::Error,
     },
     /// A decision that does not continue the stored ones.
-    #[error("the decision of round {found} does not come after the stored ones; round {expected} does")]
+    #[error(
+        "the decision of round {found} does not come after the stored ones; round {expected} does"
+    )]
     NotNext {
         /// The round that comes next.
         expected: RoundId,
@@ -310,9 +312,8 @@ impl Store {
     fn meta(&self) -> Result<Meta, StoreError> {
         match self.value(KEY_META)? {
             None => Ok(Meta::default()),
-            Some(bytes) => {
-                record::unseal_meta(&bytes).map_err(|reason| self.damaged(format!("meta: {reason}")))
-            }
+            Some(bytes) => record::unseal_meta(&bytes)
+                .map_err(|reason| self.damaged(format!("meta: {reason}"))),
         }
     }
 
@@ -413,10 +414,7 @@ fn failure(path: &Path, error: redb::Error) -> StoreError {
 
 /// Runs `f`, taking a panic for damage: redb asserts on some of the bytes that a cut-off file lacks, and what is on
 /// disk must not stop the process without a word.
-fn guarded<T>(
-    path: &Path,
-    f: impl FnOnce() -> Result<T, DatabaseError>,
-) -> Result<T, StoreError> {
+fn guarded<T>(path: &Path, f: impl FnOnce() -> Result<T, DatabaseError>) -> Result<T, StoreError> {
     match catch_unwind(AssertUnwindSafe(f)) {
         Ok(result) => result.map_err(|error| failure(path, error.into())),
         Err(_) => Err(StoreError::Damaged {

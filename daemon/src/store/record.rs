@@ -21,6 +21,23 @@ pub(super) struct Meta {
     pub(super) data_dir: Option<String>,
 }
 
+/// A committed update whose round is not applied yet; see [`crate::worker`] for what its fields mean.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct InFlight {
+    pub(crate) round: u64,
+    /// Hash and length of each frame, in shard order.
+    pub(crate) frames: Vec<([u8; 32], u64)>,
+    pub(crate) feedback_before: [u8; 32],
+    pub(crate) feedback_after: [u8; 32],
+    pub(crate) segments_root: [u8; 32],
+    pub(crate) tokens: u64,
+    pub(crate) steps: u32,
+    pub(crate) loss_first_micronats: u64,
+    pub(crate) loss_last_micronats: u64,
+    pub(crate) build: String,
+    pub(crate) device: String,
+}
+
 #[derive(Encode, Decode)]
 struct Sealed {
     checksum: [u8; CHECKSUM_BYTES],
@@ -74,6 +91,16 @@ pub(super) fn seal_meta(meta: &Meta) -> Vec<u8> {
 
 /// Reads what [`seal_meta`] wrote.
 pub(super) fn unseal_meta(bytes: &[u8]) -> Result<Meta, String> {
+    decode(&unseal(bytes)?)
+}
+
+/// Bytes of an update in flight, or of there being none, sealed.
+pub(crate) fn seal_in_flight(in_flight: &Option<InFlight>) -> Vec<u8> {
+    seal(bincode::encode_to_vec(in_flight, config()).expect("plain fields encode"))
+}
+
+/// Reads what [`seal_in_flight`] wrote.
+pub(crate) fn unseal_in_flight(bytes: &[u8]) -> Result<Option<InFlight>, String> {
     decode(&unseal(bytes)?)
 }
 

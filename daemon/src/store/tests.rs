@@ -126,7 +126,10 @@ fn a_second_daemon_on_the_same_directory_gets_a_clear_error() {
     let (_temp, dir) = state_dir();
     let first = Store::open(&dir).unwrap();
     let error = Store::open(&dir).map(|_| ()).unwrap_err();
-    assert!(error.to_string().contains("in use by another daemon"), "{error}");
+    assert!(
+        error.to_string().contains("in use by another daemon"),
+        "{error}"
+    );
     drop(first);
     Store::open(&dir).unwrap();
 }
@@ -138,10 +141,19 @@ fn a_file_that_was_cut_off_is_damaged_and_left_alone() {
     let whole = fs::read(dir.store()).unwrap();
     for length in [0, 1, 100, 4096, whole.len() / 2, whole.len() - 4096] {
         fs::write(dir.store(), &whole[..length]).unwrap();
-        let error = Store::open(&dir).map(|_| ()).expect_err("part of the file is missing");
-        assert!(matches!(error, StoreError::Damaged { .. }), "{length}: {error}");
+        let error = Store::open(&dir)
+            .map(|_| ())
+            .expect_err("part of the file is missing");
+        assert!(
+            matches!(error, StoreError::Damaged { .. }),
+            "{length}: {error}"
+        );
         assert!(error.to_string().contains("node.key"), "{error}");
-        assert_eq!(fs::read(dir.store()).unwrap(), whole[..length], "length {length}");
+        assert_eq!(
+            fs::read(dir.store()).unwrap(),
+            whole[..length],
+            "length {length}"
+        );
     }
     fs::write(dir.store(), &whole).unwrap();
     assert_eq!(Store::open(&dir).unwrap().all_decisions().unwrap().len(), 2);
@@ -165,8 +177,15 @@ fn changed_bytes_of_a_value_never_pass_for_a_decision() {
     let places: Vec<_> = (0..whole.len() - 32)
         .filter(|at| whole[*at..*at + 32] == needle)
         .collect();
-    assert!(!places.is_empty(), "the decisions' state root is in the file");
-    let mut file = OpenOptions::new().read(true).write(true).open(dir.store()).unwrap();
+    assert!(
+        !places.is_empty(),
+        "the decisions' state root is in the file"
+    );
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(dir.store())
+        .unwrap();
     for place in places {
         let mut byte = [0];
         file.seek(SeekFrom::Start(place as u64)).unwrap();
@@ -188,7 +207,10 @@ fn another_schema_is_refused_by_its_number() {
         store.set_value(KEY_SCHEMA, &7u32.to_le_bytes()).unwrap();
     }
     let error = Store::open(&dir).map(|_| ()).unwrap_err();
-    assert!(matches!(error, StoreError::Schema { found: 7, .. }), "{error}");
+    assert!(
+        matches!(error, StoreError::Schema { found: 7, .. }),
+        "{error}"
+    );
 }
 
 #[test]
