@@ -6,4 +6,6 @@ pub mod blob;
 pub mod net;
 pub mod run_file;
 pub mod state_dir;
+pub mod status;
 pub mod store;
+pub mod terminal;

@@ -30,8 +30,7 @@ const PPM: f64 = 1e6;
 /// Models that a run file may name instead of a path: name and `config.json`.
 ///
 /// `demo-1m`: 956 thousand parameters over bytes; learns real text on two cores within minutes.
-pub const MODEL_PRESETS: [(&str, &str); 1] =
-    [("demo-1m", include_str!("../assets/demo-1m.json"))];
+pub const MODEL_PRESETS: [(&str, &str); 1] = [("demo-1m", include_str!("../assets/demo-1m.json"))];
 
 /// See the module documentation. Relative paths are relative to the run file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -522,14 +521,21 @@ impl RunFile {
         let presets = || MODEL_PRESETS.map(|(name, _)| name).join(", ");
         let name = self.model.config.as_str();
         if name.is_empty() {
-            return Err(format!("missing; the path of a config.json, or one of {}", presets()));
+            return Err(format!(
+                "missing; the path of a config.json, or one of {}",
+                presets()
+            ));
         }
         let text = match MODEL_PRESETS.iter().find(|(preset, _)| *preset == name) {
             Some((_, json)) => (*json).to_owned(),
             None => {
                 let path = base.join(name);
                 read_text(&path).map_err(|error| {
-                    format!("{}: {error}; a config.json, or one of {}", path.display(), presets())
+                    format!(
+                        "{}: {error}; a config.json, or one of {}",
+                        path.display(),
+                        presets()
+                    )
                 })?
             }
         };
@@ -586,7 +592,10 @@ impl RunFile {
         };
         let nesterov = self.outer.rule == Rule::Nesterov;
         let outer_rate = self.outer.rate.unwrap_or(if nesterov { 0.7 } else { 2.0 });
-        let momentum = self.outer.momentum.unwrap_or(if nesterov { 0.9 } else { 0.0 });
+        let momentum = self
+            .outer
+            .momentum
+            .unwrap_or(if nesterov { 0.9 } else { 0.0 });
         Manifest {
             name: self.name.clone(),
             launcher,
@@ -670,7 +679,10 @@ fn to_ppm(value: f64) -> Result<u32, String> {
     let scaled = value * PPM;
     let rounded = scaled.round();
     if !(0.0..=f64::from(u32::MAX)).contains(&rounded) {
-        return Err(format!("{value} is not a number from 0 to {}", f64::from(u32::MAX) / PPM));
+        return Err(format!(
+            "{value} is not a number from 0 to {}",
+            f64::from(u32::MAX) / PPM
+        ));
     }
     // A decimal with six digits is off by at most 2^-53 of itself as f64, times 10^6 by less than 10^-6 in this range.
     if (scaled - rounded).abs() > 1e-6 {
@@ -700,7 +712,10 @@ fn read_text(path: &Path) -> std::io::Result<String> {
         .read_to_string(&mut text)?;
     if text.len() as u64 > TEXT_BYTES_MAX {
         let problem = format!("longer than {TEXT_BYTES_MAX} bytes");
-        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, problem));
+        return Err(std::io::Error::new(
+            std::io::ErrorKind::FileTooLarge,
+            problem,
+        ));
     }
     Ok(text)
 }

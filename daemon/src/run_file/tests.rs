@@ -39,7 +39,9 @@ fn facts() -> DataFacts {
 #[test]
 fn the_smallest_run_file_gives_a_sound_manifest_with_the_defaults() {
     let manifest =
-        load(SMALLEST).unwrap().manifest(PeerKey([1; 32]), Hash::of_content(b"seed"), &facts());
+        load(SMALLEST)
+            .unwrap()
+            .manifest(PeerKey([1; 32]), Hash::of_content(b"seed"), &facts());
     assert_eq!(manifest.validate(), []);
     assert_eq!(manifest.inner.learning_rate_ppm, 400);
     assert_eq!(manifest.inner.beta2_ppm, 950_000);
@@ -54,7 +56,9 @@ fn the_smallest_run_file_gives_a_sound_manifest_with_the_defaults() {
 #[test]
 fn nesterov_brings_its_own_rate_and_momentum() {
     let text = format!("{SMALLEST}\nouter.rule = \"nesterov\"");
-    let manifest = load(&text).unwrap().manifest(PeerKey([1; 32]), Hash::ZERO, &facts());
+    let manifest = load(&text)
+        .unwrap()
+        .manifest(PeerKey([1; 32]), Hash::ZERO, &facts());
     assert_eq!(manifest.outer.rate_ppm, 700_000);
     assert_eq!(manifest.outer.momentum_ppm, 900_000);
 }
@@ -63,7 +67,9 @@ fn nesterov_brings_its_own_rate_and_momentum() {
 fn a_named_seed_wins_over_the_drawn_one() {
     let seed = Hash::of_content(b"named");
     let text = format!("seed = \"{seed}\"\n{SMALLEST}");
-    let manifest = load(&text).unwrap().manifest(PeerKey([1; 32]), Hash::ZERO, &facts());
+    let manifest = load(&text)
+        .unwrap()
+        .manifest(PeerKey([1; 32]), Hash::ZERO, &facts());
     assert_eq!(manifest.seed, seed);
 }
 
@@ -118,7 +124,9 @@ fn every_fault_is_listed_at_once_with_its_key_and_what_is_allowed() {
 
 #[test]
 fn a_section_of_the_wrong_kind_is_a_fault_of_that_section() {
-    let found = faults("name = \"x\"\ncodec = 5\n[model]\nconfig = \"demo-1m\"\n[data]\ndir = \"text\"\n[schedule]\nrounds = 1\n");
+    let found = faults(
+        "name = \"x\"\ncodec = 5\n[model]\nconfig = \"demo-1m\"\n[data]\ndir = \"text\"\n[schedule]\nrounds = 1\n",
+    );
     assert_eq!(found.len(), 1, "{found:?}");
     assert_eq!(found[0].0, "codec");
 }
@@ -147,7 +155,10 @@ fn text_that_is_no_toml_is_refused_with_its_line() {
 #[test]
 fn a_run_file_that_is_not_there_is_told_by_its_path() {
     let error = LoadedRunFile::load(Path::new("/nowhere/run.toml")).unwrap_err();
-    assert!(error.to_string().starts_with("run file /nowhere/run.toml:"), "{error}");
+    assert!(
+        error.to_string().starts_with("run file /nowhere/run.toml:"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -194,7 +205,8 @@ fn the_example_loads_and_shows_every_key_with_its_default() {
 }
 
 fn is_key(text: &str) -> bool {
-    text.chars().all(|c| c.is_ascii_lowercase() || c == '_' || c.is_ascii_digit())
+    text.chars()
+        .all(|c| c.is_ascii_lowercase() || c == '_' || c.is_ascii_digit())
 }
 
 #[test]
@@ -207,7 +219,13 @@ fn a_run_file_survives_being_written_and_read() {
 
 #[test]
 fn rates_become_parts_per_million_exactly() {
-    for (value, ppm) in [(0.0, 0), (2.0, 2_000_000), (3e-3, 3000), (0.999_999, 999_999), (4294.967295, u32::MAX)] {
+    for (value, ppm) in [
+        (0.0, 0),
+        (2.0, 2_000_000),
+        (3e-3, 3000),
+        (0.999_999, 999_999),
+        (4294.967295, u32::MAX),
+    ] {
         assert_eq!(to_ppm(value), Ok(ppm), "{value}");
     }
     for value in [-1e-6, 4295.0, 1e-7, 0.000_000_5, f64::NAN, f64::INFINITY] {
