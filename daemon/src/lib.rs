@@ -5,7 +5,7 @@
 pub mod blob;
 pub mod net;
 pub mod run_file;
-pub mod settings;
+pub mod run_settings;
 pub mod state_dir;
 pub mod status;
 pub mod store;
