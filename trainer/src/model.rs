@@ -227,7 +227,7 @@ impl ModelConfig {
                     "hidden_size {} is not a multiple of num_attention_heads {}, and head_dim is not given",
                     self.hidden_size, self.num_attention_heads
                 ));
-            } else if self.head_dim() % 2 != 0 {
+            } else if !self.head_dim().is_multiple_of(2) {
                 faults.push(format!(
                     "head_dim {} is odd: rotary embedding turns pairs",
                     self.head_dim()
