@@ -220,13 +220,13 @@ async fn data_file(
         source,
     };
     if let Ok(bytes) = tokio::fs::read(&path).await
-        && Hash::of_content(&bytes).0 == file.hash
+        && Hash::of_content(&bytes).0 == file.blake3
     {
         return Ok(());
     }
     let deadline = Instant::now() + PIECE_TIMEOUT;
     let fetched = bulk
-        .fetch(file.hash, file.bytes, &[source], deadline)
+        .fetch(file.blake3, file.bytes, &[source], deadline)
         .await
         .map_err(|failed| DataFetchError::File {
             path: file.path.clone(),
