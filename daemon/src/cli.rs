@@ -1,0 +1,248 @@
+//! The command line. Names are stable: scripts rely on them.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use libp2p::Multiaddr;
+
+use crate::machine::check_device;
+
+/// Train one model together, over the internet, without trusting each other.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "gradmesh",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// For every command.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags of every command.
+#[derive(Clone, Debug, Default, Args)]
+pub struct GlobalArgs {
+    /// State directory of the run [default: one folder per run in the user's data directory]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Settings file [default: config.toml in the user's configuration directory]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// What to log to stderr, for example `debug` or `warn,gradmesh=trace`
+    #[arg(long, global = true, value_name = "FILTER")]
+    pub log: Option<String>,
+    /// The process to end with.
+    #[arg(long, global = true, hide = true, value_name = "PID")]
+    pub parent_pid: Option<i32>,
+}
+
+/// How a daemon takes part.
+#[derive(Clone, Debug, Default, Args)]
+pub struct PeerArgs {
+    /// Where the control plane listens, as a multiaddress; may be repeated [default: /ip4/0.0.0.0/udp/4700/quic-v1]
+    #[arg(long, value_name = "MULTIADDR")]
+    pub listen: Vec<Multiaddr>,
+    /// Where the bulk plane listens (UDP) [default: 0.0.0.0:4701]
+    #[arg(long, value_name = "IP:PORT")]
+    pub bulk_listen: Option<SocketAddr>,
+    /// Where the status page listens (TCP); port 0 takes a free one [default: 127.0.0.1:4702]
+    #[arg(long, value_name = "IP:PORT")]
+    pub status_listen: Option<SocketAddr>,
+    /// Threads of local training [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroU16>,
+    /// Where to train: auto, cpu or cuda:N [default: auto]
+    #[arg(long, value_name = "DEVICE", value_parser = check_device)]
+    pub device: Option<String>,
+    /// End when the run is finished, instead of serving those who still need its last rounds
+    #[arg(long)]
+    pub exit_when_finished: bool,
+}
+
+/// The commands.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Train a small model with several peers on this machine, and say what it cost
+    Demo(DemoArgs),
+    /// Launch a run and print the ticket with which others join it
+    Launch(LaunchArgs),
+    /// Join a run
+    Join(JoinArgs),
+    /// What the daemon does now, and why it waits
+    Status(JsonArg),
+    /// Ask the daemon to leave its run
+    Leave(JsonArg),
+    /// Checkpoints of a run
+    #[command(subcommand)]
+    Checkpoint(CheckpointCommand),
+    /// Check libtorch, device, clock, disk and ports of this machine
+    Doctor(DoctorArgs),
+}
+
+/// `--json` alone.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct JsonArg {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `gradmesh demo`
+#[derive(Clone, Debug, Args)]
+pub struct DemoArgs {
+    /// Peers, the launcher included
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub peers: u32,
+    /// Rounds to train [default: as the demo's run file says]
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub rounds: Option<u64>,
+    /// Directory for everything that the demo writes; must be new or empty [default: a new one in the user's data
+    /// directory]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Directory of text to train on [default: source text of the local cargo registry]
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Write the summary as JSON to this file; `-` prints it instead of the text
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// `gradmesh launch`
+#[derive(Clone, Debug, Args)]
+pub struct LaunchArgs {
+    /// The run file; examples/run.toml shows every key
+    #[arg(value_name = "RUN.toml")]
+    pub run_file: PathBuf,
+    /// How this machine takes part.
+    #[command(flatten)]
+    pub peer: PeerArgs,
+    /// Print the ticket as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `gradmesh join`
+#[derive(Clone, Debug, Args)]
+pub struct JoinArgs {
+    /// The ticket that `gradmesh launch` printed; without it, the run of --dir goes on
+    pub ticket: Option<String>,
+    /// Directory with the run's training text, byte for byte the launcher's
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// How this machine takes part.
+    #[command(flatten)]
+    pub peer: PeerArgs,
+    /// Print what was joined as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `gradmesh checkpoint`
+#[derive(Clone, Debug, Subcommand)]
+pub enum CheckpointCommand {
+    /// List the checkpoints of a run
+    List(JsonArg),
+    /// Read a checkpoint whole and check it
+    Verify {
+        /// The checkpoint
+        #[arg(value_name = "DIR")]
+        checkpoint: PathBuf,
+        /// Print JSON
+        #[command(flatten)]
+        json: JsonArg,
+    },
+    /// Copy a checkpoint to a new directory, ready for Hugging Face `transformers`
+    Export {
+        /// Where to; must be new or empty
+        #[arg(value_name = "DIR")]
+        target: PathBuf,
+        /// The checkpoint after this round [default: the newest]
+        #[arg(long, value_name = "R")]
+        round: Option<u64>,
+        /// Print JSON
+        #[command(flatten)]
+        json: JsonArg,
+    },
+}
+
+/// `gradmesh doctor`
+#[derive(Clone, Debug, Args)]
+pub struct DoctorArgs {
+    /// What to check.
+    #[command(flatten)]
+    pub peer: PeerArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(words: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(words.split_whitespace())
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn stable_names_are_understood() {
+        for words in [
+            "gradmesh demo",
+            "gradmesh demo --peers 3 --rounds 5 --out o --data d --json f.json",
+            "gradmesh launch run.toml --json --dir d --listen /ip4/127.0.0.1/udp/0/quic-v1 --bulk-listen 127.0.0.1:0",
+            "gradmesh --dir d join gm1abc --data d --status-listen 127.0.0.1:0 --threads 2 --device cuda:1",
+            "gradmesh join --dir d",
+            "gradmesh status --json",
+            "gradmesh leave --dir d --json",
+            "gradmesh checkpoint list --json",
+            "gradmesh checkpoint verify c --json",
+            "gradmesh checkpoint export c --round 3",
+            "gradmesh doctor --json --log debug",
+        ] {
+            parse(words).unwrap_or_else(|error| panic!("{words}: {error}"));
+        }
+    }
+
+    #[test]
+    fn mistakes_are_usage_errors() {
+        for words in [
+            "gradmesh",
+            "gradmesh launch",
+            "gradmesh demo --peers 0",
+            "gradmesh demo --rounds many",
+            "gradmesh join t --threads 0",
+            "gradmesh join t --device tpu",
+            "gradmesh launch r --listen 127.0.0.1:1",
+            "gradmesh status --colour",
+        ] {
+            let error = parse(words).map(|_| ()).expect_err(words);
+            assert_eq!(error.exit_code(), 2, "{words}");
+        }
+    }
+
+    #[test]
+    fn flags_of_every_command_may_stand_before_or_behind_it() {
+        for words in ["gradmesh --dir x status", "gradmesh status --dir x"] {
+            assert_eq!(
+                parse(words).unwrap().global.dir,
+                Some("x".into()),
+                "{words}"
+            );
+        }
+    }
+}

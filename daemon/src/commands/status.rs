@@ -1,0 +1,209 @@
+//! `gradmesh status`
+
+use std::fmt::Write;
+
+use anyhow::Context;
+
+use super::{print_json, running};
+use crate::cli::GlobalArgs;
+use crate::status::{DENSE_BITS, Status, client};
+use crate::terminal::{bytes, loss, percent, table};
+
+/// Rounds shown; all that the daemon keeps are in `--json`.
+const ROUNDS_SHOWN: usize = 10;
+
+pub(super) async fn run(global: &GlobalArgs, json: bool) -> anyhow::Result<()> {
+    let (dir, address) = running(global).await?;
+    let status = client::status(&address.url).await.with_context(|| {
+        format!(
+            "the daemon of {} does not run; start it with `gradmesh launch` or `gradmesh join`",
+            dir.path().display()
+        )
+    })?;
+    if json {
+        return print_json(&status);
+    }
+    print!("{}", render(&status));
+    println!("page        {}", address.url);
+    println!("state       {}", dir.path().display());
+    Ok(())
+}
+
+fn render(status: &Status) -> String {
+    let mut text = String::new();
+    // Writing into a String does not fail.
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<11} {value}");
+    };
+    let identity = &status.identity;
+    let short = |hex: &str| hex.chars().take(8).collect::<String>();
+    line(
+        "run",
+        format!("{} ({})", identity.name, short(&identity.run)),
+    );
+    line(
+        "peer",
+        format!("{}, training on {}", short(&identity.peer), identity.device),
+    );
+    line(
+        "round",
+        format!(
+            "{} of {}: {}",
+            status.round,
+            identity.rounds,
+            status.phase.words()
+        ),
+    );
+    if let Some(waits_for) = &status.waits_for {
+        line("waits for", waits_for.clone());
+    }
+    if let Some(problem) = &status.problem {
+        line("problem", problem.clone());
+    }
+    let number = |round: Option<u64>| round.map_or("-".to_owned(), |round| round.to_string());
+    let root = status
+        .state_root
+        .map_or("-".to_owned(), |root| root.short());
+    line(
+        "decided",
+        format!(
+            "{}, applied {}, state root {root}",
+            number(status.decided),
+            number(status.applied)
+        ),
+    );
+    let traffic = &status.traffic;
+    line(
+        "bytes",
+        format!(
+            "in {} + {} bulk, out {} + {} bulk",
+            bytes(traffic.control_in),
+            bytes(traffic.bulk_in),
+            bytes(traffic.control_out),
+            bytes(traffic.bulk_out)
+        ),
+    );
+    if let Some(bits) = status.bits_per_param {
+        let times = if bits > 0.0 {
+            DENSE_BITS / bits
+        } else {
+            f64::INFINITY
+        };
+        line(
+            "update",
+            format!("{bits:.3} bits per parameter, {times:.0} times less than f32"),
+        );
+    }
+    line(
+        "in sync",
+        format!("{} of the time", percent(status.sync_share)),
+    );
+    if let Some(checkpoint) = &status.checkpoint {
+        line(
+            "checkpoint",
+            format!(
+                "after round {}: {}",
+                checkpoint.round,
+                checkpoint.path.display()
+            ),
+        );
+    }
+    if let Some(ticket) = &status.ticket {
+        line("ticket", ticket.clone());
+    }
+    if !status.roster.is_empty() {
+        let rows: Vec<_> = status
+            .roster
+            .iter()
+            .map(|peer| {
+                vec![
+                    format!("{}{}", peer.peer, if peer.own { " (this one)" } else { "" }),
+                    if peer.connected { "up" } else { "down" }.to_owned(),
+                    number(peer.accepted_round),
+                    loss(peer.loss),
+                ]
+            })
+            .collect();
+        text.push('\n');
+        text.push_str(&table(&["peer", "link", "last round", "loss"], &rows));
+    }
+    if !status.history.is_empty() {
+        let rows: Vec<_> = status
+            .history
+            .iter()
+            .skip(status.history.len().saturating_sub(ROUNDS_SHOWN))
+            .map(|round| {
+                let part = |part: Option<f64>| part.map_or("-".to_owned(), |s| format!("{s:.2}"));
+                vec![
+                    round.round.to_string(),
+                    loss(round.loss_first),
+                    loss(round.loss_last),
+                    format!("{}/{}", round.members, round.roster),
+                    bytes(round.frame_bytes),
+                    part(round.seconds.map(|s| s.train)),
+                    part(round.seconds.map(|s| s.sync())),
+                    round.root.map_or("-".to_owned(), |root| root.short()),
+                ]
+            })
+            .collect();
+        let heads = [
+            "round",
+            "loss first",
+            "last",
+            "updates",
+            "frames",
+            "train s",
+            "sync s",
+            "root",
+        ];
+        text.push('\n');
+        text.push_str(&table(&heads, &rows));
+    }
+    text.push('\n');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::{Identity, PeerStatus, Phase, RoundStatus, StatusHandle};
+
+    #[test]
+    fn the_reason_for_waiting_is_told_in_words() {
+        let handle = StatusHandle::new();
+        handle.set_identity(Identity {
+            name: "demo".into(),
+            rounds: 9,
+            parameters: 1000,
+            ..Identity::default()
+        });
+        handle.set_phase(
+            3,
+            Phase::Exchanging,
+            Some("updates of a1b2c3d4 and 00ff00ff".into()),
+        );
+        handle.set_roster(vec![PeerStatus {
+            peer: "a1b2c3d4".into(),
+            own: true,
+            connected: true,
+            accepted_round: Some(2),
+            loss: Some(2.5),
+        }]);
+        handle.set_decided(RoundStatus {
+            round: 2,
+            members: 1,
+            roster: 1,
+            frame_bytes: 125,
+            ..RoundStatus::default()
+        });
+        let text = render(&handle.snapshot());
+        for part in [
+            "round       3 of 9: exchanging updates\n",
+            "waits for   updates of a1b2c3d4 and 00ff00ff\n",
+            "1.000 bits per parameter, 32 times less than f32",
+            "a1b2c3d4 (this one)    up           2  2.500\n",
+        ] {
+            assert!(text.contains(part), "{part:?} is missing in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! What the demo found, from the last statuses of its peers.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use gradmesh_protocol::hash::Hash;
+use serde::Serialize;
+
+use crate::status::{DENSE_BITS, Status};
+use crate::terminal::{bytes, percent, seconds};
+
+/// Bytes of a parameter in a dense f32 update.
+const DENSE_BYTES: u128 = 4;
+
+/// Names are stable: scripts rely on them.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Summary {
+    /// Peers, the launcher included.
+    pub(super) peers: usize,
+    /// Training rounds.
+    pub(super) rounds: u64,
+    /// Mean first loss of the first round, nats per token.
+    pub(super) loss_first: f64,
+    /// Mean last loss of the last round.
+    pub(super) loss_last: f64,
+    /// Whether all peers had the same state root after every round.
+    pub(super) roots_equal: bool,
+    /// Bytes that one peer sent over both planes during the whole run, everything included, mean over the peers.
+    pub(super) bytes_wan_per_peer: u64,
+    /// Bytes that it would have sent if every update had gone to every other member as dense f32.
+    pub(super) bytes_dense_f32: u64,
+    /// Bits of an update per parameter.
+    pub(super) bits_per_param: f64,
+    /// Share of the rounds' time that was not training, mean over the peers.
+    pub(super) sync_share: f64,
+    /// From the start of the demo until all peers had finished.
+    pub(super) wall_s: f64,
+    /// The launcher's last checkpoint.
+    pub(super) checkpoint: CheckpointSummary,
+}
+
+/// A checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct CheckpointSummary {
+    /// Its state root.
+    pub(super) root: Hash,
+    /// Its directory.
+    pub(super) path: PathBuf,
+}
+
+impl Summary {
+    /// From the statuses of finished peers, the launcher's first; `None` if one of them lacks a figure.
+    pub(super) fn of(statuses: &[Status], wall: Duration) -> Option<Summary> {
+        let launcher = statuses.first()?;
+        let history = &launcher.history;
+        let checkpoint = launcher.checkpoint.as_ref()?;
+        let peers = statuses.len();
+        let sent = statuses
+            .iter()
+            .map(|s| u128::from(s.traffic.control_out) + u128::from(s.traffic.bulk_out))
+            .sum::<u128>();
+        let updates_sent: u128 = history
+            .iter()
+            .map(|round| u128::from(round.members) * u128::from(round.roster.saturating_sub(1)))
+            .sum();
+        let dense = updates_sent * u128::from(launcher.identity.parameters) * DENSE_BYTES;
+        let per_peer = |total: u128| u64::try_from(total / peers as u128).unwrap_or(u64::MAX);
+        let shares: Vec<f64> = statuses.iter().filter_map(|s| s.sync_share).collect();
+        Some(Summary {
+            peers,
+            rounds: launcher.identity.rounds,
+            loss_first: history.iter().find_map(|round| round.loss_first)?,
+            loss_last: history.iter().rev().find_map(|round| round.loss_last)?,
+            roots_equal: roots_equal(statuses),
+            bytes_wan_per_peer: per_peer(sent),
+            bytes_dense_f32: per_peer(dense),
+            bits_per_param: launcher.bits_per_param?,
+            sync_share: (!shares.is_empty())
+                .then(|| shares.iter().sum::<f64>() / shares.len() as f64)?,
+            wall_s: wall.as_secs_f64(),
+            checkpoint: CheckpointSummary {
+                root: checkpoint.root,
+                path: checkpoint.path.clone(),
+            },
+        })
+    }
+
+    /// For people.
+    pub(super) fn text(&self, out: &Path) -> String {
+        let mut text = String::from("\n");
+        // Writing into a String does not fail.
+        let mut line = |name: &str, value: String| {
+            let _ = writeln!(text, "{name:<12} {value}");
+        };
+        let times = |less: f64, more: f64| {
+            if less > 0.0 {
+                more / less
+            } else {
+                f64::INFINITY
+            }
+        };
+        line(
+            "loss",
+            format!(
+                "{:.3} -> {:.3} in {} rounds with {} peers",
+                self.loss_first, self.loss_last, self.rounds, self.peers
+            ),
+        );
+        let saved = times(self.bytes_wan_per_peer as f64, self.bytes_dense_f32 as f64);
+        line(
+            "on the wire",
+            format!(
+                "{} sent per peer, all told; {} as dense f32: {saved:.0} times less",
+                bytes(self.bytes_wan_per_peer),
+                bytes(self.bytes_dense_f32)
+            ),
+        );
+        line(
+            "update",
+            format!(
+                "{:.3} bits per parameter: {:.0} times less than f32",
+                self.bits_per_param,
+                times(self.bits_per_param, DENSE_BITS)
+            ),
+        );
+        line(
+            "in sync",
+            format!("{} of the time", percent(Some(self.sync_share))),
+        );
+        let roots = if self.roots_equal {
+            "equal on every peer after every round"
+        } else {
+            "DIFFERENT between peers"
+        };
+        line("state roots", roots.to_owned());
+        line("checkpoint", format!("{}", self.checkpoint.path.display()));
+        line("", format!("root {}", self.checkpoint.root));
+        line("wall time", seconds(self.wall_s));
+        line("everything", format!("is in {}", out.display()));
+        text
+    }
+}
+
+/// Whether every round has one root, whoever knows it, and every peer knows that of the last round.
+fn roots_equal(statuses: &[Status]) -> bool {
+    let rounds: BTreeSet<u64> = statuses
+        .iter()
+        .flat_map(|status| status.history.iter().map(|round| round.round))
+        .collect();
+    let root_of = |status: &Status, round: u64| -> Option<Hash> {
+        status.history.iter().find(|r| r.round == round)?.root
+    };
+    let one_root = rounds.iter().all(|round| {
+        let roots: BTreeSet<Hash> = statuses.iter().filter_map(|s| root_of(s, *round)).collect();
+        roots.len() == 1
+    });
+    let last = rounds.last();
+    let all_know = last.is_some_and(|last| statuses.iter().all(|s| root_of(s, *last).is_some()));
+    one_root && all_know
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::{
+        CheckpointStatus, Identity, Phase, RoundSeconds, RoundStatus, StatusHandle, Traffic,
+    };
+
+    /// A peer that finished two rounds, with `root` after the second.
+    fn finished(root: &[u8]) -> Status {
+        let handle = StatusHandle::new();
+        handle.set_identity(Identity {
+            parameters: 1000,
+            rounds: 2,
+            ..Identity::default()
+        });
+        for round in 1..=2 {
+            handle.set_decided(RoundStatus {
+                round,
+                members: 2,
+                roster: 2,
+                frame_bytes: 50,
+                loss_first: Some(6.0 - round as f64),
+                loss_last: Some(5.5 - round as f64),
+                ..RoundStatus::default()
+            });
+        }
+        let seconds = RoundSeconds {
+            train: 3.0,
+            exchange: 1.0,
+            ..RoundSeconds::default()
+        };
+        handle.set_applied(1, Hash::of_content(b"one"), Some(seconds));
+        handle.set_applied(2, Hash::of_content(root), Some(seconds));
+        handle.set_traffic(Traffic {
+            control_out: 10,
+            bulk_out: 30,
+            control_in: 7,
+            bulk_in: 9,
+        });
+        handle.set_checkpoint(CheckpointStatus {
+            round: 2,
+            root: Hash::of_content(root),
+            path: "/out/round-000002".into(),
+        });
+        handle.set_phase(2, Phase::Finished, None);
+        handle.snapshot()
+    }
+
+    #[test]
+    fn figures_follow_from_the_statuses() {
+        let statuses = [finished(b"two"), finished(b"two")];
+        let summary = Summary::of(&statuses, Duration::from_secs(8)).unwrap();
+        assert_eq!(summary.peers, 2);
+        assert_eq!((summary.loss_first, summary.loss_last), (5.0, 3.5));
+        assert!(summary.roots_equal);
+        assert_eq!(summary.bytes_wan_per_peer, 40);
+        // Two rounds, in each of which a peer sends 4000 bytes to the one other.
+        assert_eq!(summary.bytes_dense_f32, 8000);
+        // 100 bytes for four updates of 1000 parameters.
+        assert_eq!(summary.bits_per_param, 0.2);
+        assert_eq!(summary.sync_share, 0.25);
+        let json = serde_json::to_value(&summary).unwrap();
+        let keys: Vec<_> = json.as_object().unwrap().keys().cloned().collect();
+        for key in [
+            "peers",
+            "rounds",
+            "loss_first",
+            "loss_last",
+            "roots_equal",
+            "bytes_wan_per_peer",
+            "bytes_dense_f32",
+            "bits_per_param",
+            "sync_share",
+            "wall_s",
+            "checkpoint",
+        ] {
+            assert!(keys.iter().any(|k| k == key), "{key}");
+        }
+        assert_eq!(json["checkpoint"]["path"], "/out/round-000002");
+    }
+
+    #[test]
+    fn a_root_that_differs_or_is_missing_at_the_end_is_noticed() {
+        assert!(!roots_equal(&[finished(b"two"), finished(b"other")]));
+        let mut behind = finished(b"two");
+        behind.history.pop_back();
+        assert!(!roots_equal(&[finished(b"two"), behind]));
+        // A peer that came late knows no earlier roots.
+        let mut late = finished(b"two");
+        late.history.pop_front();
+        assert!(roots_equal(&[finished(b"two"), late]));
+        assert!(!roots_equal(&[]));
+    }
+
+    #[test]
+    fn a_peer_without_a_checkpoint_gives_no_summary() {
+        let mut status = finished(b"two");
+        status.checkpoint = None;
+        assert_eq!(Summary::of(&[status], Duration::ZERO), None);
+    }
+}
