@@ -30,8 +30,8 @@ use tokio::time::{Instant, sleep_until};
 use super::bootstrap::Prepared;
 use super::fetch::{self, Contacts, FetchedState, StateError};
 use super::meter::Meter;
-use super::rpc::{Call, Caller, Rpc};
 use super::peer_key;
+use super::rpc::{Call, Caller, Rpc};
 use crate::blob::BlobStore;
 use crate::net::bulk::{Bulk, FetchFailed};
 use crate::net::control::{
@@ -634,8 +634,6 @@ impl Driver {
                         path: written.path,
                     });
                 }
-                let measured = self.meter.applied(round);
-                self.status.set_applied(round.0, state_root, measured);
                 self.inputs.push_back(Input::Applied { round, state_root });
             }
             Event::Adopted { round, snapshot } => {
@@ -835,6 +833,8 @@ impl Driver {
                 tracing::info!(%round, attempt, members, roster, bytes, loss, "decided");
             }
             Report::Applied { round, state_root } => {
+                let measured = self.meter.applied(round);
+                self.status.set_applied(round.0, state_root, measured);
                 tracing::info!(%round, root = %state_root.short(), "applied");
             }
             Report::Roster {

@@ -1,8 +1,9 @@
 //! The adaptive deadline of an exchange.
 //!
 //! Rule `deadline-adapts`: a round waits for updates until the median of the last eight rounds' slowest arrivals plus
-//! four times their median absolute deviation, or plus the manifest's floor if that is more; never longer than the
-//! manifest's cap. With no arrivals yet it waits for the cap. Arrivals are counted from the local start of the round,
+//! slack: four times their median absolute deviation, a quarter of the median, or the manifest's floor, whichever is
+//! most; never longer than the manifest's cap. The quarter stands in for the deviation while there are few arrivals.
+//! With none yet a round waits for the cap. Arrivals are counted from the local start of the round,
 //! so that training time is in them. An update that comes after its round was decided still counts as that round's
 //! arrival: a peer that is a little too slow moves the deadline, and is in time later.
 
@@ -43,7 +44,8 @@ impl Arrivals {
         };
         let deviations = self.slowest.iter().map(|a| a.abs_diff(median)).collect();
         let spread = median_of(deviations).saturating_mul(DEVIATIONS);
-        median.saturating_add(spread.max(floor)).min(cap)
+        let slack = spread.max(median / 4).max(floor);
+        median.saturating_add(slack).min(cap)
     }
 }
 
@@ -77,8 +79,9 @@ mod tests {
     }
 
     #[test]
-    fn steady_arrivals_leave_the_floor_as_slack() {
-        assert_eq!(after(&[4; 8]), Duration::from_millis(4500));
+    fn steady_arrivals_leave_a_quarter_or_the_floor_as_slack() {
+        assert_eq!(after(&[4; 8]), Duration::from_secs(5));
+        assert_eq!(after(&[1; 8]), Duration::from_millis(1500));
     }
 
     #[test]
@@ -94,11 +97,8 @@ mod tests {
 
     #[test]
     fn only_the_last_eight_count_and_the_cap_holds() {
-        assert_eq!(
-            after(&[1, 1, 1, 29, 29, 29, 29, 29, 29, 29, 29]),
-            Duration::from_millis(29_500)
-        );
-        assert_eq!(after(&[40; 8]), CAP);
+        assert_eq!(after(&[1, 1, 1, 29, 29, 29, 29, 29, 29, 29, 29]), CAP);
+        assert_eq!(after(&[20, 1, 1, 1, 1, 1, 1, 1, 1]), after(&[1; 8]));
     }
 
     #[test]
@@ -109,6 +109,6 @@ mod tests {
         arrivals.record(Duration::from_secs(2));
         arrivals.record_late(Duration::from_secs(3));
         arrivals.record_late(Duration::from_secs(1));
-        assert_eq!(arrivals.deadline(FLOOR, CAP), Duration::from_millis(3500));
+        assert_eq!(arrivals.deadline(FLOOR, CAP), Duration::from_millis(3750));
     }
 }
