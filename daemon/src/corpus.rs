@@ -105,7 +105,8 @@ pub fn build(registry: &Path, out: &Path, budget_bytes: u64) -> Result<CorpusFac
         files: 0,
         bytes: 0,
     };
-    let mut sources = String::from("Crates of the local cargo registry whose text is in this corpus:\n");
+    let mut sources =
+        String::from("Crates of the local cargo registry whose text is in this corpus:\n");
     let (mut part, mut part_bytes) = (Vec::new(), Vec::new());
     for (name, dir) in crates {
         let left = budget_bytes - facts.bytes;
@@ -168,7 +169,8 @@ fn crates(registry: &Path) -> Result<Vec<(String, PathBuf)>, CorpusError> {
     if found.is_empty() {
         return Err(missing("it is empty".to_owned()));
     }
-    found.sort_by_cached_key(|(name, dir)| (*blake3::hash(name.as_bytes()).as_bytes(), dir.clone()));
+    found
+        .sort_by_cached_key(|(name, dir)| (*blake3::hash(name.as_bytes()).as_bytes(), dir.clone()));
     Ok(found)
 }
 
