@@ -1,42 +1,199 @@
-//! PLACEHOLDER, not part of gradmesh: the types that the command line hands to the daemon's event loop, so that it
-//! compiles before the event loop is here. The event loop's file takes this file's place.
+//! One peer of one run, from start to stop.
+//!
+//! [`run`] opens the state directory, starts both network planes, gets manifest and data (from its own disk, or from
+//! other peers), starts the worker, and hands everything to the [`driver`], which carries the node's inputs and
+//! effects until the run is left or the operator stops it.
+
+mod bootstrap;
+mod driver;
+mod fetch;
+mod meter;
+mod rpc;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use anyhow::Context;
+use gradmesh_protocol::key::{Keypair, PeerKey};
 use gradmesh_protocol::manifest::SignedManifest;
 use gradmesh_protocol::ticket::Ticket;
-use libp2p::Multiaddr;
+use libp2p::{Multiaddr, PeerId};
+use tokio::sync::{mpsc, watch};
+
+use crate::blob::BlobStore;
+use crate::net::bulk::{Bulk, BulkConfig, BulkLimits};
+use crate::net::control::{Control, ControlConfig, ControlLimits};
+use crate::net::identity::NodeKey;
+use crate::run_settings::RunSettings;
+use crate::state_dir::StateDir;
+use crate::status::{self, Identity, StatusHandle, server};
+use crate::store::Store;
+use crate::worker::{Worker, WorkerConfig};
+use bootstrap::Bootstrap;
+use driver::{Driver, Parts};
+
+/// Frames in memory: the rounds in flight must fit. A guess: 64 peers' updates of a 1 B parameter model at 18 MB each.
+const FRAMES_BYTES_MAX: u64 = 2 << 30;
 
 /// What a daemon is started with.
 pub struct DaemonOptions {
+    /// The state directory.
     pub dir: PathBuf,
+    /// Where the control plane listens.
     pub listen: Vec<Multiaddr>,
+    /// Where the bulk plane listens.
     pub bulk_listen: SocketAddr,
+    /// Where the status server listens.
     pub status_listen: SocketAddr,
+    /// Threads of one libtorch operation.
     pub threads: usize,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
     pub device: String,
+    /// Why it is started.
     pub role: Role,
+    /// Whether to end once the run is finished and the others have it too.
     pub exit_when_finished: bool,
 }
 
 /// Why a daemon is started.
 pub enum Role {
+    /// To launch a run.
     Launch {
+        /// Its manifest, signed by this peer.
         manifest: Box<SignedManifest>,
+        /// Where its data lies.
         data_dir: PathBuf,
     },
+    /// To join a run.
     Join {
+        /// The launcher's ticket.
         ticket: Ticket,
+        /// Where the data lies; fetched from other peers if absent.
         data_dir: Option<PathBuf>,
     },
+    /// To go on with the run of the state directory.
     Resume,
 }
 
-/// Runs until `stop` is true.
-pub async fn run(
-    _options: DaemonOptions,
-    _stop: tokio::sync::watch::Receiver<bool>,
-) -> anyhow::Result<()> {
-    anyhow::bail!("this build has no event loop")
+/// The peer id of a key: both name the same ed25519 public key. `None` if the bytes are no point of the curve.
+pub(crate) fn peer_id(key: &PeerKey) -> Option<PeerId> {
+    let public = libp2p::identity::ed25519::PublicKey::try_from_bytes(&key.0).ok()?;
+    Some(libp2p::identity::PublicKey::from(public).to_peer_id())
+}
+
+/// The key of a peer id; `None` for identities that are not ed25519.
+pub(crate) fn peer_key(peer: &PeerId) -> Option<PeerKey> {
+    // An ed25519 peer id holds the whole public key, behind two bytes of multihash.
+    let bytes = peer.to_bytes();
+    let public = libp2p::identity::PublicKey::try_decode_protobuf(bytes.get(2..)?).ok()?;
+    let public = public.try_into_ed25519().ok()?;
+    Some(PeerKey(public.to_bytes()))
+}
+
+/// Runs a daemon until `stop` is true, the run is left, or something breaks that only the operator can mend.
+///
+/// # Errors
+/// What broke, and what to do.
+pub async fn run(options: DaemonOptions, mut stop: watch::Receiver<bool>) -> anyhow::Result<()> {
+    let state_dir = StateDir::new(&options.dir);
+    let store = Arc::new(Store::open(&state_dir)?);
+    let key = NodeKey::load_or_create(&state_dir.node_key())?;
+    let keypair = Keypair::from_seed(&key.signing_key().to_bytes());
+    let status = StatusHandle::new();
+    let (leave, leaves) = mpsc::channel(1);
+    let server = server::serve(options.status_listen, status.clone(), &state_dir, leave).await?;
+    tracing::info!(peer = %keypair.public(), status = %server.address(), "gradmesh starts");
+
+    let blobs = Arc::new(BlobStore::new(FRAMES_BYTES_MAX));
+    let bulk = Bulk::spawn(
+        BulkConfig {
+            keypair: key.to_libp2p_keypair(),
+            listen: options.bulk_listen,
+            limits: BulkLimits::default(),
+        },
+        blobs.clone(),
+        Arc::new(|_| true),
+    )
+    .context("bulk plane: choose another address with --bulk-listen")?;
+    let (control, events) = Control::spawn(ControlConfig {
+        keypair: key.to_libp2p_keypair(),
+        listen: options.listen,
+        announce: Vec::new(),
+        topics: Vec::new(),
+        kad_server: true,
+        limits: ControlLimits {
+            response_bytes_max: gradmesh_protocol::wire::RESPONSE_BYTES_MAX,
+            ..ControlLimits::default()
+        },
+    })
+    .context("control plane: choose another address with --listen")?;
+
+    let mut bootstrap = Bootstrap {
+        control: control.clone(),
+        bulk: bulk.clone(),
+        events,
+        seen: Vec::new(),
+        store: Arc::clone(&store),
+        state_dir: state_dir.clone(),
+    };
+    let prepared = tokio::select! {
+        prepared = bootstrap.prepare(options.role) => prepared?,
+        _ = stop.wait_for(|stop| *stop) => return Ok(()),
+    };
+    let manifest = &prepared.manifest.manifest;
+    let settings = RunSettings::of(manifest)?;
+    let config = WorkerConfig {
+        state_dir: state_dir.clone(),
+        store: Arc::clone(&store),
+        run: manifest.run(),
+        seed: manifest.seed,
+        me: keypair.public(),
+        data_dir: prepared.data_dir.clone(),
+        data: prepared.data.clone(),
+        device: options.device.parse()?,
+        threads: u16::try_from(options.threads).unwrap_or(u16::MAX),
+        settings,
+    };
+    let (worker, standing, worker_events) =
+        tokio::task::spawn_blocking(move || Worker::start(config))
+            .await
+            .context("the worker did not start")??;
+    status.set_identity(Identity {
+        run: manifest.run().to_string(),
+        name: manifest.name.clone(),
+        peer: keypair.public().to_string(),
+        rounds: manifest.schedule.rounds,
+        parameters: standing.parameters,
+        device: standing.device.clone(),
+    });
+    let driver = Driver::new(Parts {
+        keypair,
+        prepared,
+        control,
+        bulk,
+        blobs,
+        store,
+        worker,
+        worker_events,
+        standing,
+        status,
+        events: bootstrap.events,
+        seen: bootstrap.seen,
+        exit_when_finished: options.exit_when_finished,
+    })?;
+    driver.run(stop, leaves).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peer_ids_and_keys_name_each_other() {
+        let key = Keypair::from_seed(&[5; 32]).public();
+        let id = peer_id(&key).unwrap();
+        assert_eq!(peer_key(&id), Some(key));
+        assert_eq!(peer_key(&PeerId::random()), None);
+    }
 }

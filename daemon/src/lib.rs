@@ -11,7 +11,7 @@ pub mod demo;
 pub mod machine;
 pub mod net;
 pub mod run_file;
-pub mod settings;
+pub mod run_settings;
 pub mod state_dir;
 pub mod status;
 pub mod store;

@@ -36,7 +36,7 @@ use gradmesh_trainer::torch::{
 use gradmesh_trainer::{TrainError, TrainTask, Trainer};
 use tokio::sync::mpsc;
 
-use crate::settings::Settings;
+use crate::run_settings::RunSettings;
 use crate::state_dir::StateDir;
 use crate::store::{Store, StoreError};
 use disk::Pending;
@@ -58,7 +58,7 @@ const SNAPSHOTS_KEPT: usize = 2;
 pub(crate) struct WorkerConfig {
     pub(crate) state_dir: StateDir,
     pub(crate) store: Arc<Store>,
-    pub(crate) settings: Settings,
+    pub(crate) settings: RunSettings,
     pub(crate) run: RunId,
     /// From which theta is drawn.
     pub(crate) seed: Hash,
@@ -103,6 +103,8 @@ pub(crate) struct Snapshot {
     pub(crate) path: PathBuf,
     /// Hash and length of each leaf's content, in the order of the file.
     pub(crate) leaves: Vec<(Hash, u64)>,
+    /// The first round whose frames are still on disk, now that this state is kept.
+    pub(crate) frames_from: RoundId,
 }
 
 /// A checkpoint that was written.
@@ -203,6 +205,8 @@ pub(crate) struct Standing {
     pub(crate) device: String,
     pub(crate) check: FrameCheck,
     pub(crate) snapshot: Option<Snapshot>,
+    /// Where frames are kept.
+    pub(crate) disk: Disk,
 }
 
 /// Checks that bytes are a frame of a shard, without the replica.
@@ -215,7 +219,7 @@ pub(crate) struct FrameCheck {
 }
 
 impl FrameCheck {
-    fn of(replica: &Replica, settings: &Settings) -> FrameCheck {
+    fn of(replica: &Replica, settings: &RunSettings) -> FrameCheck {
         let layout = replica.layout().clone();
         let shards: Vec<_> = layout.shards(settings.replica.tiles_per_shard).collect();
         let longest = (0..shards.len()).filter_map(|shard| replica.frame_bytes_max(shard));
@@ -385,6 +389,7 @@ impl Machine {
             device: choice.why,
             check,
             snapshot,
+            disk: machine.disk.clone(),
         };
         Ok((machine, standing))
     }
@@ -446,6 +451,7 @@ impl Machine {
         let local = self.trainer.local();
         if report.steps < steps {
             self.replica.fold(&theta, &local)?;
+            self.save_private()?;
             return Ok(None);
         }
         let update = match self.replica.update(&theta, &local) {
@@ -722,6 +728,7 @@ impl Machine {
         Snapshot {
             round,
             path: self.disk.state_path(round),
+            frames_from: self.snapshots.first().map_or(round, |kept| *kept).next(),
             leaves: contents
                 .map(|content| (Hash::of_content(&content), content.len() as u64))
                 .collect(),

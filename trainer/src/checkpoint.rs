@@ -469,6 +469,12 @@ mod tests {
         }
     }
 
+    /// Name, type, shape and bytes of a tensor in a file.
+    type Raw = (String, Dtype, Vec<usize>, Vec<u8>);
+
+    /// A change that [`rewrite`] applies.
+    type Change<'a> = &'a dyn Fn(&mut Vec<Raw>);
+
     struct Written {
         /// Removes the files when it goes.
         _home: tempfile::TempDir,
@@ -489,7 +495,7 @@ mod tests {
     }
 
     /// Rewrites the weights of `dir` with `change` applied to its tensors.
-    fn rewrite(dir: &Path, change: impl FnOnce(&mut Vec<(String, Dtype, Vec<usize>, Vec<u8>)>)) {
+    fn rewrite(dir: &Path, change: impl FnOnce(&mut Vec<Raw>)) {
         let bytes = fs::read(dir.join(WEIGHTS)).expect("weights");
         let file = SafeTensors::deserialize(&bytes).expect("own file");
         let mut tensors: Vec<_> = file
@@ -588,10 +594,7 @@ mod tests {
 
     #[test]
     fn tensors_of_another_model_are_named() {
-        let cases: [(
-            &str,
-            &dyn Fn(&mut Vec<(String, Dtype, Vec<usize>, Vec<u8>)>),
-        ); 4] = [
+        let cases: [(&str, Change<'_>); 4] = [
             ("missing", &|tensors| {
                 tensors.retain(|tensor| tensor.0 != "model.norm.weight")
             }),

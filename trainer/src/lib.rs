@@ -1,7 +1,7 @@
 //! Models, training data, checkpoints and the replicated state of a run.
 //!
 //! One trait, [`Trainer`], stands for "H local steps from theta on these batches". Two things implement it:
-//! [`reference`], a small model in plain Rust that gives the same bits on every machine, and, behind the feature
+//! [`mod@reference`], a small model in plain Rust that gives the same bits on every machine, and, behind the feature
 //! `torch`, the libtorch decoder. Nothing above this crate names tch.
 //!
 //! Opens no socket, reads no clock, draws no entropy: randomness comes in as a seed, time is measured by the caller.

@@ -9,8 +9,8 @@
 //! ```
 //!
 //! All arithmetic is IEEE f32 in a stated order, with `exp` and `log` from the `libm` crate and no fused multiply-add,
-//! so the same inputs give the same bits on every machine. With the default sizes a step on 32 tokens costs about
-//! 60 microseconds.
+//! so the same inputs give the same bits on every machine. Measured on one core of a shared Xeon: a step on 32 tokens takes
+//! 130 microseconds with the default sizes (3408 parameters), 20 with a vocabulary of 32 (488 parameters).
 
 use crate::model::{ParameterSpec, elements, push_normal};
 use crate::optimizer::{InnerOptimizer, InnerState};

@@ -8,7 +8,7 @@
 //!
 //! - "update": delta = start - local, element by element in f32, where start is what training began from: theta, or with
 //!   overlap [`Replica::start_ahead`]. The error feedback takes delta in and gives one frame per shard.
-//! - "aggregate": [`gradmesh_compression::aggregate`] for each shard over the members whose frame of that shard was
+//! - "aggregate": [`mod@gradmesh_compression::aggregate`] for each shard over the members whose frame of that shard was
 //!   accepted. A member's norm is that of all its accepted shards. A shard whose members have no tokens is skipped: its
 //!   theta and momentum stay as they are.
 //! - "plain": `theta = theta - rate * g`. "Nesterov" (DiLoCo, arXiv 2311.08105; PyTorch's form): `m = momentum * m + g`,

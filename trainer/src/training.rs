@@ -209,7 +209,7 @@ pub enum StateError {
 /// H local steps. One per daemon, owned by its worker thread.
 ///
 /// The same theta, inner state, task and batches give the same local parameters, bit for bit, on the same build, device
-/// class and thread count; [`crate::reference`] gives the same bits everywhere.
+/// class and thread count; [`mod@crate::reference`] gives the same bits everywhere.
 pub trait Trainer: Send {
     /// Tensors in flat order; theta has the sum of their elements.
     fn parameters(&self) -> &[ParameterSpec];

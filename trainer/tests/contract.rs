@@ -2,7 +2,9 @@
 
 use gradmesh_trainer::model::elements;
 use gradmesh_trainer::reference::{ReferenceConfig, ReferenceTrainer};
-use gradmesh_trainer::{Batch, InnerOptimizer, TrainError, TrainReport, TrainTask, Trainer};
+use gradmesh_trainer::{
+    Batch, InnerOptimizer, StateError, TrainError, TrainReport, TrainTask, Trainer,
+};
 
 /// Makes a fresh trainer; the suite compares several of one kind.
 type Make = dyn Fn() -> Box<dyn Trainer>;
@@ -220,9 +222,16 @@ fn damaged_state_is_refused_and_changes_nothing(make: &Make, theta: &[f32]) {
     for length in [0, 7, 8, 100, state.len() - 1] {
         assert!(trainer.set_inner_state(&state[..length]).is_err());
     }
-    let mut poisoned = state.clone();
-    let last_value = state.len() - 12;
-    poisoned[last_value..last_value + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    // The file ends with the mean squares, which must be finite and not negative.
+    for value in [f32::NAN, -1.0] {
+        let mut poisoned = state.clone();
+        let last_value = state.len() - 4;
+        poisoned[last_value..].copy_from_slice(&value.to_le_bytes());
+        assert!(matches!(
+            trainer.set_inner_state(&poisoned),
+            Err(StateError::Value { .. })
+        ));
+    }
     for at in (0..state.len()).rev().step_by(4).take(8) {
         let mut flipped = state.clone();
         flipped[at] ^= 0x80;

@@ -16,9 +16,11 @@ const IGNORE_INDEX: i64 = -100;
 pub(super) struct Llama {
     config: ModelConfig,
     kind: Kind,
+    device: Device,
     /// Lengths of the pieces that the flat buffer is cut into, in order; see [`Self::cut`].
     pieces: Vec<i64>,
-    /// Rotary tables `[positions, 1, W]` in the compute type, both halves filled.
+    /// Rotary tables `[positions, 1, W]` in the compute type, both halves filled, for the longest sequence so far: a
+    /// config may allow far longer ones than memory holds tables for.
     cos: Tensor,
     sin: Tensor,
 }
@@ -52,15 +54,37 @@ impl Llama {
             Precision::F32 => Kind::Float,
             Precision::Bf16 => Kind::BFloat16,
         };
-        let (cos, sin) = rotary(&config)?;
-        let place = |table: Tensor| table.f_to(device)?.f_to_kind(kind);
-        Ok(Self {
+        let mut llama = Self {
             kind,
+            device,
             pieces: pieces(&config),
-            cos: place(cos)?,
-            sin: place(sin)?,
+            cos: Tensor::new(),
+            sin: Tensor::new(),
             config,
-        })
+        };
+        llama.fill_tables(1)?;
+        Ok(llama)
+    }
+
+    /// Makes the rotary tables long enough for sequences of `positions`; call before a forward pass.
+    pub(super) fn reserve(&mut self, positions: usize) -> Result<(), TchError> {
+        let held = self.cos.size3()?.0;
+        if held < positions as i64 {
+            let longer = positions.next_power_of_two();
+            self.fill_tables(
+                longer
+                    .min(self.config.max_position_embeddings)
+                    .max(positions),
+            )?;
+        }
+        Ok(())
+    }
+
+    fn fill_tables(&mut self, positions: usize) -> Result<(), TchError> {
+        let (cos, sin) = rotary(&self.config, positions)?;
+        self.cos = cos.f_to(self.device)?.f_to_kind(self.kind)?;
+        self.sin = sin.f_to(self.device)?.f_to_kind(self.kind)?;
+        Ok(())
     }
 
     pub(super) fn config(&self) -> &ModelConfig {
@@ -86,7 +110,7 @@ impl Llama {
             )
     }
 
-    /// f32 `[B, T, vocab]` for `ids` of `[B, T]`.
+    /// f32 `[B, T, vocab]` for `ids` of `[B, T]`, with [`Self::reserve`] called for T.
     pub(super) fn logits(&self, flat: &Tensor, ids: &Tensor) -> Result<Tensor, TchError> {
         let weights = self.cut(&flat.f_to_kind(self.kind)?)?;
         let (batch, positions) = ids.size2()?;
@@ -235,7 +259,7 @@ fn pieces(config: &ModelConfig) -> Vec<i64> {
 ///
 /// Frequencies and angles are rounded to f32 as Hugging Face does; the functions are `libm`'s in f64, so the tables are
 /// the same on every machine.
-fn rotary(config: &ModelConfig) -> Result<(Tensor, Tensor), TchError> {
+fn rotary(config: &ModelConfig, positions: usize) -> Result<(Tensor, Tensor), TchError> {
     let width = config.head_dim();
     let frequencies: Vec<f32> = (0..width / 2)
         .map(|pair| {
@@ -243,9 +267,9 @@ fn rotary(config: &ModelConfig) -> Result<(Tensor, Tensor), TchError> {
             1.0 / libm::pow(config.rope_theta, f64::from(exponent)) as f32
         })
         .collect();
-    let mut cos = Vec::with_capacity(config.max_position_embeddings * width);
-    let mut sin = Vec::with_capacity(config.max_position_embeddings * width);
-    for position in 0..config.max_position_embeddings {
+    let mut cos = Vec::with_capacity(positions * width);
+    let mut sin = Vec::with_capacity(positions * width);
+    for position in 0..positions {
         for _half in 0..2 {
             for frequency in &frequencies {
                 let angle = f64::from(position as f32 * frequency);
@@ -254,7 +278,7 @@ fn rotary(config: &ModelConfig) -> Result<(Tensor, Tensor), TchError> {
             }
         }
     }
-    let shape = [config.max_position_embeddings as i64, 1, width as i64];
+    let shape = [positions as i64, 1, width as i64];
     Ok((
         Tensor::f_from_slice(&cos)?.f_view(shape)?,
         Tensor::f_from_slice(&sin)?.f_view(shape)?,

@@ -118,14 +118,11 @@ impl TorchTrainer {
         self.model.config()
     }
 
-    fn check(&self, theta: &[f32], batch: &Batch) -> Result<(), TrainError> {
-        check_length("theta", theta.len(), self.local.len())?;
-        self.check_batch(batch)
-    }
-
-    fn check_batch(&self, batch: &Batch) -> Result<(), TrainError> {
+    /// Checks `batch` and makes room for sequences of its length.
+    fn admit(&mut self, batch: &Batch) -> Result<(), TrainError> {
         let config = self.model.config();
-        batch.check(config.vocab_size, config.max_position_embeddings)
+        batch.check(config.vocab_size, config.max_position_embeddings)?;
+        self.model.reserve(batch.seq_len()).map_err(backend)
     }
 
     fn upload(&self, theta: &[f32]) -> Result<Tensor, TrainError> {
@@ -275,7 +272,7 @@ impl Trainer for TorchTrainer {
             let batch = batches
                 .batch(step)
                 .map_err(|reason| TrainError::Source { step, reason })?;
-            self.check_batch(&batch)?;
+            self.admit(&batch)?;
             let (loss, gradient) = self.gradient(&batch).map_err(backend)?;
             // The only wait for the device in a step: both numbers cross in one copy.
             let numbers = gradient
@@ -324,7 +321,8 @@ impl Trainer for TorchTrainer {
     }
 
     fn loss(&mut self, theta: &[f32], batch: &Batch) -> Result<f32, TrainError> {
-        self.check(theta, batch)?;
+        check_length("theta", theta.len(), self.local.len())?;
+        self.admit(batch)?;
         let _guard = no_grad_guard();
         let flat = self.upload(theta)?;
         let mut total = 0.0;
@@ -357,6 +355,7 @@ impl Trainer for TorchTrainer {
         if tokens.is_empty() {
             return Ok(Vec::new());
         }
+        self.model.reserve(tokens.len()).map_err(backend)?;
         let _guard = no_grad_guard();
         let flat = self.upload(theta)?;
         let ids: Vec<i64> = tokens.iter().map(|token| i64::from(*token)).collect();

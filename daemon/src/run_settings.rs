@@ -10,7 +10,7 @@ use gradmesh_trainer::{InnerOptimizer, Schedule};
 
 /// A manifest whose figures no trainer can use. [`Manifest::validate`] excludes most of it.
 #[derive(Debug, thiserror::Error)]
-pub enum SettingsError {
+pub enum RunSettingsError {
     /// The model configuration.
     #[error("model.config: {0}")]
     Model(#[from] ConfigError),
@@ -26,7 +26,7 @@ pub enum SettingsError {
 
 /// What a run's manifest means for this machine.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
+pub struct RunSettings {
     /// The model.
     pub model: ModelConfig,
     /// The format that it computes in.
@@ -43,16 +43,16 @@ pub struct Settings {
     pub steps_per_round: u32,
 }
 
-impl Settings {
+impl RunSettings {
     /// Reads `manifest`.
     ///
     /// # Errors
-    /// [`SettingsError`]; the run cannot be trained by this build.
-    pub fn of(manifest: &Manifest) -> Result<Settings, SettingsError> {
+    /// [`RunSettingsError`]; the run cannot be trained by this build.
+    pub fn of(manifest: &Manifest) -> Result<RunSettings, RunSettingsError> {
         let model = ModelConfig::from_hf_json(manifest.model.config_json.as_bytes())?;
         model.validate()?;
         let inner = &manifest.inner;
-        Ok(Settings {
+        Ok(RunSettings {
             model,
             precision: match manifest.model.dtype {
                 ModelDtype::F32 => Precision::F32,
@@ -97,10 +97,10 @@ fn outer(manifest: &Manifest) -> Outer {
     }
 }
 
-fn codec(manifest: &Manifest) -> Result<Codec, SettingsError> {
+fn codec(manifest: &Manifest) -> Result<Codec, RunSettingsError> {
     let codec = &manifest.codec;
-    let k = |k: u32| -> Result<TopK, SettingsError> {
-        let range = SettingsError::Range {
+    let k = |k: u32| -> Result<TopK, RunSettingsError> {
+        let range = RunSettingsError::Range {
             field: "codec.k",
             value: k.into(),
         };
@@ -114,7 +114,7 @@ fn codec(manifest: &Manifest) -> Result<Codec, SettingsError> {
                 1 => ValueBits::One,
                 2 => ValueBits::Two,
                 other => {
-                    return Err(SettingsError::Range {
+                    return Err(RunSettingsError::Range {
                         field: "codec.value_bits",
                         value: other.into(),
                     });
@@ -126,17 +126,17 @@ fn codec(manifest: &Manifest) -> Result<Codec, SettingsError> {
     })
 }
 
-fn sparse_elements_min(manifest: &Manifest) -> Result<usize, SettingsError> {
+fn sparse_elements_min(manifest: &Manifest) -> Result<usize, RunSettingsError> {
     let value = manifest.codec.sparse_elements_min;
-    usize::try_from(value).map_err(|_| SettingsError::Range {
+    usize::try_from(value).map_err(|_| RunSettingsError::Range {
         field: "codec.sparse_elements_min",
         value,
     })
 }
 
-fn tiles_per_shard(manifest: &Manifest) -> Result<NonZeroUsize, SettingsError> {
+fn tiles_per_shard(manifest: &Manifest) -> Result<NonZeroUsize, RunSettingsError> {
     let value = manifest.codec.tiles_per_shard;
-    NonZeroUsize::new(value as usize).ok_or(SettingsError::Range {
+    NonZeroUsize::new(value as usize).ok_or(RunSettingsError::Range {
         field: "codec.tiles_per_shard",
         value: value.into(),
     })

@@ -1,0 +1,243 @@
+//! Fetching by hash: frames, states and data files.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use gradmesh_compression::TILE_ELEMENTS;
+use gradmesh_protocol::hash::Hash;
+use gradmesh_protocol::key::PeerKey;
+use gradmesh_protocol::manifest::RoundId;
+use gradmesh_protocol::merkle;
+use gradmesh_protocol::wire::{Request, Response};
+use gradmesh_trainer::data::DataManifest;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::rpc::Caller;
+use super::{peer_id, rpc};
+use crate::net::bulk::{Bulk, FetchFailed, PeerSource};
+
+/// A frame that takes longer is asked for again, from the next source first. A guess: 18 MB over 10 Mbit/s.
+const FRAME_TIMEOUT: Duration = Duration::from_secs(20);
+/// The same for one leaf of a state or one data file.
+const PIECE_TIMEOUT: Duration = Duration::from_secs(120);
+/// Leaves or files on their way at once, over all sources.
+const PIECES_AT_ONCE: usize = 16;
+/// The longest leaf: a tile of theta and one of momentum, f32.
+const LEAF_BYTES_MAX: u64 = 2 * 4 * TILE_ELEMENTS as u64;
+
+/// Where peers' bulk planes listen. Bounded by the peers that the driver puts in: those connected.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Contacts {
+    addresses: Arc<RwLock<BTreeMap<PeerKey, SocketAddr>>>,
+}
+
+impl Contacts {
+    pub(super) fn insert(&self, peer: PeerKey, address: SocketAddr) {
+        let mut addresses = self.addresses.write().unwrap_or_else(|e| e.into_inner());
+        addresses.insert(peer, address);
+    }
+
+    pub(super) fn remove(&self, peer: &PeerKey) {
+        let mut addresses = self.addresses.write().unwrap_or_else(|e| e.into_inner());
+        addresses.remove(peer);
+    }
+
+    /// The sources among `peers` that can be reached, in their order.
+    pub(super) fn sources(&self, peers: &[PeerKey]) -> Vec<PeerSource> {
+        let addresses = self.addresses.read().unwrap_or_else(|e| e.into_inner());
+        let sources = peers.iter().filter_map(|key| {
+            let addr = *addresses.get(key)?;
+            let peer = peer_id(key)?;
+            Some(PeerSource { peer, addr })
+        });
+        sources.collect()
+    }
+}
+
+/// Fetches a frame of exactly `bytes` bytes from the first of `sources` that has it.
+pub(super) async fn frame(
+    bulk: Bulk,
+    hash: Hash,
+    bytes: u64,
+    sources: Vec<PeerSource>,
+) -> Result<Bytes, FetchFailed> {
+    let deadline = Instant::now() + FRAME_TIMEOUT;
+    let fetched = bulk.fetch(hash.0, bytes, &sources, deadline).await?;
+    for (peer, blame) in &fetched.report.blamed {
+        tracing::debug!(%peer, ?blame, %hash, "a source of a frame failed");
+    }
+    Ok(fetched.bytes)
+}
+
+/// Why a state could not be fetched from anybody.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StateError {
+    #[error("no source serves the leaves under the decided root")]
+    NoLeaves,
+    #[error("leaf {index}: {reason}")]
+    Leaf { index: usize, reason: String },
+}
+
+/// A state whose leaves were verified under its root.
+#[derive(Debug)]
+pub(super) struct FetchedState {
+    pub(super) leaves: Vec<Hash>,
+    pub(super) tiles: Vec<Bytes>,
+}
+
+/// Fetches the state after `round`: first the list of its leaves, checked against `root`, then every leaf from all
+/// sources at once, each checked by its hash. A source may die on the way.
+pub(super) async fn state(
+    bulk: Bulk,
+    caller: Caller,
+    contacts: Contacts,
+    round: RoundId,
+    root: Hash,
+    tiles: usize,
+    peers: Vec<PeerKey>,
+) -> Result<FetchedState, StateError> {
+    let leaves = leaves(&caller, round, root, tiles, &peers).await?;
+    let mut fetched: Vec<Option<Bytes>> = vec![None; leaves.len()];
+    let mut tasks = JoinSet::new();
+    let mut next = 0;
+    loop {
+        while tasks.len() < PIECES_AT_ONCE
+            && let Some(leaf) = leaves.get(next).copied()
+        {
+            // Each leaf begins with another source, so that all of them serve.
+            let mut order = peers.clone();
+            order.rotate_left(next % peers.len().max(1));
+            let (bulk, sources) = (bulk.clone(), contacts.sources(&order));
+            let index = next;
+            tasks.spawn(async move {
+                let deadline = Instant::now() + PIECE_TIMEOUT;
+                let result = bulk.fetch(leaf.0, LEAF_BYTES_MAX, &sources, deadline).await;
+                (index, result)
+            });
+            next += 1;
+        }
+        match tasks.join_next().await {
+            None => break,
+            Some(Ok((index, Ok(piece)))) => fetched[index] = Some(piece.bytes),
+            Some(Ok((index, Err(failed)))) => {
+                let reason = failed.error.to_string();
+                return Err(StateError::Leaf { index, reason });
+            }
+            Some(Err(error)) => {
+                let (index, reason) = (next, error.to_string());
+                return Err(StateError::Leaf { index, reason });
+            }
+        }
+    }
+    let tiles = fetched.into_iter().flatten().collect();
+    Ok(FetchedState { leaves, tiles })
+}
+
+async fn leaves(
+    caller: &Caller,
+    round: RoundId,
+    root: Hash,
+    tiles: usize,
+    peers: &[PeerKey],
+) -> Result<Vec<Hash>, StateError> {
+    for peer in peers {
+        match caller.ask(*peer, Request::Snapshot(round)).await {
+            Ok(Response::Snapshot { round: of, leaves }) if of == round => {
+                let fits = leaves.len() == tiles;
+                if fits && merkle::Tree::from_leaves(leaves.clone()).root() == root {
+                    return Ok(leaves);
+                }
+                tracing::warn!(peer = %peer.short(), %round, "leaves of another state were sent");
+            }
+            Ok(_) => tracing::warn!(peer = %peer.short(), "answered something else than leaves"),
+            Err(error) => tracing::debug!(peer = %peer.short(), %error, "no leaves"),
+        }
+    }
+    Err(StateError::NoLeaves)
+}
+
+/// Why data could not be fetched.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DataFetchError {
+    #[error("the launcher does not serve its data manifest ({0}); try again, or give the data with --data DIR")]
+    Manifest(rpc::RpcError),
+    #[error("the launcher serves another data manifest than the run names; ask it for a new ticket")]
+    OtherData,
+    #[error("data file {path}: {reason}; try again, or give the data with --data DIR")]
+    File { path: String, reason: String },
+    #[error("{}: {source}; check permissions and free space", .path.display())]
+    Io {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+}
+
+/// Fetches the files of `manifest` that are not in `dir` yet, each checked by its hash.
+pub(super) async fn data(
+    bulk: &Bulk,
+    manifest: &DataManifest,
+    dir: &Path,
+    source: PeerSource,
+) -> Result<(), DataFetchError> {
+    let mut tasks = JoinSet::new();
+    let mut files = manifest.files().iter();
+    let (total, mut done) = (manifest.files().len(), 0usize);
+    loop {
+        while tasks.len() < PIECES_AT_ONCE
+            && let Some(file) = files.next()
+        {
+            let (bulk, file) = (bulk.clone(), file.clone());
+            let path = dir.join(&file.path);
+            tasks.spawn(async move { data_file(&bulk, &file, path, source).await });
+        }
+        let Some(joined) = tasks.join_next().await else {
+            return Ok(());
+        };
+        joined.map_err(|error| DataFetchError::File {
+            path: "?".into(),
+            reason: error.to_string(),
+        })??;
+        done += 1;
+        if done.is_multiple_of(64) || done == total {
+            tracing::info!(files = done, of = total, "fetching data");
+        }
+    }
+}
+
+async fn data_file(
+    bulk: &Bulk,
+    file: &gradmesh_trainer::data::DataFile,
+    path: PathBuf,
+    source: PeerSource,
+) -> Result<(), DataFetchError> {
+    let io = |source| DataFetchError::Io {
+        path: path.clone(),
+        source,
+    };
+    if let Ok(bytes) = tokio::fs::read(&path).await
+        && Hash::of_content(&bytes).0 == file.blake3
+    {
+        return Ok(());
+    }
+    let deadline = Instant::now() + PIECE_TIMEOUT;
+    let fetched = bulk
+        .fetch(file.blake3, file.bytes, &[source], deadline)
+        .await
+        .map_err(|failed| DataFetchError::File {
+            path: file.path.clone(),
+            reason: failed.error.to_string(),
+        })?;
+    if let Some(folder) = path.parent() {
+        tokio::fs::create_dir_all(folder).await.map_err(io)?;
+    }
+    let partial = path.with_extension("partial");
+    tokio::fs::write(&partial, &fetched.bytes)
+        .await
+        .map_err(io)?;
+    tokio::fs::rename(&partial, &path).await.map_err(io)
+}
