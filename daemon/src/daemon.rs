@@ -27,7 +27,7 @@ use crate::net::control::{Control, ControlConfig, ControlLimits};
 use crate::net::identity::NodeKey;
 use crate::run_settings::RunSettings;
 use crate::state_dir::StateDir;
-use crate::status::{self, Identity, StatusHandle, server};
+use crate::status::{Identity, StatusHandle, server};
 use crate::store::Store;
 use crate::worker::{Worker, WorkerConfig};
 use bootstrap::Bootstrap;

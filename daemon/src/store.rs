@@ -305,6 +305,27 @@ impl Store {
     pub fn set_data_dir(&self, dir: &Path) -> Result<(), StoreError> {
         let meta = Meta {
             data_dir: dir.to_str().map(str::to_owned),
+            ..self.meta()?
+        };
+        self.set_value(KEY_META, &record::seal_meta(&meta))
+    }
+
+    /// Where the launcher listens, as the last ticket said; empty if no ticket was ever used.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn launcher_addresses(&self) -> Result<Vec<String>, StoreError> {
+        Ok(self.meta()?.launcher_addresses)
+    }
+
+    /// Remembers where the launcher listens.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn set_launcher_addresses(&self, addresses: &[String]) -> Result<(), StoreError> {
+        let meta = Meta {
+            launcher_addresses: addresses.to_vec(),
+            ..self.meta()?
         };
         self.set_value(KEY_META, &record::seal_meta(&meta))
     }

@@ -5,6 +5,7 @@
 
 pub mod agreement;
 pub mod decision;
+pub mod figures;
 pub mod hash;
 pub mod header;
 pub mod key;

@@ -34,6 +34,7 @@ use crate::agreement::{
     Agreement, CommitCertificate, Message, Output, Proposal, Record, SignedProposal, quorum,
 };
 use crate::decision::{Decision, JOIN_ROUNDS_MAX, JOINS_MAX, Join, Leave};
+use crate::figures::RoundFigures;
 use crate::hash::Hash;
 use crate::header::{Header, SignedHeader, UpdateSummary};
 use crate::key::{Keypair, PeerKey};
@@ -1106,30 +1107,11 @@ impl Node {
     }
 
     fn report_decided(&mut self, record: &DecisionRecord) {
-        let mut tokens = 0u64;
-        let (mut first, mut last) = (0u128, 0u128);
-        let mut frame_bytes = 0u64;
-        for header in &record.headers {
-            let update = &header.header.update;
-            tokens = tokens.saturating_add(update.tokens);
-            first += u128::from(update.loss_first_micronats) * u128::from(update.tokens);
-            last += u128::from(update.loss_last_micronats) * u128::from(update.tokens);
-            let bytes: u64 = update.frames.iter().map(|f| f.bytes).sum();
-            frame_bytes = frame_bytes.saturating_add(bytes);
-        }
-        let mean = |sum: u128| {
-            let mean = sum.checked_div(u128::from(tokens)).unwrap_or(0);
-            u64::try_from(mean).unwrap_or(u64::MAX)
-        };
         self.report(Report::Decided {
             round: record.decision.round,
             attempt: record.certificate.attempt,
-            members: record.decision.members.len() as u32,
             roster: self.roster.len() as u32,
-            tokens,
-            loss_first_micronats: mean(first),
-            loss_last_micronats: mean(last),
-            frame_bytes,
+            figures: RoundFigures::of(record),
         });
     }
 

@@ -119,7 +119,9 @@ impl Bootstrap {
     ) -> anyhow::Result<Prepared> {
         let launcher = peer_id(&ticket.launcher).context("the ticket names no usable launcher")?;
         if launcher == self.control.peer_id() {
-            bail!("this peer launched the run: start it again with `gradmesh launch`, not with its own ticket");
+            bail!(
+                "this peer launched the run: start it again with `gradmesh launch`, not with its own ticket"
+            );
         }
         let addresses = parse(&ticket.addresses);
         self.store.set_launcher_addresses(&ticket.addresses)?;
@@ -189,7 +191,9 @@ impl Bootstrap {
             return Err(DataFetchError::Manifest(rpc::RpcError::Unexpected).into());
         };
         let Some(addr) = super::driver::bulk_address(&contact, self.address_of(launcher)) else {
-            bail!("launcher {key} does not say where its bulk plane listens; ask it for a new ticket");
+            bail!(
+                "launcher {key} does not say where its bulk plane listens; ask it for a new ticket"
+            );
         };
         let source = PeerSource {
             peer: launcher,

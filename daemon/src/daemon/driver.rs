@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
+use gradmesh_protocol::figures::RoundFigures;
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::key::{Keypair, PeerKey};
 use gradmesh_protocol::manifest::{RoundId, RunId};
-use gradmesh_protocol::node::{
-    Activity, Effect, Input, Node, NodeConfig, Report, Restored,
-};
+use gradmesh_protocol::node::{Activity, Effect, Input, Node, NodeConfig, Report, Restored};
+use gradmesh_protocol::roster::Roster;
 use gradmesh_protocol::ticket::Ticket;
 use gradmesh_protocol::time::Time;
 use gradmesh_protocol::wire::{
@@ -31,12 +31,13 @@ use super::bootstrap::Prepared;
 use super::fetch::{self, Contacts, FetchedState, StateError};
 use super::meter::Meter;
 use super::rpc::{Call, Caller, Rpc};
-use super::{peer_id, peer_key};
+use super::peer_key;
 use crate::blob::BlobStore;
 use crate::net::bulk::{Bulk, FetchFailed};
 use crate::net::control::{
     ControlEvent, ControlHandle, GossipMessage, PublishError, ResponseToken, Verdict,
 };
+use crate::net::traffic;
 use crate::status::{
     CheckpointStatus, PeerStatus, Phase, RoundStatus, StatusHandle, Traffic, nats,
 };
@@ -96,6 +97,7 @@ enum End {
 
 pub(super) struct Driver {
     node: Node,
+    keypair: Keypair,
     me: PeerKey,
     run: RunId,
     topic: String,
@@ -126,7 +128,6 @@ pub(super) struct Driver {
     /// The newest last.
     snapshots: VecDeque<Snapshot>,
     frames_from: RoundId,
-    /// Round of each frame on its way, for the disk.
     meter: Meter,
     accepted: BTreeMap<PeerKey, (RoundId, u64)>,
     progress: Option<(RoundId, u32, u32, f32)>,
@@ -150,15 +151,23 @@ impl Driver {
         let journal = parts.store.journal(undecided)?;
         let me = parts.keypair.public();
         let now = Instant::now();
+        let mut roster = Roster::founding(manifest);
         for record in &records {
-            show_decided(&parts.status, record, None);
+            let size = roster.len() as u32;
+            roster = roster.after(&record.decision, manifest);
+            show_round(
+                &parts.status,
+                record.decision.round,
+                size,
+                &RoundFigures::of(record),
+            );
         }
         let node = Node::new(
             Time(0),
             NodeConfig {
                 manifest: Arc::new(manifest.clone()),
                 run,
-                keypair: parts.keypair,
+                keypair: parts.keypair.clone(),
                 shards: standing.check.shards(),
                 frame_bytes_max: standing.check.frame_bytes_max(),
                 genesis_root: standing.genesis_root,
@@ -175,6 +184,7 @@ impl Driver {
         let (caller, calls) = Caller::new();
         let mut driver = Driver {
             node,
+            keypair: parts.keypair,
             me,
             run,
             topic: format!("gradmesh/{run}"),
@@ -633,7 +643,8 @@ impl Driver {
                 self.serve_snapshot(snapshot)?;
                 let records = self.store.decisions(round.next(), u32::MAX)?;
                 let records = records.into_iter().map(Arc::new).collect();
-                self.inputs.push_back(Input::StateFetched { round, records });
+                self.inputs
+                    .push_back(Input::StateFetched { round, records });
             }
             Event::Broken(error) => return Err(error.into()),
         }
@@ -806,8 +817,8 @@ impl Driver {
             let entry = (header.round, header.update.loss_last_micronats);
             self.accepted.insert(header.peer, entry);
         }
-        let roster = u32::try_from(self.accepted.len()).unwrap_or(u32::MAX);
-        show_decided(&self.status, record, Some(roster));
+        self.accepted
+            .retain(|peer, _| self.node.roster().contains(peer));
     }
 
     fn on_report(&mut self, report: Report) {
@@ -815,33 +826,13 @@ impl Driver {
             Report::Decided {
                 round,
                 attempt,
-                members,
                 roster,
-                loss_first_micronats,
-                loss_last_micronats,
-                frame_bytes,
-                tokens,
+                figures,
             } => {
-                if round == RoundId::FOUNDING {
-                    tracing::info!("the run begins");
-                    return;
-                }
-                self.status.set_decided(RoundStatus {
-                    round: round.0,
-                    loss_first: Some(nats(loss_first_micronats)),
-                    loss_last: Some(nats(loss_last_micronats)),
-                    members,
-                    roster,
-                    frame_bytes,
-                    tokens,
-                    seconds: None,
-                    root: None,
-                });
-                tracing::info!(
-                    %round, attempt, members, roster, frame_bytes,
-                    loss = nats(loss_last_micronats),
-                    "decided"
-                );
+                show_round(&self.status, round, roster, &figures);
+                let loss = nats(figures.loss_last_micronats);
+                let (members, bytes) = (figures.members, figures.frame_bytes);
+                tracing::info!(%round, attempt, members, roster, bytes, loss, "decided");
             }
             Report::Applied { round, state_root } => {
                 tracing::info!(%round, root = %state_root.short(), "applied");
@@ -911,7 +902,12 @@ impl Driver {
             }
         });
         self.status.set_roster(roster.collect());
-        self.status.set_traffic(Traffic::default());
+        self.status.set_traffic(Traffic {
+            control_in: traffic::CONTROL.received(),
+            control_out: traffic::CONTROL.sent(),
+            bulk_in: traffic::BULK.received(),
+            bulk_out: traffic::BULK.sent(),
+        });
     }
 
     /// Addresses, and the ticket if this peer launched the run.
@@ -925,20 +921,36 @@ impl Driver {
         let ticket = self.prepared.launches.then(|| {
             let mut listed = addresses.clone();
             listed.truncate(gradmesh_protocol::ticket::ADDRESSES_MAX);
-            Ticket::sign(self.run, listed, self.node.keypair()).to_string()
+            Ticket::sign(self.run, listed, &self.keypair).to_string()
         });
         self.status.set_contact(addresses, ticket);
     }
 }
 
-/// Shows a decision of a training round.
-fn show_decided(status: &StatusHandle, record: &DecisionRecord, roster: Option<u32>) {
-    let _ = (status, record, roster);
+/// Shows a decided round; the founding one trained nothing and does not appear.
+fn show_round(status: &StatusHandle, round: RoundId, roster: u32, figures: &RoundFigures) {
+    if round == RoundId::FOUNDING {
+        return;
+    }
+    status.set_decided(RoundStatus {
+        round: round.0,
+        loss_first: Some(nats(figures.loss_first_micronats)),
+        loss_last: Some(nats(figures.loss_last_micronats)),
+        members: figures.members,
+        roster,
+        frame_bytes: figures.frame_bytes,
+        tokens: figures.tokens,
+        seconds: None,
+        root: None,
+    });
 }
 
 /// Where a peer's bulk plane listens: as it says, with the address that it is connected from in place of an unspecified
 /// one.
-pub(super) fn bulk_address(contact: &Contact, connected_from: Option<Multiaddr>) -> Option<SocketAddr> {
+pub(super) fn bulk_address(
+    contact: &Contact,
+    connected_from: Option<Multiaddr>,
+) -> Option<SocketAddr> {
     let said = contact.bulk;
     if !said.ip().is_unspecified() {
         return Some(said);

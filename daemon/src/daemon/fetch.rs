@@ -164,9 +164,13 @@ async fn leaves(
 /// Why data could not be fetched.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DataFetchError {
-    #[error("the launcher does not serve its data manifest ({0}); try again, or give the data with --data DIR")]
+    #[error(
+        "the launcher does not serve its data manifest ({0}); try again, or give the data with --data DIR"
+    )]
     Manifest(rpc::RpcError),
-    #[error("the launcher serves another data manifest than the run names; ask it for a new ticket")]
+    #[error(
+        "the launcher serves another data manifest than the run names; ask it for a new ticket"
+    )]
     OtherData,
     #[error("data file {path}: {reason}; try again, or give the data with --data DIR")]
     File { path: String, reason: String },

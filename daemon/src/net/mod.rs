@@ -9,3 +9,4 @@
 pub mod bulk;
 pub mod control;
 pub mod identity;
+pub mod traffic;

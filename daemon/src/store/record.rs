@@ -19,6 +19,8 @@ const VALUE_BYTES_MAX: usize = 32 << 20;
 pub(super) struct Meta {
     /// The data directory that the operator named, as UTF-8.
     pub(super) data_dir: Option<String>,
+    /// Multiaddresses of the launcher, as its ticket had them.
+    pub(super) launcher_addresses: Vec<String>,
 }
 
 /// A committed update whose round is not applied yet; see [`crate::worker`] for what its fields mean.

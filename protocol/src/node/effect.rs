@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::figures::RoundFigures;
 use crate::hash::Hash;
 use crate::header::{SignedHeader, UpdateSummary};
 use crate::key::PeerKey;
@@ -153,18 +154,10 @@ pub enum Report {
         round: RoundId,
         /// Attempt of the agreement in which it was; 0 unless something went wrong.
         attempt: u32,
-        /// Updates that count.
-        members: u32,
         /// Roster size of the round.
         roster: u32,
-        /// Tokens of the updates that count.
-        tokens: u64,
-        /// Token-weighted mean of the members' first losses, in millionths of a nat.
-        loss_first_micronats: u64,
-        /// The same of their last losses.
-        loss_last_micronats: u64,
-        /// Bytes of the frames that count.
-        frame_bytes: u64,
+        /// What it amounts to.
+        figures: RoundFigures,
     },
     /// A decision was applied and the state root agrees with what was decided, as far as that is known.
     Applied {

@@ -23,6 +23,7 @@ use super::links::Lease;
 use super::wire::{RESPONSE_BYTES, Request, Response, Status};
 use super::{Blame, FetchError, FetchFailed, FetchReport, Fetched, Inner, PeerSource};
 use crate::blob::BlobHash;
+use crate::net::traffic;
 
 /// A busy source is asked again after 50 ms, then after twice that, this many times.
 const BUSY_RETRIES: u32 = 6;
@@ -429,6 +430,7 @@ impl Suspect {
 
 impl FetchReport {
     fn count(&mut self, peer: PeerId, bytes: usize) {
+        traffic::BULK.count_received(bytes as u64);
         metrics::counter!("gradmesh_bulk_bytes_total", "direction" => "in").increment(bytes as u64);
         match self.bytes_from.iter_mut().find(|(known, _)| *known == peer) {
             Some((_, count)) => *count += bytes as u64,

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use super::wire::{REQUEST_BYTES, Request, Response, Status};
 use super::{CLOSE_DENIED, CLOSE_FULL, Inner, tls};
 use crate::blob::{Blob, FileRange};
+use crate::net::traffic;
 
 /// A client that opens a stream sends its fifty bytes with it.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -197,6 +198,7 @@ async fn write(send: &mut SendStream, chunk: Bytes) -> io::Result<()> {
             return Err(io::ErrorKind::TimedOut.into());
         }
     }
+    traffic::BULK.count_sent(length);
     metrics::counter!("gradmesh_bulk_bytes_total", "direction" => "out").increment(length);
     Ok(())
 }

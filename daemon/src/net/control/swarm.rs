@@ -31,6 +31,7 @@ use super::{
     DIALS_MAX, DialError, GOSSIP_QUEUE_MAX, GossipId, GossipMessage, KeepError, PublishError,
     REQUEST_STREAMS_MAX, Refusal, RequestFailure, RequestId, ResponseToken, SpawnError, Verdict,
 };
+use crate::net::traffic;
 
 const IDENTIFY_PROTOCOL: &str = "/gradmesh/id/1";
 const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/gradmesh/kad/1");
@@ -874,6 +875,10 @@ fn socket_addr(addr: &Multiaddr) -> Option<SocketAddr> {
 }
 
 fn count_bytes(protocol: &'static str, direction: &'static str, bytes: usize) {
+    match direction {
+        "in" => traffic::CONTROL.count_received(bytes as u64),
+        _ => traffic::CONTROL.count_sent(bytes as u64),
+    }
     metrics::counter!("gradmesh_control_bytes_total", "protocol" => protocol, "direction" => direction)
         .increment(bytes as u64);
 }
