@@ -134,7 +134,7 @@ pub struct LaunchArgs {
 pub struct JoinArgs {
     /// The ticket that `gradmesh launch` printed; without it, the run of --dir goes on
     pub ticket: Option<String>,
-    /// Directory with the run's training text, byte for byte the launcher's
+    /// Directory with the run's training text, byte for byte the launcher's [default: fetched from the other peers]
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
     /// How this machine takes part.

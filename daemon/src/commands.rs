@@ -18,6 +18,7 @@ use crate::machine::MachineFile;
 use crate::net::identity::NodeKey;
 use crate::state_dir::{StateDir, StatusAddress};
 use crate::status::client;
+use crate::terminal;
 
 /// Does what the command line says.
 ///
@@ -31,17 +32,15 @@ pub async fn run(cli: Cli, settings: &MachineFile) -> anyhow::Result<()> {
         Command::Join(args) => join::run(&global, settings, args).await,
         Command::Status(args) => status::run(&global, args.json).await,
         Command::Leave(args) => leave::run(&global, args.json).await,
-        Command::Checkpoint(command) => checkpoint::run(&global, command).await,
+        Command::Checkpoint(command) => checkpoint::run(&global, command),
         Command::Doctor(args) => doctor::run(&global, settings, &args),
     }
 }
 
 /// Prints `value` as one line of JSON.
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    println!(
-        "{}",
-        serde_json::to_string(value).context("the result is no JSON")?
-    );
+    let json = serde_json::to_string(value).context("the result is no JSON")?;
+    terminal::say(&json);
     Ok(())
 }
 

@@ -20,6 +20,7 @@ use crate::corpus;
 use crate::machine::cores;
 use crate::run_file::{LoadedRunFile, RunFile};
 use crate::status::Status;
+use crate::terminal::say;
 use peer::Peer;
 use progress::Progress;
 use summary::Summary;
@@ -53,13 +54,13 @@ pub async fn run(args: &DemoArgs) -> anyhow::Result<()> {
     })?;
     let json = serde_json::to_string_pretty(&summary).context("the summary is no JSON")?;
     match args.json.as_deref() {
-        Some(file) if file == Path::new("-") => println!("{json}"),
+        Some(file) if file == Path::new("-") => say(&json),
         Some(file) => {
             fs::write(file, json + "\n")
                 .with_context(|| format!("--json {}: cannot be written", file.display()))?;
-            print!("{}", summary.text(&out));
+            say(&summary.text(&out));
         }
-        None => print!("{}", summary.text(&out)),
+        None => say(&summary.text(&out)),
     }
     ensure!(
         summary.roots_equal,

@@ -50,6 +50,20 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// Whether the daemon can do nothing but wait for others.
+    pub fn waits(self) -> bool {
+        match self {
+            Phase::Gathering
+            | Phase::CatchingUp
+            | Phase::Joining
+            | Phase::Exchanging
+            | Phase::Deciding => true,
+            Phase::Starting | Phase::Training | Phase::Applying | Phase::Finished | Phase::Left => {
+                false
+            }
+        }
+    }
+
     /// The phase in words, as the end of "the daemon is ...".
     pub fn words(self) -> &'static str {
         match self {
@@ -197,8 +211,8 @@ pub struct Status {
     pub round: u64,
     /// What it does there.
     pub phase: Phase,
-    /// Why it waits, in words; absent when it does not.
-    pub waits_for: Option<String>,
+    /// Why it waits, or how far it is, in words; absent when there is nothing to say.
+    pub detail: Option<String>,
     /// What went wrong and is not over, in words.
     pub problem: Option<String>,
     /// The roster of the current round.
@@ -306,12 +320,12 @@ impl StatusHandle {
         self.set(|status| status.identity = identity);
     }
 
-    /// What the daemon does in which round, and for what it waits.
-    pub fn set_phase(&self, round: u64, phase: Phase, waits_for: Option<String>) {
+    /// What the daemon does in which round; `detail`: why it waits, or how far it is, in words.
+    pub fn set_phase(&self, round: u64, phase: Phase, detail: Option<String>) {
         self.set(|status| {
             status.round = round;
             status.phase = phase;
-            status.waits_for = waits_for;
+            status.detail = detail;
             status.finished |= phase == Phase::Finished;
         });
     }

@@ -1,6 +1,19 @@
 //! Numbers and tables for people at a terminal.
 
 use std::fmt::Write;
+use std::io::Write as _;
+
+/// Writes `text` to stdout and ends the line unless it is ended. A reader that went away is no error: who pipes into
+/// `head` has what they want.
+pub fn say(text: &str) {
+    let mut stdout = std::io::stdout().lock();
+    let end = if text.ends_with('\n') { "" } else { "\n" };
+    if let Err(error) = write!(stdout, "{text}{end}").and_then(|()| stdout.flush())
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        tracing::warn!(%error, "cannot write to stdout");
+    }
+}
 
 /// `1536` as `1.50 KiB`.
 pub fn bytes(count: u64) -> String {

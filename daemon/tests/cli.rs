@@ -368,3 +368,54 @@ fn settings_are_strict_and_a_named_file_must_be_there() {
     );
     fails(&home, &["status", "--log", "gradmesh=loud"], &["--log"]);
 }
+
+/// The whole way: processes, sockets, libtorch, agreement, checkpoint. Half a minute on two cores.
+#[test]
+fn a_small_demo_ends_with_equal_roots_a_lower_loss_and_a_checkpoint_that_verifies() {
+    let home = home();
+    let path = |name: &str| home.path().join(name).to_str().unwrap().to_owned();
+    let (data, out, json) = (path("data"), path("out"), path("demo.json"));
+    fs::create_dir(&data).unwrap();
+    let text = include_str!("cli.rs");
+    fs::write(home.path().join("data/text.txt"), text.repeat(8)).unwrap();
+    let mut words = vec!["demo", "--peers", "2", "--rounds", "2"];
+    words.extend(["--out", &out, "--data", &data, "--json", &json]);
+    let demo = said(&home, &words);
+    assert_eq!(demo.code, Some(0), "{}\n{}", demo.out, demo.err);
+    for round in ["round  1/2: loss", "round  2/2: loss"] {
+        assert!(demo.out.contains(round), "{}", demo.out);
+    }
+
+    let summary: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(json).unwrap()).unwrap();
+    let number = |key: &str| {
+        summary[key]
+            .as_f64()
+            .unwrap_or_else(|| panic!("{key} in {summary}"))
+    };
+    assert_eq!((number("peers"), number("rounds")), (2.0, 2.0));
+    assert_eq!(summary["roots_equal"], true);
+    // An untrained model of 256 tokens starts at ln 256 = 5.5 nats; 36 steps at this rate learn which bytes are common.
+    assert!(
+        number("loss_last") < number("loss_first") - 1.0,
+        "{summary}"
+    );
+    // Sparse with k = 64 of 4096 is far below one bit per parameter, and above zero.
+    assert!((0.05..1.0).contains(&number("bits_per_param")), "{summary}");
+    assert!((0.0..=1.0).contains(&number("sync_share")), "{summary}");
+    assert!(
+        number("bytes_wan_per_peer") < number("bytes_dense_f32"),
+        "{summary}"
+    );
+
+    let checkpoint = summary["checkpoint"]["path"].as_str().unwrap();
+    let verified = said(&home, &["checkpoint", "verify", checkpoint, "--json"]);
+    assert_eq!(verified.code, Some(0), "{}", verified.err);
+    let verified: serde_json::Value = serde_json::from_str(&verified.out).unwrap();
+    assert_eq!(verified["state_root"], summary["checkpoint"]["root"]);
+    for peer in 0..2 {
+        let dir = format!("{out}/peer-{peer}");
+        let listed = said(&home, &["checkpoint", "list", "--dir", &dir]);
+        assert!(listed.out.contains("round-000002"), "{}", listed.out);
+    }
+}

@@ -14,7 +14,7 @@ use super::print_json;
 use crate::cli::{DoctorArgs, GlobalArgs};
 use crate::machine::{Machine, MachineFile, cores};
 use crate::state_dir::StateDir;
-use crate::terminal::bytes;
+use crate::terminal::{bytes, say};
 
 /// Less free disk than this is a fault: a 1 B parameter checkpoint takes 4 GB as f32.
 const FREE_BYTES_MIN: u64 = 1 << 30;
@@ -82,7 +82,10 @@ pub(super) fn run(
                 Verdict::Warn => "warn",
                 Verdict::Fail => "FAIL",
             };
-            println!("{verdict:<5} {:<13} {}", finding.check, finding.detail);
+            say(&format!(
+                "{verdict:<5} {:<13} {}",
+                finding.check, finding.detail
+            ));
         }
     }
     if failed > 0 {

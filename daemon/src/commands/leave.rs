@@ -6,6 +6,7 @@ use serde_json::json;
 use super::{print_json, running};
 use crate::cli::GlobalArgs;
 use crate::status::client;
+use crate::terminal::say;
 
 pub(super) async fn run(global: &GlobalArgs, json: bool) -> anyhow::Result<()> {
     let (dir, address) = running(global).await?;
@@ -21,7 +22,7 @@ pub(super) async fn run(global: &GlobalArgs, json: bool) -> anyhow::Result<()> {
     if json {
         print_json(&json!({ "leaving": true, "dir": dir.path() }))
     } else {
-        println!("leaving: the next decision takes this peer out of the roster");
+        say("leaving: the next decision takes this peer out of the roster");
         Ok(())
     }
 }

@@ -14,6 +14,7 @@ use crate::daemon::{self, DaemonOptions, Role};
 use crate::machine::{Machine, MachineFile};
 use crate::state_dir::StateDir;
 use crate::status::{Status, client};
+use crate::terminal::say;
 
 /// How often a starting daemon is asked whether its ticket is ready; people do not notice less.
 const ASK_EVERY: Duration = Duration::from_millis(200);
@@ -91,13 +92,19 @@ async fn announce(dir: StateDir, launches: bool, json: bool) {
         }
         return;
     }
-    println!("run: {} ({})", announcement.name, announcement.run);
-    println!("state: {}", announcement.dir.display());
-    println!("status: {}", announcement.status);
+    let mut text = format!(
+        "run: {} ({})\nstate: {}\nstatus: {}\n",
+        announcement.name,
+        announcement.run,
+        announcement.dir.display(),
+        announcement.status
+    );
     if let Some(ticket) = announcement.ticket {
-        println!("ticket: {ticket}");
-        println!("others join with: gradmesh join TICKET --data DIR");
+        text.push_str(&format!(
+            "ticket: {ticket}\nothers join with: gradmesh join TICKET\n"
+        ));
     }
+    say(&text);
 }
 
 async fn contact(dir: &StateDir, launches: bool) -> (String, Status) {

@@ -7,7 +7,7 @@ use anyhow::Context;
 use super::{print_json, running};
 use crate::cli::GlobalArgs;
 use crate::status::{DENSE_BITS, Status, client};
-use crate::terminal::{bytes, loss, percent, table};
+use crate::terminal::{bytes, loss, percent, say, table};
 
 /// Rounds shown; all that the daemon keeps are in `--json`.
 const ROUNDS_SHOWN: usize = 10;
@@ -23,9 +23,12 @@ pub(super) async fn run(global: &GlobalArgs, json: bool) -> anyhow::Result<()> {
     if json {
         return print_json(&status);
     }
-    print!("{}", render(&status));
-    println!("page        {}", address.url);
-    println!("state       {}", dir.path().display());
+    say(&format!(
+        "{}page        {}\nstate       {}",
+        render(&status),
+        address.url,
+        dir.path().display()
+    ));
     Ok(())
 }
 
@@ -54,8 +57,8 @@ fn render(status: &Status) -> String {
             status.phase.words()
         ),
     );
-    if let Some(waits_for) = &status.waits_for {
-        line("waits for", waits_for.clone());
+    if let Some(detail) = &status.detail {
+        line("", detail.clone());
     }
     if let Some(problem) = &status.problem {
         line("problem", problem.clone());
@@ -180,7 +183,7 @@ mod tests {
         handle.set_phase(
             3,
             Phase::Exchanging,
-            Some("updates of a1b2c3d4 and 00ff00ff".into()),
+            Some("waiting for the update of 00ff00ff".into()),
         );
         handle.set_roster(vec![PeerStatus {
             peer: "a1b2c3d4".into(),
@@ -199,7 +202,7 @@ mod tests {
         let text = render(&handle.snapshot());
         for part in [
             "round       3 of 9: exchanging updates\n",
-            "waits for   updates of a1b2c3d4 and 00ff00ff\n",
+            "            waiting for the update of 00ff00ff\n",
             "1.000 bits per parameter, 32 times less than f32",
             "a1b2c3d4 (this one)    up           2  2.500\n",
         ] {

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, stderr};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::status::{RoundStatus, Status};
-use crate::terminal::{bytes, loss};
+use crate::terminal::{self, bytes, loss};
 
 /// See the module documentation.
 pub(super) struct Progress {
@@ -19,7 +19,7 @@ impl Progress {
     pub(super) fn new(peers: u32, quiet: bool) -> Progress {
         let bars = stderr().is_terminal().then(|| {
             let style =
-                ProgressStyle::with_template("{prefix:>7} {bar:24} {pos:>3}/{len:<3} {wide_msg}")
+                ProgressStyle::with_template("{prefix:>7} {bar:14} {pos:>3}/{len:<3} {wide_msg}")
                     .expect("a constant template");
             let all = MultiProgress::new();
             let bars = (0..peers)
@@ -45,7 +45,7 @@ impl Progress {
             // A terminal that is gone is no reason to stop training.
             Some((all, _)) => drop(all.println(line)),
             None if self.quiet => eprintln!("{line}"),
-            None => println!("{line}"),
+            None => terminal::say(line),
         }
     }
 
@@ -113,17 +113,25 @@ fn round_line(round: &RoundStatus, of: u64) -> String {
     line
 }
 
-/// What each peer does and waits for, in words.
+/// How each peer does, what it does and what it waits for, in words.
 pub(super) fn words(statuses: &[Option<Status>]) -> Vec<String> {
     statuses
         .iter()
         .map(|status| match status {
             None => "starting".to_owned(),
             Some(status) => {
-                let mut words = format!("round {}: {}", status.round, status.phase.words());
-                if let Some(waits_for) = &status.waits_for {
-                    words.push_str(", waits for ");
-                    words.push_str(waits_for);
+                let newest = status
+                    .history
+                    .iter()
+                    .rev()
+                    .find_map(|round| round.loss_last);
+                let mut words = match newest {
+                    Some(newest) => format!("loss {newest:.3}, {}", status.phase.words()),
+                    None => status.phase.words().to_owned(),
+                };
+                if let Some(detail) = &status.detail {
+                    words.push_str(": ");
+                    words.push_str(detail);
                 }
                 if let Some(problem) = &status.problem {
                     words.push_str("; ");

@@ -19,7 +19,7 @@ pub(super) fn describe() {
         (
             "gradmesh_waiting",
             Unit::Count,
-            "1 while the daemon waits for something",
+            "1 while the daemon can only wait for others",
         ),
         (
             "gradmesh_finished",
@@ -99,7 +99,7 @@ pub(super) fn set(status: &Status) {
     gauge!("gradmesh_rounds").set(status.identity.rounds as f64);
     gauge!("gradmesh_parameters").set(status.identity.parameters as f64);
     gauge!("gradmesh_training").set(flag(status.phase == Phase::Training));
-    gauge!("gradmesh_waiting").set(flag(status.waits_for.is_some()));
+    gauge!("gradmesh_waiting").set(flag(status.phase.waits()));
     gauge!("gradmesh_finished").set(flag(status.finished));
     gauge!("gradmesh_roster_peers").set(status.roster.len() as f64);
     let connected = status.roster.iter().filter(|peer| peer.connected).count();
