@@ -94,7 +94,7 @@ pub struct Member<'a> {
 
 /// Weights of the members (rules "median", "clip" and "weight"), in their order. `tokens[i]` and
 /// `norms[i]` are those of member i; a member whose shard is missing is no member of that shard's
-/// sum.
+/// sum. With default norms nothing is clipped: the plain mean of a dense run.
 ///
 /// # Errors
 /// [`AggregateError::LengthMismatch`]; [`AggregateError::NoTokens`] when the tokens are all zero,

@@ -396,11 +396,15 @@ pub(crate) fn first_out_of_range(values: &[f32]) -> Option<usize> {
         .map(|offset| chunk * CHUNK + offset)
 }
 
-/// Rounds to nearest even in `format`; negative zero becomes zero.
+/// Rounds a finite value to nearest even in `format`; negative zero becomes zero.
 fn round(value: f32, format: DenseFormat) -> f32 {
     let rounded = match format {
         DenseFormat::F32 => value,
-        DenseFormat::Bf16 => bf16::from_f32_const(value).to_f32_const(),
+        DenseFormat::Bf16 => {
+            // Half a unit of the upper half, less one bit unless that half is odd: ties go to even.
+            let bits = value.to_bits();
+            f32::from_bits((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
+        }
     };
     rounded + 0.0
 }
@@ -521,13 +525,21 @@ impl Frame {
 
     fn write_dense(&self, out: &mut Vec<u8>) {
         let format = self.dense_format();
-        out.reserve(self.dense.len() * format.element_bytes());
-        for &value in &self.dense {
-            match format {
-                DenseFormat::F32 => out.extend_from_slice(&value.to_le_bytes()),
-                // Exact: the value is one of bf16 already.
-                DenseFormat::Bf16 => {
-                    out.extend_from_slice(&bf16::from_f32_const(value).to_le_bytes())
+        let start = out.len();
+        out.resize(start + self.dense.len() * format.element_bytes(), 0);
+        match format {
+            DenseFormat::F32 => {
+                let (elements, _) = out[start..].as_chunks_mut();
+                for (element, value) in elements.iter_mut().zip(&self.dense) {
+                    *element = value.to_le_bytes();
+                }
+            }
+            DenseFormat::Bf16 => {
+                let (elements, _) = out[start..].as_chunks_mut();
+                for (element, value) in elements.iter_mut().zip(&self.dense) {
+                    // Exact: the value is one of bf16, the upper half of an f32.
+                    let [_, _, low, high] = value.to_le_bytes();
+                    *element = [low, high];
                 }
             }
         }

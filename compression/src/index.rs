@@ -94,6 +94,19 @@ impl IndexCost {
         }
     }
 
+    /// Counts, for each code, no fewer bits than any `entries_max` or fewer indices of a tile of
+    /// `len` elements take, given that `entries_max <= len`.
+    ///
+    /// The gaps of n indices sum to at most `len - n`, and the sum of `gap >> r` to at most
+    /// `(len - n) >> r`; with r + 1 bits more for each index that grows with n.
+    pub(crate) fn count_worst(&mut self, len: usize, entries_max: u16) {
+        self.entries += u64::from(entries_max);
+        let gaps = len as u64 - u64::from(entries_max);
+        for (r, quotients) in self.quotients.iter_mut().enumerate() {
+            *quotients += gaps >> r;
+        }
+    }
+
     /// The code by the rule "index code", and its bits.
     pub(crate) fn cheapest(&self) -> (IndexCode, u64) {
         let mut best = (IndexCode::Packed, self.entries * u64::from(PACKED_BITS));

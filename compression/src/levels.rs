@@ -108,6 +108,13 @@ mod tests {
     }
 
     #[test]
+    fn of_equally_good_splits_the_smaller_high_group_wins() {
+        // 3^2 + (2 + 1)^2 / 2 = (3 + 2)^2 / 2 + 1^2.
+        let levels = Levels::two(&mut [1.0, 2.0, 3.0]);
+        assert_eq!((levels.low.to_f32(), levels.high.to_f32()), (1.5, 3.0));
+    }
+
+    #[test]
     fn equal_magnitudes_are_not_split() {
         let levels = Levels::two(&mut [0.3; 7]);
         assert_eq!((levels.low, levels.high), (f16::ZERO, f16::from_f32(0.3)));

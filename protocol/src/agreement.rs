@@ -8,6 +8,11 @@
 //! and must be durable before any later output leaves the machine. After a restart [`Agreement::start`] is given the
 //! journal of the round, so that no vote is ever contradicted.
 
+#![expect(
+    clippy::result_large_err,
+    reason = "the engine's error types are what they are"
+)]
+
 mod certificate;
 mod context;
 
@@ -277,6 +282,20 @@ impl Agreement {
         self.process(input);
     }
 
+    /// Whether `proposal` is signed by the proposer of its attempt at the round of `roster`.
+    pub fn is_authentic(&self, roster: &Roster, proposal: &SignedProposal) -> bool {
+        use bft::Context as _;
+        let message = &proposal.message;
+        let expected = self
+            .engine
+            .ctx
+            .select_proposer(&Voters::from(roster), message.height, message.round)
+            .key();
+        message.height == roster.round()
+            && message.proposer == expected
+            && expected.verify(&message.hash(&self.surface.run), &proposal.signature)
+    }
+
     /// Proposes `decision` in the attempt at hand, after an [`Output::Propose`].
     pub fn propose(&mut self, now: Time, decision: Decision) {
         self.surface.now = now;
@@ -332,7 +351,7 @@ impl Agreement {
             input: input,
             state: &mut self.engine,
             metrics: &(),
-            with: effect => surface.perform(effect)
+            with: effect => Ok::<_, engine::Error<Context>>(surface.perform(effect))
         );
         if let Err(error) = result {
             // The engine refuses an input that does not fit its state; its state is unchanged then.
@@ -355,11 +374,8 @@ impl Agreement {
 }
 
 impl Surface {
-    fn perform(
-        &mut self,
-        effect: Effect<Context>,
-    ) -> Result<engine::Resume<Context>, engine::Error<Context>> {
-        let resume = match effect {
+    fn perform(&mut self, effect: Effect<Context>) -> engine::Resume<Context> {
+        match effect {
             Effect::CancelAllTimeouts(r) => {
                 self.timers.clear();
                 r.resume_with(())
@@ -464,8 +480,7 @@ impl Surface {
             Effect::VerifyVoteExtension(_, _, _, _, _, _, r) => {
                 r.resume_with(Err(engine::VoteExtensionError::InvalidVoteExtension))
             }
-        };
-        Ok(resume)
+        }
     }
 
     fn verify_commit(

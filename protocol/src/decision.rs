@@ -62,7 +62,8 @@ impl Bitmap {
     /// A bitmap of `length` positions, lowest bit first; `None` if the bytes have another length or bits beyond it.
     pub fn from_bytes(length: usize, bytes: &[u8]) -> Option<Bitmap> {
         let fits = bytes.len() == length.div_ceil(8);
-        let spare = length % 8 != 0 && bytes.last().is_some_and(|last| last >> (length % 8) != 0);
+        let used = length % 8;
+        let spare = used != 0 && bytes.last().is_some_and(|last| last >> used != 0);
         (fits && !spare).then(|| Bitmap {
             length,
             bytes: bytes.to_vec(),

@@ -10,6 +10,8 @@ pub mod header;
 pub mod key;
 pub mod manifest;
 pub mod merkle;
+pub mod node;
+pub mod plan;
 pub mod roster;
 pub mod ticket;
 pub mod time;

@@ -160,15 +160,15 @@ pub fn write(
     let weights = partial.join(WEIGHTS);
     // `transformers` refuses weights that do not name their framework.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(stored, Some(metadata), &weights).map_err(|error| {
-        match error {
+    safetensors::serialize_to_file(stored, Some(metadata), &weights).map_err(
+        |error| match error {
             SafeTensorError::IoError(source) => io_error(&weights)(source),
             error => CheckpointError::Damaged {
                 path: weights.clone(),
                 reason: error.to_string(),
             },
-        }
-    })?;
+        },
+    )?;
     File::open(&weights)
         .and_then(|file| file.sync_all())
         .map_err(io_error(&weights))?;
@@ -227,7 +227,11 @@ fn parse_weights(
             .tensor(&spec.name)
             .map_err(|_| wrong(&spec.name, "missing".to_owned()))?;
         if view.shape() != spec.shape {
-            let reason = format!("shape {:?}, config.json says {:?}", view.shape(), spec.shape);
+            let reason = format!(
+                "shape {:?}, config.json says {:?}",
+                view.shape(),
+                spec.shape
+            );
             return Err(wrong(&spec.name, reason));
         }
         let values = widen(&view)
@@ -491,11 +495,21 @@ mod tests {
         let mut tensors: Vec<_> = file
             .tensors()
             .into_iter()
-            .map(|(name, view)| (name, view.dtype(), view.shape().to_vec(), view.data().to_vec()))
+            .map(|(name, view)| {
+                (
+                    name,
+                    view.dtype(),
+                    view.shape().to_vec(),
+                    view.data().to_vec(),
+                )
+            })
             .collect();
         change(&mut tensors);
         let views = tensors.iter().map(|(name, dtype, shape, data)| {
-            (name, TensorView::new(*dtype, shape.clone(), data).expect("consistent tensor"))
+            (
+                name,
+                TensorView::new(*dtype, shape.clone(), data).expect("consistent tensor"),
+            )
         });
         let bytes = safetensors::serialize(views, None::<HashMap<String, String>>).expect("bytes");
         fs::write(dir.join(WEIGHTS), bytes).expect("weights");
@@ -506,7 +520,13 @@ mod tests {
         for tied in [true, false] {
             let written = written(tied, Precision::F32);
             let checkpoint = read(&written.dir).expect("read");
-            assert_eq!(checkpoint.config, ModelConfig { head_dim: Some(4), ..tiny(tied) });
+            assert_eq!(
+                checkpoint.config,
+                ModelConfig {
+                    head_dim: Some(4),
+                    ..tiny(tied)
+                }
+            );
             assert_eq!(checkpoint.theta, written.theta);
             assert_eq!(checkpoint.provenance, Some(provenance()));
         }
@@ -526,9 +546,18 @@ mod tests {
         let written = written(true, Precision::F32);
         let home = written.dir.parent().expect("parent");
         assert_eq!(fs::read_dir(home).expect("home").count(), 1);
-        let error = write(&written.dir, &tiny(true), &written.theta, Precision::F32, None);
+        let error = write(
+            &written.dir,
+            &tiny(true),
+            &written.theta,
+            Precision::F32,
+            None,
+        );
         assert!(matches!(error, Err(CheckpointError::Exists(_))));
-        assert_eq!(read(&written.dir).expect("read").provenance, Some(provenance()));
+        assert_eq!(
+            read(&written.dir).expect("read").provenance,
+            Some(provenance())
+        );
     }
 
     #[test]
@@ -559,18 +588,29 @@ mod tests {
 
     #[test]
     fn tensors_of_another_model_are_named() {
-        let cases: [(&str, &dyn Fn(&mut Vec<(String, Dtype, Vec<usize>, Vec<u8>)>)); 4] = [
-            ("missing", &|tensors| tensors.retain(|tensor| tensor.0 != "model.norm.weight")),
+        let cases: [(
+            &str,
+            &dyn Fn(&mut Vec<(String, Dtype, Vec<usize>, Vec<u8>)>),
+        ); 4] = [
+            ("missing", &|tensors| {
+                tensors.retain(|tensor| tensor.0 != "model.norm.weight")
+            }),
             ("knows no such tensor", &|tensors| {
                 tensors.push(("stray".to_owned(), Dtype::F32, vec![1], vec![0; 4]));
             }),
             ("shape", &|tensors| {
-                for tensor in tensors.iter_mut().filter(|tensor| tensor.0.contains("q_proj")) {
+                for tensor in tensors
+                    .iter_mut()
+                    .filter(|tensor| tensor.0.contains("q_proj"))
+                {
                     tensor.2 = vec![4, 16];
                 }
             }),
             ("type", &|tensors| {
-                for tensor in tensors.iter_mut().filter(|tensor| tensor.0.contains("q_proj")) {
+                for tensor in tensors
+                    .iter_mut()
+                    .filter(|tensor| tensor.0.contains("q_proj"))
+                {
                     tensor.1 = Dtype::I32;
                 }
             }),
@@ -600,19 +640,28 @@ mod tests {
         copy_head(0);
         assert_eq!(read(&written.dir).expect("read").theta, written.theta);
         copy_head(1);
-        assert!(matches!(read(&written.dir), Err(CheckpointError::Tensor { .. })));
+        assert!(matches!(
+            read(&written.dir),
+            Err(CheckpointError::Tensor { .. })
+        ));
     }
 
     #[test]
     fn values_that_are_not_finite_are_refused_both_ways() {
         let written = written(true, Precision::F32);
         rewrite(&written.dir, |tensors| {
-            let norm = tensors.iter_mut().find(|tensor| tensor.0 == "model.norm.weight");
+            let norm = tensors
+                .iter_mut()
+                .find(|tensor| tensor.0 == "model.norm.weight");
             norm.expect("norm").3[8..12].copy_from_slice(&f32::NAN.to_le_bytes());
         });
         assert!(matches!(
             read(&written.dir),
-            Err(CheckpointError::NotFinite { index: 2, stored: true, .. })
+            Err(CheckpointError::NotFinite {
+                index: 2,
+                stored: true,
+                ..
+            })
         ));
         let mut theta = written.theta.clone();
         // The largest f32 rounds to infinity in bf16.
@@ -620,7 +669,11 @@ mod tests {
         let target = written.dir.with_file_name("other");
         assert!(matches!(
             write(&target, &tiny(true), &theta, Precision::Bf16, None),
-            Err(CheckpointError::NotFinite { index: 3, stored: false, .. })
+            Err(CheckpointError::NotFinite {
+                index: 3,
+                stored: false,
+                ..
+            })
         ));
         assert!(!target.exists());
         write(&target, &tiny(true), &theta, Precision::F32, None).expect("f32 holds it");

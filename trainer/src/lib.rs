@@ -11,6 +11,7 @@ pub mod data;
 pub mod model;
 pub mod optimizer;
 pub mod reference;
+pub mod replica;
 #[cfg(feature = "torch")]
 pub mod torch;
 mod training;

@@ -86,18 +86,12 @@ fn check(tied: bool, expected: [(usize, [f32; 4]); 3]) {
 
 #[test]
 fn tied_model_has_the_logits_of_transformers() {
-    check(
-        true,
-        [(0, [0.0; 4]), (5, [0.0; 4]), (11, [0.0; 4])],
-    );
+    check(true, [(0, [0.0; 4]), (5, [0.0; 4]), (11, [0.0; 4])]);
 }
 
 #[test]
 fn untied_model_has_the_logits_of_transformers() {
-    check(
-        false,
-        [(0, [0.0; 4]), (5, [0.0; 4]), (11, [0.0; 4])],
-    );
+    check(false, [(0, [0.0; 4]), (5, [0.0; 4]), (11, [0.0; 4])]);
 }
 
 fn exchange_dir() -> PathBuf {

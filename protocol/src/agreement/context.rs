@@ -81,6 +81,13 @@ pub struct Voter {
     key: PeerKey,
 }
 
+impl Voter {
+    /// Who it is.
+    pub fn key(&self) -> PeerKey {
+        self.key
+    }
+}
+
 impl From<&Member> for Voter {
     fn from(member: &Member) -> Voter {
         Voter { key: member.peer }

@@ -94,7 +94,10 @@ mod tests {
 
     #[test]
     fn only_the_last_eight_count_and_the_cap_holds() {
-        assert_eq!(after(&[1, 1, 1, 29, 29, 29, 29, 29, 29, 29, 29]), Duration::from_millis(29_500));
+        assert_eq!(
+            after(&[1, 1, 1, 29, 29, 29, 29, 29, 29, 29, 29]),
+            Duration::from_millis(29_500)
+        );
         assert_eq!(after(&[40; 8]), CAP);
     }
 

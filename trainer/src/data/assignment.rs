@@ -52,7 +52,11 @@ mod tests {
         );
         assert_eq!(
             assignment(b"round seed", &[1; 32], 1, 3, u64::MAX),
-            [7280532573789722352, 5646126410935002942, 2172380239900906903]
+            [
+                7280532573789722352,
+                5646126410935002942,
+                2172380239900906903
+            ]
         );
     }
 
@@ -80,6 +84,9 @@ mod tests {
             }
         }
         // 70,000 draws: 10,000 per window, standard deviation sqrt(70000 * 6/49) = 93; five of them.
-        assert!(counts.iter().all(|count| count.abs_diff(10_000) < 465), "{counts:?}");
+        assert!(
+            counts.iter().all(|count| count.abs_diff(10_000) < 465),
+            "{counts:?}"
+        );
     }
 }

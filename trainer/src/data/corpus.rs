@@ -43,12 +43,18 @@ impl Corpus {
             let mut bytes = Vec::new();
             File::open(&path)
                 // One byte more than expected is enough to see that a file has grown.
-                .and_then(|open| open.take(file.bytes.saturating_add(1)).read_to_end(&mut bytes))
+                .and_then(|open| {
+                    open.take(file.bytes.saturating_add(1))
+                        .read_to_end(&mut bytes)
+                })
                 .map_err(|source| read_error(&path, source))?;
             if *blake3::hash(&bytes).as_bytes() != file.blake3 {
                 return Err(DataError::Changed(path));
             }
-            if path.extension().is_some_and(|extension| extension == "jsonl") {
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "jsonl")
+            {
                 push_json_lines(&mut tokens, &bytes, &path)?;
             } else {
                 tokens.extend_from_slice(&bytes);

@@ -179,12 +179,7 @@ impl DataManifest {
 }
 
 /// Collects relative paths of usable files below `dir/prefix`.
-fn walk(
-    dir: &Path,
-    prefix: &str,
-    depth: usize,
-    paths: &mut Vec<String>,
-) -> Result<(), DataError> {
+fn walk(dir: &Path, prefix: &str, depth: usize, paths: &mut Vec<String>) -> Result<(), DataError> {
     let here = dir.join(prefix);
     if depth > DEPTH_MAX {
         return Err(DataError::TooDeep(here));
@@ -326,7 +321,11 @@ mod tests {
     fn scan_lists_usable_files_in_order() {
         let dir = directory();
         let manifest = DataManifest::scan(dir.path()).expect("scan");
-        let paths: Vec<_> = manifest.files.iter().map(|file| file.path.as_str()).collect();
+        let paths: Vec<_> = manifest
+            .files
+            .iter()
+            .map(|file| file.path.as_str())
+            .collect();
         assert_eq!(paths, ["a.md", "b.txt", "sub/c.rs"]);
         assert_eq!(manifest.total_bytes(), 16);
         assert_eq!(
@@ -341,15 +340,28 @@ mod tests {
         let dir = directory();
         let manifest = DataManifest::scan(dir.path()).expect("scan");
         let bytes = manifest.to_bytes();
-        assert_eq!(DataManifest::from_bytes(&bytes).expect("own bytes"), manifest);
+        assert_eq!(
+            DataManifest::from_bytes(&bytes).expect("own bytes"),
+            manifest
+        );
         for cut in 0..bytes.len() {
-            assert!(DataManifest::from_bytes(&bytes[..cut]).is_err(), "cut at {cut}");
+            assert!(
+                DataManifest::from_bytes(&bytes[..cut]).is_err(),
+                "cut at {cut}"
+            );
         }
         assert!(DataManifest::from_bytes(&[bytes.as_slice(), &[0]].concat()).is_err());
         let mut swapped = manifest.clone();
         swapped.files.swap(0, 1);
         assert!(DataManifest::from_bytes(&swapped.to_bytes()).is_err());
-        for path in ["../a.txt", "/etc/a.txt", "a//b.txt", "a/./b.txt", "C:a.txt", "a.png"] {
+        for path in [
+            "../a.txt",
+            "/etc/a.txt",
+            "a//b.txt",
+            "a/./b.txt",
+            "C:a.txt",
+            "a.png",
+        ] {
             let mut escaping = manifest.clone();
             escaping.files.truncate(1);
             escaping.files[0].path = path.to_owned();

@@ -1,0 +1,222 @@
+//! Connections to peers, shared by all fetches: at most one is being made per peer, and the number is bounded.
+//!
+//! **When full**: the least recently used connection that no fetch is using makes room; when all are in use, the
+//! fetch moves on to its next source.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use libp2p::PeerId;
+use quinn::{Connection, ConnectionError, VarInt};
+use tokio::time::{Instant, timeout};
+
+use super::{Blame, Inner, serve, tls};
+
+/// For this long a failed attempt speaks for all fetches that waited for it, so that many fetches from a dead peer
+/// fail together and not one after the other.
+const FAILURE_SHARED: Duration = Duration::from_secs(1);
+const CLOSE_UNUSED: VarInt = VarInt::from_u32(0);
+/// TLS alerts come as QUIC errors 0x100 + alert (RFC 9001, section 4.8).
+const CRYPTO_ERRORS: std::ops::Range<u64> = 0x100..0x200;
+/// The other side speaks no protocol of ours (RFC 7301).
+const ALERT_NO_ALPN: u64 = 0x100 + 120;
+
+#[derive(Debug, Default)]
+pub(super) struct Links {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    links: HashMap<PeerId, Link>,
+    uses: u64,
+}
+
+#[derive(Debug)]
+struct Link {
+    slot: Arc<Slot>,
+    last_use: u64,
+}
+
+/// The connection of one peer. While a clone of its `Arc` is out, the link is in use.
+type Slot = tokio::sync::Mutex<Line>;
+
+#[derive(Debug, Default)]
+enum Line {
+    #[default]
+    Idle,
+    Up(Connection),
+    Failed {
+        at: Instant,
+        addr: SocketAddr,
+        blame: Blame,
+    },
+}
+
+/// A connection in use; holding it keeps the connection from being closed to make room.
+#[derive(Debug)]
+pub(super) struct Lease {
+    pub(super) connection: Connection,
+    /// Whether it was made before this lease: then its other end may be gone without our knowing.
+    pub(super) reused: bool,
+    _in_use: Arc<Slot>,
+}
+
+impl Links {
+    /// The connection to `peer`, made now at `addr` if there is none. Waits for an attempt that is under way.
+    pub(super) async fn lease(
+        &self,
+        inner: &Arc<Inner>,
+        peer: PeerId,
+        addr: SocketAddr,
+    ) -> Result<Lease, Blame> {
+        let slot = self.slot(peer, links_max(inner)).ok_or(Blame::NoRoom)?;
+        let mut line = slot.lock().await;
+        match &*line {
+            Line::Up(connection) if connection.close_reason().is_none() => {
+                let connection = connection.clone();
+                drop(line);
+                return Ok(Lease {
+                    connection,
+                    reused: true,
+                    _in_use: slot,
+                });
+            }
+            Line::Failed {
+                at,
+                addr: failed,
+                blame,
+            } if *failed == addr && at.elapsed() < FAILURE_SHARED => return Err(blame.clone()),
+            Line::Up(_) | Line::Failed { .. } | Line::Idle => {}
+        }
+        match connect(inner, peer, addr).await {
+            Ok(connection) => {
+                *line = Line::Up(connection.clone());
+                drop(line);
+                let (inner, served) = (Arc::clone(inner), connection.clone());
+                tokio::spawn(async move {
+                    serve::serve(&inner, &served, peer).await;
+                    inner.links.ended(peer, &served);
+                });
+                Ok(Lease {
+                    connection,
+                    reused: false,
+                    _in_use: slot,
+                })
+            }
+            Err(blame) => {
+                *line = Line::Failed {
+                    at: Instant::now(),
+                    addr,
+                    blame: blame.clone(),
+                };
+                Err(blame)
+            }
+        }
+    }
+
+    /// Lets fetches use a connection that `peer` made, unless there is a live one.
+    pub(super) fn adopt(&self, inner: &Inner, peer: PeerId, connection: &Connection) {
+        let Some(slot) = self.slot(peer, links_max(inner)) else {
+            return;
+        };
+        // A slot that is locked is being connected: that attempt wins.
+        if let Ok(mut line) = slot.try_lock() {
+            match &*line {
+                Line::Up(known) if known.close_reason().is_none() => {}
+                Line::Up(_) | Line::Failed { .. } | Line::Idle => {
+                    *line = Line::Up(connection.clone());
+                }
+            }
+        }
+    }
+
+    /// Drops the link whose `connection` has ended, so that links do not outnumber connections for long.
+    pub(super) fn ended(&self, peer: PeerId, connection: &Connection) {
+        let mut state = self.lock();
+        let ended = state.links.get(&peer).is_some_and(|link| {
+            Arc::strong_count(&link.slot) == 1
+                && link.slot.try_lock().is_ok_and(|line| {
+                    matches!(&*line, Line::Up(up) if up.stable_id() == connection.stable_id())
+                })
+        });
+        if ended {
+            state.links.remove(&peer);
+        }
+    }
+
+    fn slot(&self, peer: PeerId, links_max: usize) -> Option<Arc<Slot>> {
+        let mut state = self.lock();
+        let state = &mut *state;
+        state.uses += 1;
+        if let Some(link) = state.links.get_mut(&peer) {
+            link.last_use = state.uses;
+            return Some(Arc::clone(&link.slot));
+        }
+        if state.links.len() >= links_max {
+            state.evict()?;
+        }
+        let slot = Arc::new(Slot::default());
+        let link = Link {
+            slot: Arc::clone(&slot),
+            last_use: state.uses,
+        };
+        state.links.insert(peer, link);
+        Some(slot)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Closes the least recently used link that is not in use; `None` when all are.
+    fn evict(&mut self) -> Option<()> {
+        let (peer, _) = self
+            .links
+            .iter()
+            .filter(|(_, link)| Arc::strong_count(&link.slot) == 1)
+            .min_by_key(|(_, link)| link.last_use)?;
+        let peer = *peer;
+        let link = self.links.remove(&peer)?;
+        if let Ok(line) = link.slot.try_lock()
+            && let Line::Up(connection) = &*line
+        {
+            connection.close(CLOSE_UNUSED, b"");
+        }
+        Some(())
+    }
+}
+
+/// As many links to peers that connected to us as there can be, and as many again for connections of our own.
+fn links_max(inner: &Inner) -> usize {
+    inner.limits.connections_max.saturating_mul(2)
+}
+
+async fn connect(inner: &Arc<Inner>, peer: PeerId, addr: SocketAddr) -> Result<Connection, Blame> {
+    let unreachable = |reason: String| Blame::Unreachable(reason);
+    let config = tls::client_config(&inner.keypair, peer, Arc::clone(&inner.transport))
+        .map_err(|error| unreachable(error.to_string()))?;
+    let connecting = inner
+        .endpoint
+        .connect_with(config, addr, tls::SERVER_NAME)
+        .map_err(|error| unreachable(error.to_string()))?;
+    metrics::counter!("gradmesh_bulk_connects_total").increment(1);
+    match timeout(inner.limits.connect_timeout, connecting).await {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(ConnectionError::TransportError(error)))
+            if CRYPTO_ERRORS.contains(&u64::from(error.code))
+                && u64::from(error.code) != ALERT_NO_ALPN =>
+        {
+            Err(Blame::OtherPeer)
+        }
+        Ok(Err(error)) => Err(unreachable(error.to_string())),
+        Err(_) => Err(unreachable(format!(
+            "no handshake with {addr} in {:?}",
+            inner.limits.connect_timeout
+        ))),
+    }
+}

@@ -1,0 +1,325 @@
+//! The bulk plane: content-addressed bytes between authenticated peers, over quinn on a UDP port of its own.
+//!
+//! A blob is named by its BLAKE3 hash. [`Bulk::fetch`] gets one from whoever has it and returns it only when the
+//! hash is right; the serving side answers from a [`BlobSource`]. Connections are authenticated on both ends by
+//! [`PeerId`] (`tls.rs`), carry one stream per request (`wire.rs`), are shared by all fetches, serve both directions
+//! whoever opened them, and end after [`BulkLimits::idle_timeout`] without use.
+//!
+//! Decides nothing about who fetches what from whom, and stores nothing.
+//!
+//! | what grows | bound | when full |
+//! |---|---|---|
+//! | incoming connections | `connections_max`, `connections_per_peer_max` | refused |
+//! | connections, both ways | twice `connections_max` | the idle one that was used longest ago is closed, else [`Blame::NoRoom`] |
+//! | streams of a connection | `streams_per_connection_max` | the fetching side waits |
+//! | streams being served | `streams_served_max` | answered "busy"; the fetching side asks others, then again |
+//! | fetches | `fetches_max` | further ones wait, within their deadline |
+//! | memory of a fetch | the caller's `bytes_max` | [`Blame::OverCap`] |
+
+mod fetch;
+mod links;
+mod serve;
+mod tls;
+mod wire;
+
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use libp2p::PeerId;
+use libp2p::identity::Keypair;
+use quinn::{Endpoint, TokioRuntime, TransportConfig, VarInt};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout};
+
+use crate::blob::{BlobHash, BlobSource};
+use links::Links;
+pub use tls::TlsError;
+
+/// Application close codes.
+const CLOSE_SHUTDOWN: VarInt = VarInt::from_u32(0);
+const CLOSE_DENIED: VarInt = VarInt::from_u32(1);
+const CLOSE_FULL: VarInt = VarInt::from_u32(2);
+
+/// Time that [`Bulk::shutdown`] gives streams that are being served.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
+
+/// Says whether a peer may be served; asked for every connection and for every request, so it must be fast.
+pub type Allow = Arc<dyn Fn(&PeerId) -> bool + Send + Sync>;
+
+/// What a bulk plane is started with.
+#[derive(Clone)]
+pub struct BulkConfig {
+    /// The node key, the same as on the control plane.
+    pub keypair: Keypair,
+    /// Address to listen on; port 0 takes a free one.
+    pub listen: SocketAddr,
+    pub limits: BulkLimits,
+}
+
+/// Limits of one bulk plane; the table in the module's doc says what happens at each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BulkLimits {
+    /// Connections in each direction. 128 owners and counterparts are more than any plan gives a peer.
+    pub connections_max: usize,
+    /// Incoming connections of one peer: one, and a second while it replaces the first.
+    pub connections_per_peer_max: usize,
+    /// Requests in progress on one connection; with the windows in `tls.rs` four fill it.
+    pub streams_per_connection_max: u32,
+    /// Requests being served on all connections.
+    pub streams_served_max: usize,
+    /// Fetches in progress; further ones wait for their turn.
+    pub fetches_max: usize,
+    /// Time for a handshake.
+    pub connect_timeout: Duration,
+    /// In every window of this length a source must send at least 16 KiB, or all that is left.
+    pub stall_window: Duration,
+    /// Time after which a connection without use is closed, and a dead one is given up.
+    pub idle_timeout: Duration,
+}
+
+impl Default for BulkLimits {
+    fn default() -> Self {
+        Self {
+            connections_max: 128,
+            connections_per_peer_max: 2,
+            streams_per_connection_max: 16,
+            streams_served_max: 256,
+            fetches_max: 64,
+            connect_timeout: Duration::from_secs(5),
+            stall_window: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Where a blob may be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerSource {
+    pub peer: PeerId,
+    /// Its bulk plane. Not used when a connection to the peer stands, whoever made it.
+    pub addr: SocketAddr,
+}
+
+/// A verified blob.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    pub bytes: Bytes,
+    pub report: FetchReport,
+}
+
+/// What a fetch cost and which sources failed; in the order of events.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FetchReport {
+    /// Bytes of blobs received from each source, whether they were of use or not.
+    pub bytes_from: Vec<(PeerId, u64)>,
+    /// Why sources were given up. A source may be named more than once.
+    pub blamed: Vec<(PeerId, Blame)>,
+}
+
+/// Why a source was given up.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Blame {
+    /// It sent bytes, or named a length, that do not belong to the hash. Proven: the peer lies or its disk does.
+    #[error("sent bytes that do not belong to the hash")]
+    WrongBytes,
+    /// It broke the bulk protocol. Proven.
+    #[error("broke the bulk protocol: {0}")]
+    Protocol(String),
+    /// It says that the blob is longer than the caller allows: either that is a lie or the caller's cap is wrong.
+    #[error("claims a blob of {claimed} bytes, above the cap")]
+    OverCap { claimed: u64 },
+    /// It does not hold the blob.
+    #[error("does not hold the blob")]
+    NotFound,
+    /// It stayed busy through all retries.
+    #[error("is busy")]
+    Busy,
+    /// Too few bytes came in a stall window.
+    #[error("stalled")]
+    Stalled,
+    /// The connection or the stream broke.
+    #[error("died: {0}")]
+    Died(String),
+    /// No connection could be made.
+    #[error("unreachable: {0}")]
+    Unreachable(String),
+    /// The handshake failed: somebody else lives at the address, or we are not who the other side expects. Not the
+    /// fault of the peer.
+    #[error("the address belongs to another peer")]
+    OtherPeer,
+    /// All outgoing connections of ours are in use. Not the fault of the peer.
+    #[error("all outgoing connections are in use")]
+    NoRoom,
+}
+
+impl Blame {
+    /// Whether an honest peer with a working disk never does this.
+    #[must_use]
+    pub fn is_proven(&self) -> bool {
+        matches!(self, Blame::WrongBytes | Blame::Protocol(_))
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Blame::WrongBytes => "wrong_bytes",
+            Blame::Protocol(_) => "protocol",
+            Blame::OverCap { .. } => "over_cap",
+            Blame::NotFound => "not_found",
+            Blame::Busy => "busy",
+            Blame::Stalled => "stalled",
+            Blame::Died(_) => "died",
+            Blame::Unreachable(_) => "unreachable",
+            Blame::OtherPeer => "other_peer",
+            Blame::NoRoom => "no_room",
+        }
+    }
+}
+
+/// A fetch without a result, and what was learned of its sources.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct FetchFailed {
+    pub error: FetchError,
+    pub report: FetchReport,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FetchError {
+    /// Every source answered that it does not hold the blob.
+    #[error("no source holds the blob")]
+    NotFound,
+    /// Every source failed, or there was none.
+    #[error("no source could deliver the blob")]
+    Exhausted,
+    #[error("the blob did not arrive before the deadline")]
+    Deadline,
+    #[error("the bulk plane has stopped")]
+    Stopped,
+}
+
+/// Why a bulk plane could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum BulkError {
+    #[error("UDP port {} is in use (listening on {addr}); stop the other process or choose another port", addr.port())]
+    AddressInUse { addr: SocketAddr },
+    #[error("cannot listen on {addr}: {source}")]
+    Listen { addr: SocketAddr, source: io::Error },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// A running bulk plane. Cheap to clone; it runs until [`Bulk::shutdown`].
+#[derive(Clone)]
+pub struct Bulk {
+    inner: Arc<Inner>,
+    local_addr: SocketAddr,
+}
+
+struct Inner {
+    endpoint: Endpoint,
+    keypair: Keypair,
+    transport: Arc<TransportConfig>,
+    limits: BulkLimits,
+    source: Arc<dyn BlobSource>,
+    allow: Allow,
+    links: Links,
+    places: serve::Places,
+    incoming: Arc<Semaphore>,
+    serving: Semaphore,
+    fetches: Semaphore,
+}
+
+impl Bulk {
+    /// Listens and serves blobs of `source` to the peers that `allow` admits. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`BulkError`]; nothing is left running then.
+    pub fn spawn(
+        config: BulkConfig,
+        source: Arc<dyn BlobSource>,
+        allow: Allow,
+    ) -> Result<Self, BulkError> {
+        let addr = config.listen;
+        let listen_error = |source: io::Error| match source.kind() {
+            io::ErrorKind::AddrInUse => BulkError::AddressInUse { addr },
+            _ => BulkError::Listen { addr, source },
+        };
+        let transport = Arc::new(tls::transport_config(&config.limits)?);
+        let server = tls::server_config(&config.keypair, Arc::clone(&transport))?;
+        let socket = UdpSocket::bind(addr).map_err(listen_error)?;
+        let endpoint = Endpoint::new(
+            tls::endpoint_config(&config.keypair)?,
+            Some(server),
+            socket,
+            Arc::new(TokioRuntime),
+        )
+        .map_err(listen_error)?;
+        let local_addr = endpoint.local_addr().map_err(listen_error)?;
+        let limits = config.limits;
+        let inner = Arc::new(Inner {
+            endpoint,
+            keypair: config.keypair,
+            transport,
+            limits,
+            source,
+            allow,
+            links: Links::default(),
+            places: serve::Places::default(),
+            incoming: Arc::new(Semaphore::new(limits.connections_max)),
+            serving: Semaphore::new(limits.streams_served_max),
+            fetches: Semaphore::new(limits.fetches_max),
+        });
+        tokio::spawn(serve::accept(Arc::clone(&inner)));
+        Ok(Self { inner, local_addr })
+    }
+
+    /// The address listened on, port filled in.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Gets the blob named `hash`, of at most `bytes_max` bytes, from the first of `sources` that can deliver it,
+    /// continuing with the next one where a source died. The bytes returned have been verified.
+    ///
+    /// Dropping the future ends the transfer; connections stay for others.
+    ///
+    /// # Errors
+    /// [`FetchFailed`]. "Not found" comes as soon as every source said so; nothing else waits for the deadline
+    /// unless sources stall.
+    pub async fn fetch(
+        &self,
+        hash: BlobHash,
+        bytes_max: u64,
+        sources: &[PeerSource],
+        deadline: Instant,
+    ) -> Result<Fetched, FetchFailed> {
+        fetch::fetch(&self.inner, hash, bytes_max, sources, deadline).await
+    }
+
+    /// Accepts no further connection, gives streams that are being served two seconds to end, closes all
+    /// connections and waits until the peers know.
+    pub async fn shutdown(&self) {
+        self.inner.fetches.close();
+        self.inner.endpoint.set_server_config(None);
+        let all = u32::try_from(self.inner.limits.streams_served_max).unwrap_or(u32::MAX);
+        let _ = timeout(SHUTDOWN_GRACE, self.inner.serving.acquire_many(all)).await;
+        self.inner.endpoint.close(CLOSE_SHUTDOWN, b"shutdown");
+        let _ = timeout(SHUTDOWN_GRACE, self.inner.endpoint.wait_idle()).await;
+    }
+}
+
+impl fmt::Debug for Bulk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bulk")
+            .field("local_addr", &self.local_addr)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,190 @@
+//! The bytes of the bulk protocol, version 1. All integers little-endian.
+//!
+//! ```text
+//! request, 50 bytes:   version: u8 = 1, kind: u8 = 1, hash: 32 bytes, offset: u64, length_max: u64
+//! response, 9 bytes:   status: u8, total: u64          then, when status = 0, total - offset bytes of the blob
+//! ```
+//! `total` is the length of the whole blob, also with the statuses "over the cap" (3) and "past the end" (4); with
+//! every other status it is 0.
+//! `length_max` caps `total - offset`. One bidirectional stream per request; both sides finish it.
+
+use crate::blob::BlobHash;
+
+pub(super) const VERSION: u8 = 1;
+const KIND_BLOB: u8 = 1;
+
+pub(super) const REQUEST_BYTES: usize = 50;
+pub(super) const RESPONSE_BYTES: usize = 9;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Request {
+    pub(super) hash: BlobHash,
+    /// First byte wanted.
+    pub(super) offset: u64,
+    /// Bytes wanted at most, from `offset`.
+    pub(super) length_max: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Response {
+    pub(super) status: Status,
+    pub(super) total: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Status {
+    /// The bytes follow.
+    Ok,
+    /// The server does not hold the blob.
+    NotFound,
+    /// The server serves as many streams as it may; ask another peer, or later.
+    Busy,
+    /// `total - offset` exceeds `length_max`.
+    OverCap,
+    /// `offset` exceeds `total`.
+    PastEnd,
+    /// The request makes no sense to the server.
+    BadRequest,
+}
+
+/// The other side sent something that is not this protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum WireError {
+    #[error("version {0} is not spoken here")]
+    Version(u8),
+    #[error("unknown kind of request {0}")]
+    Kind(u8),
+    #[error("unknown status {0}")]
+    Status(u8),
+}
+
+impl Request {
+    pub(super) fn encode(&self) -> [u8; REQUEST_BYTES] {
+        let mut wire = [0; REQUEST_BYTES];
+        wire[0] = VERSION;
+        wire[1] = KIND_BLOB;
+        wire[2..34].copy_from_slice(&self.hash);
+        wire[34..42].copy_from_slice(&self.offset.to_le_bytes());
+        wire[42..50].copy_from_slice(&self.length_max.to_le_bytes());
+        wire
+    }
+
+    pub(super) fn decode(wire: &[u8; REQUEST_BYTES]) -> Result<Self, WireError> {
+        let [version, kind, rest @ ..] = wire;
+        if *version != VERSION {
+            return Err(WireError::Version(*version));
+        }
+        if *kind != KIND_BLOB {
+            return Err(WireError::Kind(*kind));
+        }
+        let (hash, rest) = split::<32>(rest);
+        let (offset, rest) = split::<8>(rest);
+        let (length_max, _) = split::<8>(rest);
+        Ok(Self {
+            hash,
+            offset: u64::from_le_bytes(offset),
+            length_max: u64::from_le_bytes(length_max),
+        })
+    }
+}
+
+impl Response {
+    pub(super) fn encode(&self) -> [u8; RESPONSE_BYTES] {
+        let mut wire = [0; RESPONSE_BYTES];
+        wire[0] = match self.status {
+            Status::Ok => 0,
+            Status::NotFound => 1,
+            Status::Busy => 2,
+            Status::OverCap => 3,
+            Status::PastEnd => 4,
+            Status::BadRequest => 5,
+        };
+        wire[1..].copy_from_slice(&self.total.to_le_bytes());
+        wire
+    }
+
+    pub(super) fn decode(wire: &[u8; RESPONSE_BYTES]) -> Result<Self, WireError> {
+        let [status, total @ ..] = wire;
+        let status = match status {
+            0 => Status::Ok,
+            1 => Status::NotFound,
+            2 => Status::Busy,
+            3 => Status::OverCap,
+            4 => Status::PastEnd,
+            5 => Status::BadRequest,
+            unknown => return Err(WireError::Status(*unknown)),
+        };
+        Ok(Self {
+            status,
+            total: u64::from_le_bytes(*total),
+        })
+    }
+}
+
+/// The first `N` bytes, and the rest. `wire` is part of an array whose length the callers above fix.
+fn split<const N: usize>(wire: &[u8]) -> ([u8; N], &[u8]) {
+    let (head, rest) = wire
+        .split_first_chunk::<N>()
+        .expect("a fixed-size message holds its fields");
+    (*head, rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wire_bytes_are_pinned() {
+        let request = Request {
+            hash: [0xab; 32],
+            offset: 1,
+            length_max: 0x0102,
+        };
+        let wire = request.encode();
+        assert_eq!(
+            hex::encode(wire),
+            format!(
+                "0101{}{}{}",
+                "ab".repeat(32),
+                "0100000000000000",
+                "0201000000000000"
+            )
+        );
+        assert_eq!(Request::decode(&wire), Ok(request));
+
+        for (code, status) in [
+            Status::Ok,
+            Status::NotFound,
+            Status::Busy,
+            Status::OverCap,
+            Status::PastEnd,
+            Status::BadRequest,
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let response = Response { status, total: 7 };
+            let wire = response.encode();
+            assert_eq!(hex::encode(wire), format!("0{code}0700000000000000"));
+            assert_eq!(Response::decode(&wire), Ok(response));
+        }
+    }
+
+    #[test]
+    fn unknown_version_kind_and_status_are_refused() {
+        let mut wire = Request {
+            hash: [0; 32],
+            offset: 0,
+            length_max: 0,
+        }
+        .encode();
+        wire[1] = 9;
+        assert_eq!(Request::decode(&wire), Err(WireError::Kind(9)));
+        wire[0] = 2;
+        assert_eq!(Request::decode(&wire), Err(WireError::Version(2)));
+        assert_eq!(
+            Response::decode(&[6; RESPONSE_BYTES]),
+            Err(WireError::Status(6))
+        );
+    }
+}

@@ -1,0 +1,181 @@
+//! One round's exchange: the headers that came in, and which of them are complete.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::decision::{Bitmap, DecidedMember, DecidedShard};
+use crate::hash::Hash;
+use crate::header::SignedHeader;
+use crate::key::PeerKey;
+use crate::manifest::RoundId;
+use crate::time::Time;
+
+/// Headers kept of one author in one round: the one that came first, and one that a proposal may name instead.
+const HEADERS_PER_AUTHOR: usize = 2;
+
+/// One header and what is still missing of it.
+#[derive(Clone, Debug)]
+pub(super) struct Commitment {
+    /// The header.
+    pub(super) header: SignedHeader,
+    missing: BTreeSet<Hash>,
+    rejected: bool,
+    /// When its last frame came, counted from the round's start.
+    complete_after: Option<Duration>,
+}
+
+/// What this peer does in the round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Work {
+    /// Not in the roster, leaving, or training failed.
+    None,
+    /// The worker is at it.
+    Training,
+    /// The update is published.
+    Committed,
+}
+
+/// The round at hand, from the moment the state before it is current.
+#[derive(Clone, Debug)]
+pub(super) struct Exchange {
+    pub(super) round: RoundId,
+    pub(super) started: Time,
+    pub(super) deadline: Time,
+    pub(super) work: Work,
+    commitments: BTreeMap<Hash, Commitment>,
+    /// The header that counts for each author: the first that came.
+    first: BTreeMap<PeerKey, Hash>,
+}
+
+/// What became of a header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Insertion {
+    /// It is the author's first: its frames are wanted.
+    First,
+    /// It is known.
+    Known,
+    /// The author signed another one before. Its frames are wanted only if a proposal names it.
+    Contradiction,
+    /// The author signed too many.
+    Refused,
+}
+
+impl Exchange {
+    pub(super) fn new(round: RoundId, started: Time, patience: Duration) -> Exchange {
+        Exchange {
+            round,
+            started,
+            deadline: started + patience,
+            work: Work::None,
+            commitments: BTreeMap::new(),
+            first: BTreeMap::new(),
+        }
+    }
+
+    /// Takes in an authentic header of this round by a member.
+    pub(super) fn insert(&mut self, now: Time, header: SignedHeader) -> Insertion {
+        let (hash, author) = (header.header.hash(), header.header.peer);
+        if self.commitments.contains_key(&hash) {
+            return Insertion::Known;
+        }
+        let of_author = self.commitments.values().map(|c| c.header.header.peer);
+        if of_author.filter(|a| *a == author).count() >= HEADERS_PER_AUTHOR {
+            return Insertion::Refused;
+        }
+        let missing: BTreeSet<Hash> = header.header.update.frames.iter().map(|f| f.hash).collect();
+        let complete_after = missing.is_empty().then(|| now - self.started);
+        self.commitments.insert(
+            hash,
+            Commitment {
+                header,
+                missing,
+                rejected: false,
+                complete_after,
+            },
+        );
+        match self.first.entry(author) {
+            std::collections::btree_map::Entry::Vacant(vacant) => {
+                vacant.insert(hash);
+                Insertion::First
+            }
+            std::collections::btree_map::Entry::Occupied(_) => Insertion::Contradiction,
+        }
+    }
+
+    /// A frame is at hand.
+    pub(super) fn frame_held(&mut self, now: Time, frame: &Hash) {
+        for commitment in self.commitments.values_mut() {
+            if commitment.missing.remove(frame) && commitment.missing.is_empty() {
+                commitment.complete_after = Some(now - self.started);
+            }
+        }
+    }
+
+    /// A frame is no frame: the headers that name it never become complete. Returns their authors.
+    pub(super) fn frame_malformed(&mut self, frame: &Hash) -> Vec<PeerKey> {
+        let mut authors = Vec::new();
+        for commitment in self.commitments.values_mut() {
+            if commitment.missing.contains(frame) && !commitment.rejected {
+                commitment.rejected = true;
+                authors.push(commitment.header.header.peer);
+            }
+        }
+        authors
+    }
+
+    /// The header with this hash.
+    pub(super) fn header(&self, hash: &Hash) -> Option<&SignedHeader> {
+        self.commitments.get(hash).map(|c| &c.header)
+    }
+
+    /// Whether the header is here with all its frames; `None` if it never will be.
+    pub(super) fn is_complete(&self, hash: &Hash) -> Option<bool> {
+        match self.commitments.get(hash) {
+            Some(commitment) if commitment.rejected => None,
+            Some(commitment) => Some(commitment.missing.is_empty()),
+            None => Some(false),
+        }
+    }
+
+    /// Whether `author`'s update is here with all its frames.
+    pub(super) fn has_update_of(&self, author: &PeerKey) -> bool {
+        let hash = self.first.get(author);
+        hash.is_some_and(|hash| self.is_complete(hash) == Some(true))
+    }
+
+    /// What can be proposed: every complete update, in canonical order, each in all `shards`.
+    pub(super) fn accepted(&self, shards: u32) -> (Vec<DecidedMember>, Vec<DecidedShard>) {
+        let members: Vec<DecidedMember> = self
+            .first
+            .iter()
+            .filter(|(_, hash)| self.is_complete(hash) == Some(true))
+            .map(|(peer, hash)| DecidedMember {
+                peer: *peer,
+                header: *hash,
+            })
+            .collect();
+        let shard = DecidedShard {
+            reduced: None,
+            accepted: Bitmap::full(members.len()),
+        };
+        let shards = vec![shard; shards as usize];
+        (members, shards)
+    }
+
+    /// When the slowest of `members` was complete; the time until `now` for those that are not.
+    pub(super) fn slowest_arrival(&self, now: Time, members: &[DecidedMember]) -> Option<Duration> {
+        let until_now = now - self.started;
+        let arrivals = members.iter().map(|member| {
+            let commitment = self.commitments.get(&member.header);
+            commitment
+                .and_then(|c| c.complete_after)
+                .unwrap_or(until_now)
+        });
+        arrivals.max()
+    }
+
+    /// Number of headers kept.
+    pub(super) fn len(&self) -> usize {
+        self.commitments.len()
+    }
+}

@@ -1,0 +1,161 @@
+//! What a node does now and why it waits, for people and tests.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::hash::Hash;
+use crate::key::PeerKey;
+use crate::manifest::RoundId;
+
+/// What the node is busy with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// The run has not begun: too few peers asked to join.
+    Founding {
+        /// Peers that asked, the launcher included.
+        present: u32,
+        /// Peers with which the run begins.
+        needed: u32,
+    },
+    /// The run has not begun, and this peer waits for the launcher.
+    AwaitingLauncher,
+    /// Decisions of other peers are fetched and checked.
+    CatchingUp {
+        /// The last decision that is here.
+        decided: Option<RoundId>,
+        /// The last that another peer says it has.
+        target: RoundId,
+    },
+    /// A state is fetched by leaf.
+    FetchingState(RoundId),
+    /// No peer serves a state that could be fetched, or the frames to replay.
+    AwaitingState,
+    /// A decision is applied, or its frames are fetched first.
+    Applying(RoundId),
+    /// The worker trains.
+    Training,
+    /// This peer's update is out; others' are not all here.
+    Exchanging,
+    /// All that will be waited for is here; the roster votes.
+    Deciding {
+        /// The attempt.
+        attempt: u32,
+        /// Members of the roster that are connected, this peer included.
+        connected: u32,
+        /// Votes that a decision needs.
+        quorum: u32,
+    },
+    /// Not in the roster (yet): the run is followed.
+    Observing,
+    /// The last round is applied.
+    Finished,
+    /// This peer left the run.
+    Left,
+}
+
+/// A snapshot of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    /// The round at hand: the first that is not decided.
+    pub round: RoundId,
+    /// What the node does.
+    pub activity: Activity,
+    /// Whether it is a member of the round.
+    pub member: bool,
+    /// Members whose update is not complete here.
+    pub waiting_for: Vec<PeerKey>,
+    /// How long the exchange will still wait for them.
+    pub deadline_in: Option<Duration>,
+    /// The last round whose decision is applied, and the root after it.
+    pub applied: Option<RoundId>,
+    /// The state root.
+    pub state_root: Hash,
+    /// Sizes of what the node keeps; each has a bound (see the fields of [`super::Node`]).
+    pub sizes: Sizes,
+}
+
+/// How much a node keeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Decisions not yet applied.
+    pub pending: usize,
+    /// Frames wanted or held.
+    pub frames: usize,
+    /// Headers of the round at hand.
+    pub headers: usize,
+    /// Headers of the round after it.
+    pub early_headers: usize,
+    /// Proposals not yet judged.
+    pub proposals: usize,
+    /// Joins and leaves not yet decided.
+    pub changes: usize,
+    /// Peers known.
+    pub peers: usize,
+    /// Effects not yet taken.
+    pub effects: usize,
+}
+
+impl fmt::Display for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let round = self.round;
+        match &self.activity {
+            Activity::Founding { present, needed } => {
+                write!(f, "waiting for peers to join: {present} of {needed} here")
+            }
+            Activity::AwaitingLauncher => f.write_str("waiting for the launcher to begin the run"),
+            Activity::CatchingUp { decided, target } => match decided {
+                Some(decided) => write!(f, "catching up: round {decided} of {target}"),
+                None => write!(f, "catching up with round {target}"),
+            },
+            Activity::FetchingState(round) => write!(f, "fetching the state after round {round}"),
+            Activity::AwaitingState => {
+                f.write_str("waiting for a peer that serves a state to continue from")
+            }
+            Activity::Applying(round) => write!(f, "applying round {round}"),
+            Activity::Training => write!(f, "training round {round}"),
+            Activity::Exchanging => {
+                write!(f, "round {round}: waiting for the update of ")?;
+                write_names(f, &self.waiting_for)?;
+                match self.deadline_in {
+                    Some(rest) => write!(f, ", for {:.1} s more", rest.as_secs_f64()),
+                    None => Ok(()),
+                }
+            }
+            Activity::Deciding {
+                attempt,
+                connected,
+                quorum,
+            } => {
+                write!(f, "deciding round {round}")?;
+                if *attempt > 0 {
+                    write!(f, ", attempt {attempt}")?;
+                }
+                if connected < quorum {
+                    write!(
+                        f,
+                        "; stuck until more peers return: {connected} of the {quorum} votes needed are connected"
+                    )?;
+                }
+                Ok(())
+            }
+            Activity::Observing => write!(f, "following round {round}, not a member yet"),
+            Activity::Finished => f.write_str("the run is finished"),
+            Activity::Left => f.write_str("left the run"),
+        }
+    }
+}
+
+fn write_names(f: &mut fmt::Formatter<'_>, peers: &[PeerKey]) -> fmt::Result {
+    const NAMED_MAX: usize = 3;
+    if peers.is_empty() {
+        return f.write_str("nobody");
+    }
+    for (place, peer) in peers.iter().take(NAMED_MAX).enumerate() {
+        let separator = if place == 0 { "" } else { ", " };
+        write!(f, "{separator}{}", peer.short())?;
+    }
+    match peers.len().checked_sub(NAMED_MAX) {
+        Some(more) if more > 0 => write!(f, " and {more} more"),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,73 @@
+//! The private part of a peer as bytes for its own disk: error feedback and the trainer's inner state.
+//!
+//! Layout, integers little-endian: `gradmesh-private-1\n`, u64 elements, that many f32 of error feedback, u64 length of
+//! the inner state, the inner state, then BLAKE3 over all before (against torn writes, not against a forger).
+
+use gradmesh_compression::{ErrorFeedback, FeedbackError};
+
+use super::Replica;
+use crate::optimizer::{f32_values, le_bytes};
+
+const MAGIC: &[u8] = b"gradmesh-private-1\n";
+const HASH_BYTES: usize = 32;
+
+/// Why saved private state was refused; the replica is as before. The peer can go on without: it loses at most what
+/// its frames had left out.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum PrivateError {
+    #[error("private state is damaged ({0}): remove it to start with zero error feedback")]
+    Damaged(&'static str),
+    #[error("private state is of a model with {got} elements, this one has {expected}")]
+    Elements { got: u64, expected: usize },
+    #[error(transparent)]
+    Feedback(#[from] FeedbackError),
+}
+
+impl Replica {
+    /// The error feedback and `inner`, the trainer's inner state.
+    pub fn save_private(&self, inner: &[u8]) -> Vec<u8> {
+        let residual = self.feedback.residual();
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend_from_slice(&(residual.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(&le_bytes(residual));
+        bytes.extend_from_slice(&(inner.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(inner);
+        bytes.extend_from_slice(blake3::hash(&bytes).as_bytes());
+        bytes
+    }
+
+    /// Restores [`Self::save_private`] and gives back the inner state, which the trainer checks by itself.
+    ///
+    /// # Errors
+    /// [`PrivateError`].
+    pub fn restore_private<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], PrivateError> {
+        let short = PrivateError::Damaged("it ends too early");
+        let (body, hash) = bytes
+            .len()
+            .checked_sub(HASH_BYTES)
+            .and_then(|body| bytes.split_at_checked(body))
+            .ok_or(short.clone())?;
+        let rest = body
+            .strip_prefix(MAGIC)
+            .ok_or(PrivateError::Damaged("unknown first line"))?;
+        if blake3::hash(body).as_bytes() != hash {
+            return Err(PrivateError::Damaged("its hash does not fit"));
+        }
+        let (count, rest) = rest.split_first_chunk().ok_or(short.clone())?;
+        let count = u64::from_le_bytes(*count);
+        let expected = self.theta.len();
+        if count != expected as u64 {
+            return Err(PrivateError::Elements {
+                got: count,
+                expected,
+            });
+        }
+        let (residual, rest) = rest.split_at_checked(expected * 4).ok_or(short.clone())?;
+        let (length, inner) = rest.split_first_chunk().ok_or(short)?;
+        if u64::from_le_bytes(*length) != inner.len() as u64 {
+            return Err(PrivateError::Damaged("inner state has another length"));
+        }
+        self.feedback = ErrorFeedback::restore(f32_values(residual), self.config.feedback_beta)?;
+        Ok(inner)
+    }
+}

@@ -1,0 +1,408 @@
+use gradmesh_compression::{DenseFormat, TILE_ELEMENTS, TopK, ValueBits};
+
+use super::*;
+use crate::model::push_normal;
+
+/// Three tiles of the first tensor, one dense tile, two tiles: three shards of two.
+fn parameters() -> Vec<ParameterSpec> {
+    vec![
+        ParameterSpec::new("a", [2 * TILE_ELEMENTS + 5]),
+        ParameterSpec::new("b", [10]),
+        ParameterSpec::new("c", [2, TILE_ELEMENTS]),
+    ]
+}
+
+const ELEMENTS: usize = 4 * TILE_ELEMENTS + 15;
+
+fn sparse() -> ReplicaConfig {
+    ReplicaConfig {
+        codec: Codec::Sparse {
+            k: TopK::new(64).expect("64 is in range"),
+            value_bits: ValueBits::One,
+        },
+        outer: Outer::Plain { rate: 2.0 },
+        feedback_beta: 0.95,
+        sparse_elements_min: 100,
+        tiles_per_shard: NonZeroUsize::new(2).expect("two"),
+    }
+}
+
+fn dense(outer: Outer) -> ReplicaConfig {
+    ReplicaConfig {
+        codec: Codec::Dense(DenseFormat::F32),
+        outer,
+        ..sparse()
+    }
+}
+
+fn values(seed: u8, std: f64) -> Vec<f32> {
+    let mut values = Vec::new();
+    push_normal(&mut values, [seed; 32], 0, ELEMENTS, std);
+    values
+}
+
+fn replica(config: ReplicaConfig) -> Replica {
+    Replica::new(&parameters(), config, values(1, 1.0)).expect("valid replica")
+}
+
+/// Moves `replica` from its theta by `-delta` and gives the update.
+fn update(replica: &mut Replica, delta: &[f32]) -> Update {
+    let theta = replica.theta().to_vec();
+    let local: Vec<f32> = theta.iter().zip(delta).map(|(t, d)| t - d).collect();
+    replica.update(&theta, &local).expect("update")
+}
+
+fn all(update: &Update) -> Vec<Option<&[u8]>> {
+    update
+        .frames
+        .iter()
+        .map(|frame| Some(frame.as_slice()))
+        .collect()
+}
+
+#[test]
+fn replicas_that_apply_the_same_members_have_the_same_root() {
+    for config in [
+        sparse(),
+        dense(Outer::Nesterov {
+            rate: 0.7,
+            momentum: 0.9,
+        }),
+    ] {
+        let mut peers = [replica(config), replica(config), replica(config)];
+        let first = peers[0].state_root();
+        for round in 0..3u8 {
+            let updates: Vec<Update> = (0..3u8)
+                .map(|peer| {
+                    update(
+                        &mut peers[usize::from(peer)],
+                        &values(10 * round + peer + 2, 0.01),
+                    )
+                })
+                .collect();
+            let mut frames: Vec<_> = updates.iter().map(all).collect();
+            frames[1][2] = None;
+            let members: Vec<_> = frames
+                .iter()
+                .zip([5, 7, 9])
+                .map(|(frames, tokens)| RoundMember { tokens, frames })
+                .collect();
+            for (peer, own) in peers.iter_mut().zip(&updates).rev() {
+                let accepted = [true, true, own != &updates[1]];
+                let own = OwnUpdate {
+                    frames: &own.frames,
+                    accepted: &accepted,
+                };
+                peer.apply(&members, Some(own)).expect("apply");
+            }
+            assert_eq!(peers[0].state_root(), peers[1].state_root());
+            assert_eq!(peers[0].state_root(), peers[2].state_root());
+        }
+        assert_ne!(peers[0].state_root(), first);
+    }
+}
+
+#[test]
+fn plain_average_of_dense_updates_is_the_mean_by_tokens() {
+    let mut a = replica(dense(Outer::Plain { rate: 1.0 }));
+    let theta = a.theta().to_vec();
+    // Two equal norms, so that nobody is clipped; powers of two, so that nothing is rounded before theta.
+    let (one, two) = (vec![0.5; ELEMENTS], vec![-0.5; ELEMENTS]);
+    let mut b = a.clone();
+    let mut exact_start = a.clone();
+    exact_start.theta.fill(0.0);
+    a.theta.fill(0.0);
+    b.theta.fill(0.0);
+    let updates = [update(&mut a, &one), update(&mut b, &two)];
+    let frames: Vec<_> = updates.iter().map(all).collect();
+    let members = [
+        RoundMember {
+            tokens: 3,
+            frames: &frames[0],
+        },
+        RoundMember {
+            tokens: 1,
+            frames: &frames[1],
+        },
+    ];
+    a.apply(&members, None).expect("apply");
+    assert!(a.theta().iter().all(|value| *value == -0.25));
+    assert_ne!(theta, a.theta());
+}
+
+#[test]
+fn nesterov_follows_its_formula() {
+    let mut a = replica(dense(Outer::Nesterov {
+        rate: 0.5,
+        momentum: 0.5,
+    }));
+    a.theta.fill(0.0);
+    for expected in [-0.75, -1.625] {
+        let own = update(&mut a, &vec![1.0; ELEMENTS]);
+        let frames = all(&own);
+        let member = RoundMember {
+            tokens: 1,
+            frames: &frames,
+        };
+        a.apply(&[member], None).expect("apply");
+        // m = 1, then 1.5; steps 0.5 (1 + 0.5 m) = 0.75, then 0.875: exact in f32.
+        assert!(a.theta().iter().all(|value| *value == expected));
+    }
+}
+
+#[test]
+fn a_left_out_update_is_sent_later() {
+    let mut a = replica(sparse());
+    let root = a.feedback_root();
+    let own = update(&mut a, &values(2, 0.01));
+    assert_eq!(own.feedback_before, root);
+    assert_eq!(own.feedback_after, a.feedback_root());
+    assert_ne!(root, a.feedback_root());
+    let taken = a.feedback.residual().to_vec();
+    let accepted = [true, false, true];
+    let before = a.theta().to_vec();
+    a.apply(
+        &[],
+        Some(OwnUpdate {
+            frames: &own.frames,
+            accepted: &accepted,
+        }),
+    )
+    .expect("apply");
+    assert_eq!(before, a.theta(), "a round without members changes nothing");
+    let expected = values(2, 0.01);
+    let restored = a.feedback.residual();
+    for (element, value) in restored.iter().enumerate() {
+        // Shard 1 holds the last tile of "a" (5 elements) and "b" (10).
+        if (2 * TILE_ELEMENTS..2 * TILE_ELEMENTS + 15).contains(&element) {
+            // theta - (theta - d) rounds at size 4: half an ulp is 2.4e-7, twice; the residual's rounding is less.
+            assert!(
+                (value - expected[element]).abs() < 1e-6,
+                "element {element}"
+            );
+        } else {
+            assert_eq!(*value, taken[element], "element {element}");
+        }
+    }
+}
+
+#[test]
+fn a_folded_update_is_in_the_error_feedback() {
+    let mut a = replica(sparse());
+    let theta = a.theta().to_vec();
+    let local: Vec<f32> = theta.iter().map(|value| value * 0.5).collect();
+    a.fold(&theta, &local).expect("fold");
+    a.fold(&theta, &local).expect("fold");
+    assert_eq!(a.feedback.residual(), theta, "two exact halves");
+    assert_eq!(a.theta(), theta);
+}
+
+#[test]
+fn training_ahead_starts_from_theta_minus_the_own_update() {
+    let mut a = replica(dense(Outer::Plain { rate: 1.0 }));
+    a.theta.fill(1.0);
+    let own = update(&mut a, &vec![0.25; ELEMENTS]);
+    assert_eq!(
+        a.start_ahead(&own.frames).expect("own frames"),
+        vec![0.75; ELEMENTS]
+    );
+    assert!(matches!(
+        a.start_ahead(&own.frames[1..]),
+        Err(UpdateError::Shards {
+            frames: 2,
+            shards: 3
+        })
+    ));
+}
+
+#[test]
+fn a_bad_frame_names_its_member_and_changes_nothing() {
+    let mut a = replica(sparse());
+    let own = update(&mut a, &values(2, 0.01));
+    let before = a.clone();
+    let good = all(&own);
+    let mut bad = good.clone();
+    bad[1] = Some(&own.frames[1][..5]);
+    assert!(a.check_frame(1, &own.frames[1]).is_ok());
+    assert!(a.check_frame(1, &own.frames[1][..5]).is_err());
+    assert!(a.check_frame(9, &own.frames[1]).is_err());
+    let members = [&good, &bad].map(|frames| RoundMember { tokens: 1, frames });
+    assert!(matches!(
+        a.apply(&members, None),
+        Err(ApplyError::Frame {
+            member: 1,
+            shard: 1,
+            ..
+        })
+    ));
+    let short = RoundMember {
+        tokens: 1,
+        frames: &good[1..],
+    };
+    assert!(matches!(
+        a.apply(&[short], None),
+        Err(ApplyError::Shards {
+            member: 0,
+            frames: 2,
+            shards: 3
+        })
+    ));
+    assert_eq!(a, before);
+}
+
+#[test]
+fn local_parameters_that_are_not_finite_are_refused() {
+    let mut a = replica(sparse());
+    let before = a.clone();
+    let theta = a.theta().to_vec();
+    let mut local = theta.clone();
+    local[7] = f32::NAN;
+    assert!(matches!(
+        a.update(&theta, &local),
+        Err(UpdateError::Feedback(_))
+    ));
+    assert!(matches!(
+        a.fold(&theta, &local),
+        Err(UpdateError::Feedback(_))
+    ));
+    assert!(matches!(
+        a.update(&theta[1..], &local),
+        Err(UpdateError::Length { what: "start", .. })
+    ));
+    assert_eq!(a, before);
+}
+
+#[test]
+fn members_without_tokens_change_nothing() {
+    let mut a = replica(sparse());
+    let own = update(&mut a, &values(2, 0.01));
+    let frames = all(&own);
+    let root = a.state_root();
+    let member = RoundMember {
+        tokens: 0,
+        frames: &frames,
+    };
+    a.apply(&[member], None).expect("apply");
+    assert_eq!(a.state_root(), root);
+}
+
+#[test]
+fn a_joiner_fetches_the_state_tile_by_tile() {
+    let outer = Outer::Nesterov {
+        rate: 0.7,
+        momentum: 0.9,
+    };
+    let mut donor = replica(dense(outer));
+    let own = update(&mut donor, &values(2, 0.01));
+    let frames = all(&own);
+    let member = RoundMember {
+        tokens: 1,
+        frames: &frames,
+    };
+    donor.apply(&[member], None).expect("apply");
+
+    let (root, leaves) = (donor.state_root(), donor.leaves());
+    let import = |leaves| StateImport::new(&parameters(), dense(outer), root, leaves);
+    let mut forged = leaves.clone();
+    forged[2] = Hash::ZERO;
+    assert!(matches!(import(forged), Err(ImportError::Root { .. })));
+    assert!(matches!(
+        import(leaves[1..].to_vec()),
+        Err(ImportError::LeafCount {
+            got: 5,
+            expected: 6
+        })
+    ));
+
+    let mut joiner = import(leaves).expect("leaves under the root");
+    for index in [5, 0, 3, 1, 2] {
+        let content = donor.export_tile(index).expect("tile");
+        let mut damaged = content.clone();
+        damaged[0] ^= 1;
+        assert_eq!(
+            joiner.put(index, &damaged),
+            Err(ImportError::Content { index })
+        );
+        joiner.put(index, &content).expect("content");
+    }
+    assert_eq!(
+        joiner.missing().map(|(index, _)| index).collect::<Vec<_>>(),
+        [4]
+    );
+    assert!(matches!(
+        joiner.clone().finish(),
+        Err(ImportError::Incomplete { missing: 1 })
+    ));
+    joiner
+        .put(4, &donor.export_tile(4).expect("tile"))
+        .expect("content");
+    assert!(matches!(
+        joiner.put(6, &[]),
+        Err(ImportError::NoTile { .. })
+    ));
+    let joined = joiner.finish().expect("complete");
+    assert_eq!(joined.state_root(), root);
+    assert_eq!(
+        (joined.theta, joined.momentum),
+        (donor.theta, donor.momentum)
+    );
+}
+
+#[test]
+fn private_state_survives_a_restart_and_damage_is_refused() {
+    let mut a = replica(sparse());
+    update(&mut a, &values(2, 0.01));
+    let bytes = a.save_private(b"inner");
+    let mut b = replica(sparse());
+    assert_eq!(b.restore_private(&bytes), Ok(b"inner".as_slice()));
+    assert_eq!(b, a);
+    let fresh = replica(sparse());
+    let mut c = fresh.clone();
+    for length in [0, 5, MAGIC_AND_COUNT, bytes.len() - 1] {
+        assert!(c.restore_private(&bytes[..length]).is_err());
+    }
+    for at in [0, 20, 1000, bytes.len() - 1] {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 1;
+        assert!(c.restore_private(&flipped).is_err());
+    }
+    assert_eq!(c, fresh);
+}
+
+/// Cuts just before the error feedback.
+const MAGIC_AND_COUNT: usize = 19 + 8;
+
+#[test]
+fn roots_are_pinned() {
+    // Golden values: peers of different builds must agree on them.
+    let mut a = replica(sparse());
+    assert_eq!(
+        a.state_root().to_string(),
+        "23e1f8abbaa2b86865467ba43360c5e7ad3df97c378350c7e3170bfeadc38d31"
+    );
+    update(&mut a, &values(2, 0.01));
+    assert_eq!(
+        a.feedback_root().to_string(),
+        "5986b2bfef52ff3437e5b37fd93e669c68f3e2b832d5464afa45f1cb0c2bb8bd"
+    );
+}
+
+#[test]
+fn settings_out_of_range_are_refused() {
+    let make = |config, theta| Replica::new(&parameters(), config, theta);
+    let wild = ReplicaConfig {
+        outer: Outer::Plain { rate: f32::NAN },
+        ..sparse()
+    };
+    assert!(matches!(
+        make(wild, values(1, 1.0)),
+        Err(ReplicaError::Outer { name: "rate", .. })
+    ));
+    assert!(matches!(
+        make(sparse(), vec![0.0; 3]),
+        Err(ReplicaError::Length { got: 3, .. })
+    ));
+    let mut poisoned = values(1, 1.0);
+    poisoned[4] = f32::INFINITY;
+    assert_eq!(make(sparse(), poisoned), Err(ReplicaError::NotFinite(4)));
+}
