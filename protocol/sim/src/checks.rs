@@ -17,6 +17,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use arc_malachitebft_core_types::{NilOrVal, Round, VoteType};
 use gradmesh_protocol::agreement::{CommitCertificate, CommitSignature, Message, Vote};
 use gradmesh_protocol::decision::Decision;
 use gradmesh_protocol::hash::Hash;
@@ -26,7 +27,6 @@ use gradmesh_protocol::manifest::{Manifest, RoundId, RunId, TrustMode};
 use gradmesh_protocol::node::View;
 use gradmesh_protocol::roster::Roster;
 use gradmesh_protocol::wire::{DecisionRecord, Gossip};
-use malachite::{NilOrVal, Round, VoteType};
 
 use crate::learner::{Shape, State};
 use crate::oracle::Oracle;
@@ -47,15 +47,19 @@ pub struct Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} at {}, peers {:?}: {}", self.check, self.at, self.peers, self.what)
+        write!(
+            f,
+            "{} at {}, peers {:?}: {}",
+            self.check, self.at, self.peers, self.what
+        )
     }
 }
 
 /// The result of a check: the name of the one that failed, and what was found.
 pub type Checked = Result<(), (&'static str, String)>;
 
-/// Votes of one peer that are sent in a round without anything going wrong: two, and a proposal and a header.
-/// Gossip that a peer may send for each decided round: those, each sent again for some attempts.
+/// Gossip that a peer may send for each decided round: two votes, a proposal, a header and a
+/// join, each again for a dozen attempts.
 const GOSSIP_PER_ROUND_MAX: u64 = 64;
 /// Gossip that a peer may send for each second that passes: heartbeats, and votes sent again while it waits.
 const GOSSIP_PER_SECOND_MAX: u64 = 16;
@@ -125,7 +129,9 @@ impl Checks {
 
     /// The roster of the first undecided round.
     pub fn roster(&self) -> &Roster {
-        self.rosters.last().expect("the founding roster is always there")
+        self.rosters
+            .last()
+            .expect("the founding roster is always there")
     }
 
     /// The state after the last decision.
@@ -160,7 +166,10 @@ impl Checks {
         self.check_certificate(stored, &id, &record.certificate)?;
         if let Some(known) = self.decisions.get(stored) {
             return ensure(known.id == id, "one-decision", || {
-                format!("round {round} is decided as {id:?} here and as {:?} elsewhere", known.id)
+                format!(
+                    "round {round} is decided as {id:?} here and as {:?} elsewhere",
+                    known.id
+                )
             });
         }
         self.check_decision(shape, &record.decision, &record.headers)?;
@@ -168,7 +177,8 @@ impl Checks {
             .oracle
             .replay(shape, record)
             .map_err(|what| ("decision-sound", what))?;
-        self.rosters.push(self.rosters[stored].after(&record.decision, manifest));
+        self.rosters
+            .push(self.rosters[stored].after(&record.decision, manifest));
         self.decisions.push(Decided { id, root_after });
         Ok(())
     }
@@ -181,7 +191,9 @@ impl Checks {
     ) -> Checked {
         let roster = &self.rosters[place];
         let fits = certificate.value == *id && certificate.height == roster.round();
-        ensure(fits, "certified", || format!("the certificate is of {:?}", certificate.value))?;
+        ensure(fits, "certified", || {
+            format!("the certificate is of {:?}", certificate.value)
+        })?;
         let mut voters = Vec::new();
         for CommitSignature { voter, signature } in &certificate.signatures {
             let vote = Vote {
@@ -198,13 +210,25 @@ impl Checks {
                 })?;
                 self.verified.insert((hash, *voter), *signature);
             }
-            ensure(roster.contains(voter) && !voters.contains(voter), "certified", || {
-                format!("{voter:?} has no vote in round {}, or not two", roster.round())
-            })?;
+            ensure(
+                roster.contains(voter) && !voters.contains(voter),
+                "certified",
+                || {
+                    format!(
+                        "{voter:?} has no vote in round {}, or not two",
+                        roster.round()
+                    )
+                },
+            )?;
             voters.push(*voter);
         }
         ensure(voters.len() >= self.quorum(roster), "certified", || {
-            format!("{} of {} votes decide round {}", voters.len(), roster.len(), roster.round())
+            format!(
+                "{} of {} votes decide round {}",
+                voters.len(),
+                roster.len(),
+                roster.round()
+            )
         })
     }
 
@@ -225,9 +249,17 @@ impl Checks {
         ensure(decision.state_root == root, "decision-sound", || {
             format!("claims the root {:?}; it is {root:?}", decision.state_root)
         })?;
-        ensure(decision.members.len() == headers.len(), "decision-sound", || {
-            format!("{} headers for {} members", headers.len(), decision.members.len())
-        })?;
+        ensure(
+            decision.members.len() == headers.len(),
+            "decision-sound",
+            || {
+                format!(
+                    "{} headers for {} members",
+                    headers.len(),
+                    decision.members.len()
+                )
+            },
+        )?;
         for (member, signed) in decision.members.iter().zip(headers) {
             let header = &signed.header;
             let fits = header.hash() == member.header
@@ -237,7 +269,10 @@ impl Checks {
                 && header.state_root == root
                 && header.update.frames.len() == shape.shards();
             ensure(fits && signed.is_authentic(), "decision-sound", || {
-                format!("the header of {:?} does not belong to this round", member.peer)
+                format!(
+                    "the header of {:?} does not belong to this round",
+                    member.peer
+                )
             })?;
         }
         Ok(())
@@ -246,12 +281,16 @@ impl Checks {
     /// A peer stands at `root` after `round`, having applied or fetched it. Checks `same-state`.
     pub fn stands_at(&self, round: RoundId, root: &Hash) -> Checked {
         let decided = self.decisions.get(round.0 as usize);
-        ensure(decided.is_some_and(|d| d.root_after == *root), "same-state", || {
-            format!(
-                "has the root {root:?} after round {round}; the decisions lead to {:?}",
-                decided.map(|d| d.root_after)
-            )
-        })
+        ensure(
+            decided.is_some_and(|d| d.root_after == *root),
+            "same-state",
+            || {
+                format!(
+                    "has the root {root:?} after round {round}; the decisions lead to {:?}",
+                    decided.map(|d| d.root_after)
+                )
+            },
+        )
     }
 
     /// An honest peer publishes `gossip`. Checks `one-vote` and `bounded`.
@@ -269,7 +308,10 @@ impl Checks {
                 let hash = vote.hash(&self.run);
                 let known = self.votes.entry(key).or_insert(hash);
                 ensure(first(known, hash), "one-vote", || {
-                    format!("a second {kind:?} of {:?} in round {}, attempt {}", vote.voter, vote.height, vote.round)
+                    format!(
+                        "a second {kind:?} of {:?} in round {}, attempt {}",
+                        vote.voter, vote.height, vote.round
+                    )
                 })?;
             }
             Gossip::Agreement(Message::Proposal(proposal)) => {
@@ -283,12 +325,18 @@ impl Checks {
                 let hash = proposal.hash(&self.run);
                 let known = self.votes.entry(key).or_insert(hash);
                 ensure(first(known, hash), "one-vote", || {
-                    format!("a second proposal in round {}, attempt {}", proposal.height, proposal.round)
+                    format!(
+                        "a second proposal in round {}, attempt {}",
+                        proposal.height, proposal.round
+                    )
                 })?;
             }
             Gossip::Header(header) => {
                 let hash = header.header.hash();
-                let known = self.headers.entry((name, header.header.round)).or_insert(hash);
+                let known = self
+                    .headers
+                    .entry((name, header.header.round))
+                    .or_insert(hash);
                 ensure(first(known, hash), "one-vote", || {
                     format!("a second header in round {}", header.header.round)
                 })?;
@@ -302,29 +350,37 @@ impl Checks {
         let bound = GOSSIP_PER_ROUND_MAX * (1 + self.decisions.len() as u64)
             + GOSSIP_PER_SECOND_MAX * (1 + now.0 / 1_000_000);
         ensure(self.gossip[peer] <= bound, "bounded", || {
-            format!("sends its gossip number {}; {bound} is the bound", self.gossip[peer])
+            format!(
+                "sends its gossip number {}; {bound} is the bound",
+                self.gossip[peer]
+            )
         })
     }
 
-    /// Checks `bounded` for what a node keeps. `peers`: of the simulation, all told.
-    pub fn keeps(&self, view: &View, peers: usize, shards: usize, rounds: u64) -> Checked {
-        let sizes = &view.sizes;
-        // Two headers for each author and round (one to count, one that a proposal may name), for the round at hand,
-        // the next, and decisions not yet applied.
+    /// Checks `bounded` for what a node keeps.
+    pub fn keeps(&self, view: &View, shards: usize) -> Checked {
+        let (sizes, peers) = (&view.sizes, self.names.len());
+        // Two headers of each author: the one that counts, and one that a proposal may name instead.
         let headers = 2 * peers;
-        let pending = rounds as usize + 1;
+        // No run of the simulator is longer than this.
+        let pending = 16;
         let bounds = [
             ("pending", sizes.pending, pending),
-            ("frames", sizes.frames, headers * shards * (2 + pending)),
+            // Of the round at hand, and of each decision that is not applied.
+            ("frames", sizes.frames, headers * shards * (1 + pending)),
             ("headers", sizes.headers, headers),
             ("early headers", sizes.early_headers, headers),
-            ("proposals", sizes.proposals, 4 * peers),
+            // Those of the round at hand and early ones, 24 each.
+            ("proposals", sizes.proposals, 48),
+            // One join or leave of each peer.
             ("changes", sizes.changes, 2 * peers),
             ("peers", sizes.peers, peers),
             ("effects", sizes.effects, 0),
         ];
         for (what, size, bound) in bounds {
-            ensure(size <= bound, "bounded", || format!("keeps {size} {what}; {bound} is the bound"))?;
+            ensure(size <= bound, "bounded", || {
+                format!("keeps {size} {what}; {bound} is the bound")
+            })?;
         }
         Ok(())
     }

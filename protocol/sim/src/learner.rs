@@ -234,32 +234,44 @@ impl Shape {
         if record.decision.members.is_empty() {
             return Ok(());
         }
-        let mut decoded: Vec<Vec<Frame>> = Vec::with_capacity(record.headers.len());
-        for header in &record.headers {
+        let counts = |place: usize, shard: usize| {
+            let decided = record.decision.shards.get(shard);
+            decided.is_some_and(|decided| decided.accepted.contains(place))
+        };
+        let mut decoded: Vec<Vec<Option<Frame>>> = Vec::with_capacity(record.headers.len());
+        for (place, header) in record.headers.iter().enumerate() {
             let mut shards = Vec::with_capacity(self.shards());
             for (shard, frame) in header.header.update.frames.iter().enumerate() {
+                if !counts(place, shard) {
+                    shards.push(None);
+                    continue;
+                }
                 let bytes = frames.get(&frame.hash).ok_or_else(|| {
-                    format!("frame {:?} of {:?} is not held", frame.hash, header.header.peer)
+                    format!(
+                        "frame {:?} of {:?} is not held",
+                        frame.hash, header.header.peer
+                    )
                 })?;
                 let frame = decode(bytes, self.shard_tiles(shard), self.codec)
                     .map_err(|error| format!("frame {:?}: {error}", frame.hash))?;
-                shards.push(frame);
+                shards.push(Some(frame));
             }
             decoded.push(shards);
         }
+        // The norm of an update is that of its accepted shards: nobody has to hold the others.
         let norms: Vec<UpdateNorm> = decoded
             .iter()
             .map(|shards| {
                 let mut norm = UpdateNorm::default();
-                shards.iter().for_each(|frame| norm.add(frame));
+                shards.iter().flatten().for_each(|frame| norm.add(frame));
                 norm
             })
             .collect();
         let headers = &record.headers;
         let mut mean = vec![0.0; self.layout.elements()];
-        for (shard, decided) in record.decision.shards.iter().enumerate() {
+        for shard in 0..self.shards() {
             let accepted: Vec<usize> = (0..headers.len())
-                .filter(|place| decided.accepted.contains(*place))
+                .filter(|place| counts(*place, shard))
                 .collect();
             if accepted.is_empty() {
                 continue;
@@ -273,9 +285,9 @@ impl Shape {
             let members: Vec<Member<'_>> = accepted
                 .iter()
                 .zip(weights)
-                .map(|(place, weight)| Member {
-                    frame: &decoded[*place][shard],
-                    weight,
+                .filter_map(|(place, weight)| {
+                    let frame = decoded[*place][shard].as_ref()?;
+                    Some(Member { frame, weight })
                 })
                 .collect();
             aggregate(&members, &mut mean[self.shard_elements(shard)])
@@ -329,7 +341,11 @@ impl Shape {
             for byte in row {
                 tokens.push(token);
                 let follows = (5 * token + 3) % vocab;
-                token = if *byte < 200 { follows } else { u32::from(*byte) % vocab };
+                token = if *byte < 200 {
+                    follows
+                } else {
+                    u32::from(*byte) % vocab
+                };
             }
         }
         Batch::new(tokens, self.batch_sequences).expect("rows of equal length")
@@ -354,6 +370,12 @@ impl Private {
             .as_ref()
             .filter(|(of, _)| *of == round)
             .map(|(_, update)| update)
+    }
+
+    /// Hashes of the frames of the pending update.
+    pub fn own_frames(&self) -> impl Iterator<Item = Hash> {
+        let updates = self.pending.iter();
+        updates.flat_map(|(_, update)| update.summary.frames.iter().map(|frame| frame.hash))
     }
 
     /// The round of the update that is not settled yet.

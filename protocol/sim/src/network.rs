@@ -108,7 +108,7 @@ impl Network {
     }
 
     /// A delay between two bounds, in microseconds, for whatever a link decides upon.
-    pub fn delay_us(&mut self, low: u64, high: u64) -> u64 {
+    pub fn delay_us(&mut self, (low, high): (u64, u64)) -> u64 {
         self.random.within(low..=high)
     }
 
@@ -132,7 +132,10 @@ impl Network {
 
     /// Whether a handshake between the two gets through.
     pub fn reaches(&self, a: usize, b: usize) -> bool {
-        !self.cuts.iter().any(|cut| cut.drops(a, b) || cut.drops(b, a))
+        !self
+            .cuts
+            .iter()
+            .any(|cut| cut.drops(a, b) || cut.drops(b, a))
     }
 
     /// Whether the two have a connection.
@@ -202,7 +205,11 @@ mod tests {
         };
         network.cut(cut.clone());
         assert!(!network.reaches(0, 1) && network.reaches(0, 2));
-        let mut send = |ends| network.send(&options, Instant(0), ends, 10, Class::Direct).len();
+        let mut send = |ends| {
+            network
+                .send(&options, Instant(0), ends, 10, Class::Direct)
+                .len()
+        };
         assert_eq!((send((0, 1)), send((1, 0))), (0, 1));
         network.heal(&cut);
         assert!(network.reaches(0, 1));

@@ -167,14 +167,22 @@ impl Options {
                     },
                     clock: Clock {
                         origin_ms: r.within(0..=1_000_000),
-                        drift_ppm: if skewed { r.within(0..=2000) as i64 - 1000 } else { 0 },
+                        drift_ppm: if skewed {
+                            r.within(0..=2000) as i64 - 1000
+                        } else {
+                            0
+                        },
                     },
                     uplink_bytes_per_s: if thin {
                         r.within(50_000..=500_000)
                     } else {
                         r.within(1_000_000..=100_000_000)
                     },
-                    latency_us: if near { r.within(100..=2_000) } else { r.within(1_000..=90_000) },
+                    latency_us: if near {
+                        r.within(100..=2_000)
+                    } else {
+                        r.within(1_000..=90_000)
+                    },
                     step_us: step_us * r.within(90..=110) / 100 * if slow { 3 } else { 1 },
                     training_fails_ppm: if failing { 100_000 } else { 0 },
                     frame_rounds: r.within(1..=4),
@@ -189,7 +197,7 @@ impl Options {
             peers[liar].lie = Some(r.pick(&lies));
         }
 
-        let mut rate = |ppm: u32, r: &mut Random| if r.chance(500_000) { ppm } else { 0 };
+        let rate = |ppm: u32, r: &mut Random| if r.chance(500_000) { ppm } else { 0 };
         let loss = r.pick(&LOSSES_PPM);
         let links = LinkOptions {
             jitter_us: r.within(0..=60_000),
@@ -227,11 +235,24 @@ fn keypair(seed: u64, peer: usize) -> Keypair {
 }
 
 fn manifest(r: &mut Random, seed: u64, launcher: &Keypair, peers: usize, step_us: u64) -> Manifest {
-    let kinds = [CodecKind::Sparse, CodecKind::Sparse, CodecKind::DenseBf16, CodecKind::DenseF32];
+    let kinds = [
+        CodecKind::Sparse,
+        CodecKind::Sparse,
+        CodecKind::DenseBf16,
+        CodecKind::DenseF32,
+    ];
     let kind = r.pick(&kinds);
-    let rule = if kind == CodecKind::Sparse { OuterRule::Plain } else { OuterRule::Nesterov };
+    let rule = if kind == CodecKind::Sparse {
+        OuterRule::Plain
+    } else {
+        OuterRule::Nesterov
+    };
     let late = r.within(0..=peers as u64 / 3) as u32;
-    let mode = if r.chance(600_000) { TrustMode::Byzantine } else { TrustMode::Crash };
+    let mode = if r.chance(600_000) {
+        TrustMode::Byzantine
+    } else {
+        TrustMode::Crash
+    };
     let steps = r.within(2..=8) as u32;
     let train_ms = (step_us * u64::from(steps) / 1000) as u32;
     let deadline_floor_ms = r.within(200..=1500) as u32;
@@ -259,7 +280,11 @@ fn manifest(r: &mut Random, seed: u64, launcher: &Keypair, peers: usize, step_us
         },
         outer: Outer {
             rule,
-            rate_ppm: if rule == OuterRule::Plain { 1_000_000 } else { 700_000 },
+            rate_ppm: if rule == OuterRule::Plain {
+                1_000_000
+            } else {
+                700_000
+            },
             momentum_ppm: if rule == OuterRule::Plain { 0 } else { 900_000 },
         },
         codec: Codec {
@@ -363,7 +388,13 @@ fn faults(
 
 impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Manifest { schedule, trust, timing, codec, .. } = &self.manifest;
+        let Manifest {
+            schedule,
+            trust,
+            timing,
+            codec,
+            ..
+        } = &self.manifest;
         writeln!(f, "seed {}", self.seed)?;
         writeln!(
             f,
@@ -421,7 +452,11 @@ impl fmt::Display for Options {
         for (at, fault) in &self.faults {
             writeln!(f, "{at}: {fault:?}")?;
         }
-        write!(f, "faults end at {}, must converge before {}", self.faults_end, self.time_limit)
+        write!(
+            f,
+            "faults end at {}, must converge before {}",
+            self.faults_end, self.time_limit
+        )
     }
 }
 
@@ -436,7 +471,12 @@ mod tests {
             assert_eq!(options.manifest.validate(), [], "seed {seed}");
             assert_eq!(options.to_string(), Options::new(seed).to_string());
             assert!((4..=16).contains(&options.peers.len()));
-            assert!(options.faults.iter().all(|(at, _)| *at <= options.faults_end));
+            assert!(
+                options
+                    .faults
+                    .iter()
+                    .all(|(at, _)| *at <= options.faults_end)
+            );
             let liars = options.peers.iter().filter(|p| p.lie.is_some()).count();
             let trusting = options.manifest.trust.mode == TrustMode::Crash;
             assert!(liars <= usize::from(!trusting));

@@ -39,16 +39,23 @@ impl Oracle {
     /// What the decision names and nobody made.
     pub fn replay(&mut self, shape: &Shape, record: &DecisionRecord) -> Result<Hash, String> {
         let mut updates = Vec::new();
-        for header in &record.headers {
+        for (place, header) in record.headers.iter().enumerate() {
             let mut values = Vec::new();
             for (shard, frame) in header.header.update.frames.iter().enumerate() {
-                let bytes = self.frames.get(&frame.hash).ok_or_else(|| {
-                    format!("decided frame {:?} was made by nobody", frame.hash)
-                })?;
+                let decided = record.decision.shards.get(shard);
+                if !decided.is_some_and(|decided| decided.accepted.contains(place)) {
+                    values.extend(shape.shard_elements(shard).map(|_| 0.0));
+                    continue;
+                }
+                let bytes = self
+                    .frames
+                    .get(&frame.hash)
+                    .ok_or_else(|| format!("decided frame {:?} was made by nobody", frame.hash))?;
                 let tiles = shape.shard_tiles(shard);
-                values.extend(reference::decode(bytes, tiles, shape.codec()).ok_or_else(|| {
-                    format!("decided frame {:?} does not decode", frame.hash)
-                })?);
+                values.extend(
+                    reference::decode(bytes, tiles, shape.codec())
+                        .ok_or_else(|| format!("decided frame {:?} does not decode", frame.hash))?,
+                );
             }
             updates.push(values);
         }
@@ -90,7 +97,11 @@ impl Oracle {
             for element in shape.shard_elements(shard) {
                 let mut sum = 0.0f32;
                 for place in &members {
-                    let clip = if norms[*place] > median { median / norms[*place] } else { 1.0 };
+                    let clip = if norms[*place] > median {
+                        median / norms[*place]
+                    } else {
+                        1.0
+                    };
                     let weight = (tokens(place) as f64 * clip / total as f64) as f32;
                     sum += weight * updates[*place][element];
                 }
@@ -106,7 +117,9 @@ fn squares(codec: Codec, tile: &Tile, update: &[f32]) -> f64 {
     let values = &update[tile.elements()];
     let sparse = matches!(codec, Codec::Sparse { .. }) && tile.mode() == TensorMode::Sparse;
     if !sparse {
-        return values.iter().fold(0.0, |sum, v| sum + f64::from(*v) * f64::from(*v));
+        return values
+            .iter()
+            .fold(0.0, |sum, v| sum + f64::from(*v) * f64::from(*v));
     }
     let magnitudes = || values.iter().map(|v| v.abs()).filter(|v| *v > 0.0);
     let high = magnitudes().fold(0.0f32, f32::max);

@@ -125,6 +125,8 @@ pub struct Outside {
     pub run: RunId,
     /// The shape of the model.
     pub shape: Arc<Shape>,
+    /// The name of each peer.
+    pub names: Vec<PeerKey>,
     /// The place of each peer.
     pub places: BTreeMap<PeerKey, usize>,
     /// Whether the faults are over.
@@ -150,7 +152,9 @@ impl Outside {
             Packet::AskBlob(..) | Packet::Blob(_, None) => (48, Class::Direct),
             Packet::Blob(_, Some(bytes)) => (bytes.len(), Class::Direct),
         };
-        let arrivals = self.network.send(&self.options, self.now, (from, to), bytes, class);
+        let arrivals = self
+            .network
+            .send(&self.options, self.now, (from, to), bytes, class);
         for at in arrivals {
             let packet = packet.clone();
             self.queue.push(at, Event::Deliver { from, to, packet });
@@ -174,7 +178,7 @@ pub struct Store {
     frame_rounds: BTreeMap<Hash, RoundId>,
     /// The first round whose frames are all here.
     frames_from: RoundId,
-    /// Whether the process has stored anything that it was asked for before the end of the run.
+    /// Tickets are never used twice, not even by another process.
     next_ticket: Ticket,
 }
 
@@ -221,8 +225,6 @@ pub struct Peer {
     life: Life,
     /// Stopped (SIGSTOP) until then.
     paused_until: Option<Instant>,
-    /// When the last process began.
-    started: Instant,
     liar: Option<Liar>,
     /// Whether a report said that the run is finished.
     finished: bool,
@@ -249,7 +251,6 @@ impl Peer {
             running: None,
             life: Life::Unborn,
             paused_until: None,
-            started: Instant::default(),
             liar: options.peers[place].lie.map(Liar::new),
             finished: false,
         }
@@ -263,11 +264,6 @@ impl Peer {
     /// Where it stands in its life.
     pub fn life(&self) -> Life {
         self.life
-    }
-
-    /// When the last process began.
-    pub fn started(&self) -> Instant {
-        self.started
     }
 
     /// Until when it stands still, if it does at `now`.
@@ -285,9 +281,16 @@ impl Peer {
         self.paused_until = None;
     }
 
-    /// Whether it lies.
-    pub fn lies(&self) -> bool {
-        self.liar.is_some()
+    /// Whether it is to crash after some more effects.
+    pub fn crash_is_due(&self) -> bool {
+        self.running
+            .as_ref()
+            .is_some_and(|running| running.crash_after.is_some())
+    }
+
+    /// Whether it reported that the run is finished.
+    pub fn is_finished(&self) -> bool {
+        self.finished
     }
 
     /// The last applied round.
@@ -316,12 +319,15 @@ impl Peer {
         let records = self.store.records.iter().map(|bytes| {
             Arc::new(DecisionRecord::decode(bytes).expect("what was stored can be read"))
         });
-        let journal = self.store.journal.iter().filter(|(round, _)| *round == first_undecided);
+        let journal = self.store.journal.iter().map(|(_, bytes)| {
+            JournalEntry::decode(bytes).expect("what was journalled can be read")
+        });
         let restored = Restored {
             records: records.collect(),
             applied: self.applied().map(|round| (round, root)),
             journal: journal
-                .map(|(_, bytes)| JournalEntry::decode(bytes).expect("what was journalled can be read"))
+                .filter(|(round, _)| *round == first_undecided)
+                .map(|(_, entry)| entry)
                 .collect(),
         };
         outside.trace.record(
@@ -345,7 +351,6 @@ impl Peer {
         };
         self.process += 1;
         self.life = Life::Up;
-        self.started = outside.now;
         let node = Node::new(self.clock(outside), config, restored);
         self.running = Some(Running {
             node,
@@ -364,7 +369,12 @@ impl Peer {
 
     /// Ends the process: everything in memory is gone.
     pub fn stop(&mut self, outside: &mut Outside, life: Life, loses_frames: bool) {
-        outside.trace.record(outside.now, self.place, format_args!("stops: {life:?}"), &[]);
+        outside.trace.record(
+            outside.now,
+            self.place,
+            format_args!("stops: {life:?}"),
+            &[],
+        );
         self.running = None;
         self.life = life;
         self.paused_until = None;
@@ -402,9 +412,16 @@ impl Peer {
                 if running.wake.is_some_and(|(_, newest)| newest == wake) {
                     running.wake = None;
                     let here = &mut running.wakes_here;
-                    *here = if here.0 == outside.now { (here.0, here.1 + 1) } else { (outside.now, 0) };
+                    *here = if here.0 == outside.now {
+                        (here.0, here.1 + 1)
+                    } else {
+                        (outside.now, 0)
+                    };
                     if here.1 > 100 {
-                        let what = format!("wakes again and again for {:?}", running.node.poll_timeout());
+                        let what = format!(
+                            "wakes again and again for {:?}",
+                            running.node.poll_timeout()
+                        );
                         outside.fail(self.place, "orderly", what);
                         return;
                     }
@@ -426,7 +443,7 @@ impl Peer {
         match packet {
             Packet::Gossip(bytes) => match Gossip::decode(&outside.run, &bytes) {
                 Ok(message) => {
-                    let from = outside.options.keypair_name(from);
+                    let from = outside.names[from];
                     let message = Box::new(message);
                     self.input(outside, Input::Gossip { from, message });
                 }
@@ -437,11 +454,15 @@ impl Peer {
                     let response = self.answer(outside, &request).encode();
                     outside.send(self.place, from, Packet::Answer(ticket, response.into()));
                 }
-                Err(error) => outside.fail(from, "orderly", format!("sends a bad request: {error}")),
+                Err(error) => {
+                    outside.fail(from, "orderly", format!("sends a bad request: {error}"))
+                }
             },
             Packet::Answer(ticket, bytes) => match Response::decode(&bytes) {
                 Ok(response) => self.answered(outside, ticket, response),
-                Err(error) => outside.fail(from, "orderly", format!("sends a bad response: {error}")),
+                Err(error) => {
+                    outside.fail(from, "orderly", format!("sends a bad response: {error}"))
+                }
             },
             Packet::AskBlob(ticket, hash) => {
                 let blob = self.blob(outside, &hash);
@@ -519,7 +540,12 @@ impl Peer {
     }
 
     /// Sends a question and sets its timer.
-    fn ask(&mut self, outside: &mut Outside, to: usize, packet: impl FnOnce(Ticket) -> Packet) -> Ticket {
+    fn ask(
+        &mut self,
+        outside: &mut Outside,
+        to: usize,
+        packet: impl FnOnce(Ticket) -> Packet,
+    ) -> Ticket {
         self.store.next_ticket += 1;
         let ticket = self.store.next_ticket;
         let wait_us = if outside.network.is_connected(self.place, to) {
@@ -567,10 +593,19 @@ impl Peer {
                 }
                 *left -= 1;
             }
-            outside.trace.record(outside.now, self.place, format_args!("does {effect:?}"), &[]);
+            outside.trace.record(
+                outside.now,
+                self.place,
+                format_args!("does {effect:?}"),
+                &[],
+            );
             self.perform(outside, effect, &mut inputs);
         }
-        outside.fail(self.place, "bounded", format!("{CASCADE_MAX} effects and inputs in one go"));
+        outside.fail(
+            self.place,
+            "bounded",
+            format!("{CASCADE_MAX} effects and inputs in one go"),
+        );
     }
 
     fn set_wake(&mut self, outside: &mut Outside) {
@@ -578,7 +613,10 @@ impl Peer {
             return;
         };
         let clock = outside.options.peers[self.place].clock;
-        let due = running.node.poll_timeout().map(|(time, _)| clock.when(time).max(outside.now));
+        let due = running
+            .node
+            .poll_timeout()
+            .map(|(time, _)| clock.when(time).max(outside.now));
         if due == running.wake.map(|(at, _)| at) {
             return;
         }
@@ -599,7 +637,12 @@ impl Peer {
             Effect::Broadcast(gossip) => self.broadcast(outside, &gossip),
             Effect::Request { peer, id, request } => {
                 let bytes: Arc<[u8]> = request.encode(&outside.run).into();
-                let Some(to) = outside.places.get(&peer).copied().filter(|to| *to != self.place) else {
+                let Some(to) = outside
+                    .places
+                    .get(&peer)
+                    .copied()
+                    .filter(|to| *to != self.place)
+                else {
                     let what = format!("asks {peer:?}, which is itself or nobody");
                     return outside.fail(self.place, "orderly", what);
                 };
@@ -658,7 +701,11 @@ impl Peer {
             if to == self.place || !outside.network.is_connected(self.place, to) {
                 continue;
             }
-            let lie = self.liar.as_ref().filter(|liar| liar.deceives(to)).and(other.as_ref());
+            let lie = self
+                .liar
+                .as_ref()
+                .filter(|liar| liar.deceives(to))
+                .and(other.as_ref());
             let bytes = lie.unwrap_or(&truth).clone();
             outside.send(self.place, to, Packet::Gossip(bytes));
         }
@@ -673,18 +720,33 @@ impl Peer {
             Report::Finished(round) => {
                 let last = RoundId(outside.manifest.schedule.rounds);
                 if round != last {
-                    outside.fail(self.place, "orderly", format!("finished after round {round} of {last}"));
+                    outside.fail(
+                        self.place,
+                        "orderly",
+                        format!("finished after round {round} of {last}"),
+                    );
                 }
                 self.finished = true;
             }
             Report::Misbehaviour { peer, what } => {
-                let accused = outside.places.get(&peer).map(|place| &outside.options.peers[*place]);
+                let accused = outside
+                    .places
+                    .get(&peer)
+                    .map(|place| &outside.options.peers[*place]);
                 if accused.is_none_or(|peer| peer.lie.is_none()) {
-                    outside.fail(self.place, "orderly", format!("accuses {peer:?}, which is honest: {what}"));
+                    outside.fail(
+                        self.place,
+                        "orderly",
+                        format!("accuses {peer:?}, which is honest: {what}"),
+                    );
                 }
             }
             Report::Diverged { round, .. } => {
-                outside.fail(self.place, "same-state", format!("says that it diverged after round {round}"));
+                outside.fail(
+                    self.place,
+                    "same-state",
+                    format!("says that it diverged after round {round}"),
+                );
             }
             Report::Decided { .. }
             | Report::Applied { .. }

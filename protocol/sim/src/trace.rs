@@ -55,6 +55,16 @@ impl Trace {
         let written = fmt::write(&mut Hashing(&mut self.hasher), what);
         assert!(written.is_ok(), "hashing does not fail");
         self.hasher.update(bytes);
+        self.note(at, peer, what);
+    }
+
+    /// Whether somebody reads the words.
+    pub fn is_read(&self) -> bool {
+        self.verbosity != Verbosity::Hash
+    }
+
+    /// Adds words that are not hashed.
+    pub fn note(&mut self, at: Instant, peer: usize, what: fmt::Arguments<'_>) {
         match self.verbosity {
             Verbosity::Hash => {}
             Verbosity::Tail => {

@@ -1,11 +1,11 @@
 //! A peer that breaks the protocol on purpose: what it sends instead of what its node says.
 
+use arc_malachitebft_core_types::NilOrVal;
 use gradmesh_protocol::agreement::{Message, SignedProposal, SignedVote};
 use gradmesh_protocol::decision::{Bitmap, Decision};
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::key::Keypair;
 use gradmesh_protocol::manifest::RunId;
-use malachite::NilOrVal;
 
 use crate::options::Lie;
 
@@ -52,7 +52,9 @@ impl Liar {
                 }
                 self.forged = Some(proposal.value.id());
                 let signature = me.sign(&proposal.hash(run));
-                Some(Message::Proposal(Box::new(SignedProposal::new(proposal, signature))))
+                Some(Message::Proposal(Box::new(SignedProposal::new(
+                    proposal, signature,
+                ))))
             }
             (Lie::Equivocate, Message::Vote(signed)) => {
                 let mut vote = signed.message.clone();

@@ -45,7 +45,8 @@ impl Peer {
         }
         let pending = self.store.private.pending_round();
         if pending.is_some_and(|of| of != round) {
-            let what = format!("trains round {round} while the update of {pending:?} is not settled");
+            let what =
+                format!("trains round {round} while the update of {pending:?} is not settled");
             return outside.fail(self.place, "orderly", what);
         }
         self.enqueue(outside, Job::Train(task));
@@ -66,7 +67,11 @@ impl Peer {
         if let Some(running) = &mut self.running {
             running.worker.waiting.push_back(job);
             if running.worker.waiting.len() > 2 {
-                outside.fail(self.place, "bounded", "three jobs wait for the worker".into());
+                outside.fail(
+                    self.place,
+                    "bounded",
+                    "three jobs wait for the worker".into(),
+                );
             }
             self.next_job(outside);
         }
@@ -112,7 +117,9 @@ impl Peer {
             let newest = self.store.states.last_key_value();
             let state = newest.map_or(shape.genesis(), |(_, state)| state);
             let name = self.keypair.public();
-            self.store.private.fold(&shape, state, &name, (round, seed, done));
+            self.store
+                .private
+                .fold(&shape, state, &name, (round, seed, done));
         }
         self.next_job(outside);
     }
@@ -181,12 +188,20 @@ impl Peer {
         }
     }
 
-    fn applied_to_state(&mut self, outside: &mut Outside, record: &DecisionRecord) -> Option<Input> {
+    fn applied_to_state(
+        &mut self,
+        outside: &mut Outside,
+        record: &DecisionRecord,
+    ) -> Option<Input> {
         let shape = outside.shape.clone();
         let round = record.decision.round;
         let mut state = self.state(&shape).clone();
         if let Err(what) = shape.apply(&mut state, record, &self.store.frames) {
-            outside.fail(self.place, "orderly", format!("applies round {round}: {what}"));
+            outside.fail(
+                self.place,
+                "orderly",
+                format!("applies round {round}: {what}"),
+            );
             return None;
         }
         let state_root = shape.root(&state);
