@@ -4,3 +4,10 @@
 
 pub mod blob;
 pub mod net;
+pub mod run_file;
+pub mod settings;
+pub mod state_dir;
+pub mod status;
+pub mod store;
+pub mod terminal;
+pub mod worker;

@@ -501,6 +501,7 @@ impl Node {
                     self.leaves.insert(leave.peer, leave);
                 }
             }
+            Gossip::Contact(_) => {}
         }
     }
 

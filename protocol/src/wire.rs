@@ -4,6 +4,8 @@
 //! returns is well-formed, though not yet authentic: signatures are the business of whoever knows the roster. Encoding
 //! is canonical (fields in order, no maps), so that the hash of an encoded type is the same on every machine.
 
+use core::net::SocketAddr;
+
 use arc_malachitebft_core_types as bft;
 use bft::{NilOrVal, Round, RoundCertificateType, Validity, VoteType};
 use prost::Message as _;
@@ -84,6 +86,17 @@ pub enum Gossip {
     Join(Join),
     /// The sender leaves.
     Leave(Leave),
+    /// Where the sender listens. For drivers: a node has no addresses.
+    Contact(Contact),
+}
+
+/// Where a peer listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contact {
+    /// Multiaddresses of its control plane, up to [`ADDRESSES_MAX`].
+    pub control: Vec<String>,
+    /// Address of its bulk plane. An unspecified IP stands for the one that it is connected from.
+    pub bulk: SocketAddr,
 }
 
 /// A question to one peer.
@@ -91,7 +104,7 @@ pub enum Gossip {
 pub enum Request {
     /// The manifest of the run.
     Manifest,
-    /// Where the bulk plane of the peer listens.
+    /// Where the peer listens.
     Contact,
     /// Decisions from a round on.
     Decisions {
@@ -113,8 +126,8 @@ pub enum Request {
 pub enum Response {
     /// A signed manifest.
     Manifest(Box<SignedManifest>),
-    /// Address of the bulk plane, as `ip:port`.
-    Contact(String),
+    /// Where the peer listens.
+    Contact(Contact),
     /// Decisions and what the peer holds.
     Decisions(Decisions),
     /// The headers that the peer has of those asked for.
@@ -222,6 +235,7 @@ impl Gossip {
             }),
             Gossip::Join(join) => Body::Join(join.into()),
             Gossip::Leave(leave) => Body::Leave(leave.into()),
+            Gossip::Contact(contact) => Body::Contact(contact.into()),
         };
         pb::Gossip {
             run: run.0.0.to_vec(),
@@ -253,6 +267,7 @@ impl Gossip {
             }
             Body::Join(join) => Gossip::Join(join.try_into()?),
             Body::Leave(leave) => Gossip::Leave(leave.try_into()?),
+            Body::Contact(contact) => Gossip::Contact(contact.try_into()?),
         })
     }
 }
@@ -315,9 +330,7 @@ impl Response {
         use pb::response::Body;
         let body = match self {
             Response::Manifest(signed) => Body::Manifest((&**signed).into()),
-            Response::Contact(address) => Body::Contact(pb::Contact {
-                bulk_address: address.clone(),
-            }),
+            Response::Contact(contact) => Body::Contact(contact.into()),
             Response::Decisions(d) => Body::Decisions(pb::Decisions {
                 records: d.records.iter().map(Into::into).collect(),
                 decided: d.decided.unwrap_or_default().0,
@@ -347,7 +360,7 @@ impl Response {
         let message = parse::<pb::Response>(bytes, RESPONSE_BYTES_MAX)?;
         Ok(match present("response", "body", message.body)? {
             Body::Manifest(signed) => Response::Manifest(Box::new(signed.try_into()?)),
-            Body::Contact(c) => Response::Contact(text("contact", "bulk_address", c.bulk_address)?),
+            Body::Contact(contact) => Response::Contact(contact.try_into()?),
             Body::Decisions(d) => Response::Decisions(Decisions {
                 records: list("decisions", "records", d.records, DECISIONS_MAX, |record| {
                     record.try_into()
@@ -871,6 +884,33 @@ impl TryFrom<pb::Leave> for Leave {
             peer: key(NAME, "peer", &leave.peer)?,
             round: RoundId(leave.round),
             signature: signature(NAME, &leave.signature)?,
+        })
+    }
+}
+
+impl From<&Contact> for pb::Contact {
+    fn from(contact: &Contact) -> pb::Contact {
+        pb::Contact {
+            control_addresses: contact.control.clone(),
+            bulk_address: contact.bulk.to_string(),
+        }
+    }
+}
+
+impl TryFrom<pb::Contact> for Contact {
+    type Error = WireError;
+
+    fn try_from(contact: pb::Contact) -> Wire<Contact> {
+        const NAME: &str = "contact";
+        let addresses = contact.control_addresses;
+        Ok(Contact {
+            control: list(NAME, "control_addresses", addresses, ADDRESSES_MAX, |a| {
+                text(NAME, "control_addresses", a)
+            })?,
+            bulk: contact
+                .bulk_address
+                .parse()
+                .map_err(|_| bad(NAME, "bulk_address"))?,
         })
     }
 }

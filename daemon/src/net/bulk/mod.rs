@@ -10,7 +10,7 @@
 //! | what grows | bound | when full |
 //! |---|---|---|
 //! | incoming connections | `connections_max`, `connections_per_peer_max` | refused |
-//! | connections, both ways | twice `connections_max` | the idle one that was used longest ago is closed, else [`Blame::NoRoom`] |
+//! | connections, both ways | twice `connections_max` | the longest idle one is closed, else [`Blame::NoRoom`] |
 //! | streams of a connection | `streams_per_connection_max` | the fetching side waits |
 //! | streams being served | `streams_served_max` | answered "busy"; the fetching side asks others, then again |
 //! | fetches | `fetches_max` | further ones wait, within their deadline |

@@ -33,6 +33,14 @@ const RESET_SLOW: VarInt = VarInt::from_u32(2);
 /// Accepts connections until the endpoint is closed.
 pub(super) async fn accept(inner: Arc<Inner>) {
     while let Some(incoming) = inner.endpoint.accept().await {
+        // Handshakes from forged addresses must not fill the places: once half are taken, an address has to show
+        // that it receives what is sent to it, at the cost of a round trip.
+        let crowded = inner.incoming.available_permits() < inner.limits.connections_max.div_ceil(2);
+        if crowded && incoming.may_retry() {
+            // The error only hands the connection back when it may not be retried.
+            let _ = incoming.retry();
+            continue;
+        }
         let Ok(permit) = Arc::clone(&inner.incoming).try_acquire_owned() else {
             metrics::counter!("gradmesh_bulk_connections_refused_total").increment(1);
             incoming.refuse();

@@ -512,6 +512,49 @@ async fn many_concurrent_fetches_share_one_connection_and_all_succeed_within_tig
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_beyond_the_limit_are_refused_and_those_below_it_served() {
+    let bytes = pattern(10, 1);
+    let hash = hash_of(&bytes);
+    let keypair = Keypair::generate_ed25519();
+    let limits = BulkLimits {
+        connections_max: 3,
+        ..BulkLimits::default()
+    };
+    let source = claims(hash, bytes.clone());
+    let server = bulk_with(keypair.clone(), limits, source, loopback()).unwrap();
+    let source = PeerSource {
+        peer: keypair.public().to_peer_id(),
+        addr: server.local_addr(),
+    };
+    // The third has to validate its address first; it is served all the same.
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let client = client();
+        let fetched = client.fetch(hash, 10, &[source], deadline()).await;
+        assert_eq!(fetched.unwrap().bytes, bytes);
+        clients.push(client);
+    }
+    let failed = client()
+        .fetch(hash, 10, &[source], deadline())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&failed.report.blamed[..], [(_, Blame::Unreachable(_))]),
+        "{:?}",
+        failed.report
+    );
+    // A place is free again when a client leaves.
+    clients.remove(0).shutdown().await;
+    let give_up = deadline();
+    while server.inner.incoming.available_permits() == 0 {
+        assert!(Instant::now() < give_up, "the place is not given back");
+        sleep(Duration::from_millis(20)).await;
+    }
+    let fetched = client().fetch(hash, 10, &[source], deadline()).await;
+    assert_eq!(fetched.unwrap().bytes, bytes);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn busy_server_says_so_and_is_asked_again() {
     let bytes = pattern(MIB, 1);
     let hash = hash_of(&bytes);

@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | commands to the task | [`COMMANDS_MAX`] | the caller waits; the task never waits for an owner |
 //! | events to the owner | [`EVENTS_MAX`] | gossip: dropped, counted, not forwarded; request: answered "busy"; |
-//! | | | addresses and round-trip times: dropped, counted; the rest waits in a bounded backlog (`outbox.rs`) |
+//! | | | addresses, subscriptions, round-trip times: dropped, counted; the rest waits in a bounded backlog |
 //! | own requests in flight | [`REQUESTS_MAX`] | [`RequestError::Busy`] |
 //! | streams of requests per connection | [`REQUEST_STREAMS_MAX`] | further incoming ones are closed unread |
 //! | dials in flight | [`DIALS_MAX`] | [`DialError::Busy`] |
@@ -135,7 +135,7 @@ pub struct ResponseToken {
 /// What the owner hears.
 #[derive(Debug)]
 pub enum ControlEvent {
-    /// The plane listens on this address (port filled in).
+    /// The plane listens on this address (port filled in). May be dropped when the owner lags.
     Listening(Multiaddr),
     /// The first connection to `peer`. Never dropped.
     PeerConnected { peer: PeerId, addr: Multiaddr },

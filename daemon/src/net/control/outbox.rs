@@ -1,11 +1,10 @@
 //! The queue of events to the owner, which never makes the swarm wait and never grows without bound.
 //!
-//! - **Lossy** events ([`Outbox::offer`]: gossip, incoming requests, addresses, round-trip times) are handed back
-//!   when the channel is full; the caller answers the peer (ignore, busy) and counts the drop.
-//! - **Kept** events ([`Outbox::push`]: connections, responses, listen addresses) wait in a backlog. It is bounded
-//!   because a connect and a disconnect of one peer that both still wait cancel out, so a peer has at most two
-//!   entries, peers are bounded by the connection limits, and a response holds the permit of its request until it
-//!   is delivered.
+//! - **Lossy** events ([`Outbox::offer`]: gossip, incoming requests, addresses, subscriptions, round-trip times) are
+//!   handed back when the channel is full; the caller answers the peer (ignore, busy) and counts the drop.
+//! - **Kept** events ([`Outbox::push`]: connections, responses) wait in a backlog. It is bounded because a connect and
+//!   a disconnect of one peer that both still wait cancel out, so a peer has at most two entries, peers are bounded by
+//!   the connection limits, and a response holds the permit of its request until it is delivered.
 //!
 //! Order is kept: a lossy event is only accepted while the backlog is empty.
 

@@ -462,7 +462,7 @@ impl Task {
                 self.offer(ControlEvent::PeerRtt { peer, rtt }, "rtt");
             }
             SwarmEvent::NewListenAddr { address, .. } => {
-                self.outbox.push(ControlEvent::Listening(address), None);
+                self.offer(ControlEvent::Listening(address), "listening");
             }
             SwarmEvent::ConnectionEstablished {
                 peer_id: peer,
@@ -533,6 +533,9 @@ impl Task {
         else {
             return;
         };
+        if !self.swarm.is_connected(&peer) {
+            return;
+        }
         let incarnation = *blake3::hash(info.agent_version.as_bytes()).as_bytes();
         let known = self.incarnations.entry(peer).or_insert(incarnation);
         if *known != incarnation {
@@ -549,11 +552,11 @@ impl Task {
             .take(ADDRESSES_MAX)
             .collect();
         if info.protocols.contains(&KAD_PROTOCOL) {
+            // Replaced, not added to: the routing table bounds its peers but not the addresses of each.
+            let kad = &mut self.swarm.behaviour_mut().kad;
+            kad.remove_peer(&peer);
             for addr in &addrs {
-                self.swarm
-                    .behaviour_mut()
-                    .kad
-                    .add_address(&peer, addr.clone());
+                kad.add_address(&peer, addr.clone());
             }
         }
         self.keep.learned(&peer, &addrs);
@@ -598,6 +601,11 @@ impl Task {
                     // Strict validation lets no message without an author through.
                     return;
                 };
+                if message.data.len() > self.gossip_bytes_max {
+                    // What libp2p lets through is larger by the room for the envelope.
+                    self.report_gossip(id, propagation_source, Verdict::Reject);
+                    return;
+                }
                 let gossip = GossipMessage {
                     topic: message.topic.into_string(),
                     author,

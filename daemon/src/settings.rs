@@ -1,0 +1,143 @@
+//! From the manifest's integers to the settings of codec, replica and trainer.
+
+use std::num::NonZeroUsize;
+
+use gradmesh_compression::{Codec, DenseFormat, TopK, ValueBits};
+use gradmesh_protocol::manifest::{CodecKind, Manifest, ModelDtype, OuterRule};
+use gradmesh_trainer::model::{ConfigError, ModelConfig, Precision};
+use gradmesh_trainer::replica::{Outer, ReplicaConfig};
+use gradmesh_trainer::{InnerOptimizer, Schedule};
+
+/// A manifest whose figures no trainer can use. [`Manifest::validate`] excludes most of it.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The model configuration.
+    #[error("model.config: {0}")]
+    Model(#[from] ConfigError),
+    /// A figure out of range.
+    #[error("{field}: {value} is out of range")]
+    Range {
+        /// The field, as in the run file.
+        field: &'static str,
+        /// Its value.
+        value: u64,
+    },
+}
+
+/// What a run's manifest means for this machine.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// The model.
+    pub model: ModelConfig,
+    /// The format that it computes in.
+    pub precision: Precision,
+    /// Codec, layout and outer optimizer.
+    pub replica: ReplicaConfig,
+    /// The inner optimizer.
+    pub inner: InnerOptimizer,
+    /// Sequences of one inner step.
+    pub batch_sequences: usize,
+    /// Tokens of a sequence.
+    pub sequence_tokens: usize,
+    /// Inner steps of a round.
+    pub steps_per_round: u32,
+}
+
+impl Settings {
+    /// Reads `manifest`.
+    ///
+    /// # Errors
+    /// [`SettingsError`]; the run cannot be trained by this build.
+    pub fn of(manifest: &Manifest) -> Result<Settings, SettingsError> {
+        let model = ModelConfig::from_hf_json(manifest.model.config_json.as_bytes())?;
+        model.validate()?;
+        let inner = &manifest.inner;
+        Ok(Settings {
+            model,
+            precision: match manifest.model.dtype {
+                ModelDtype::F32 => Precision::F32,
+                ModelDtype::Bf16 => Precision::Bf16,
+            },
+            replica: ReplicaConfig {
+                codec: codec(manifest)?,
+                outer: outer(manifest),
+                feedback_beta: ratio(manifest.codec.feedback_beta_ppm) as f32,
+                sparse_elements_min: sparse_elements_min(manifest)?,
+                tiles_per_shard: tiles_per_shard(manifest)?,
+            },
+            inner: InnerOptimizer {
+                learning_rate: ratio(inner.learning_rate_ppm),
+                warmup_steps: inner.warmup_steps.into(),
+                schedule: Schedule::Constant,
+                beta1: ratio(inner.beta1_ppm),
+                beta2: ratio(inner.beta2_ppm),
+                weight_decay: ratio(inner.weight_decay_ppm),
+                ..InnerOptimizer::default()
+            },
+            batch_sequences: inner.batch_sequences as usize,
+            sequence_tokens: manifest.data.sequence_tokens as usize,
+            steps_per_round: manifest.schedule.steps_per_round,
+        })
+    }
+}
+
+fn ratio(ppm: u32) -> f64 {
+    f64::from(ppm) / 1e6
+}
+
+fn outer(manifest: &Manifest) -> Outer {
+    let outer = &manifest.outer;
+    let rate = ratio(outer.rate_ppm) as f32;
+    match outer.rule {
+        OuterRule::Plain => Outer::Plain { rate },
+        OuterRule::Nesterov => Outer::Nesterov {
+            rate,
+            momentum: ratio(outer.momentum_ppm) as f32,
+        },
+    }
+}
+
+fn codec(manifest: &Manifest) -> Result<Codec, SettingsError> {
+    let codec = &manifest.codec;
+    let k = |k: u32| -> Result<TopK, SettingsError> {
+        let range = SettingsError::Range {
+            field: "codec.k",
+            value: k.into(),
+        };
+        let small = u16::try_from(k).ok();
+        small.and_then(|k| TopK::new(k).ok()).ok_or(range)
+    };
+    Ok(match codec.kind {
+        CodecKind::Sparse => Codec::Sparse {
+            k: k(codec.k)?,
+            value_bits: match codec.value_bits {
+                1 => ValueBits::One,
+                2 => ValueBits::Two,
+                other => {
+                    return Err(SettingsError::Range {
+                        field: "codec.value_bits",
+                        value: other.into(),
+                    });
+                }
+            },
+        },
+        CodecKind::DenseBf16 => Codec::Dense(DenseFormat::Bf16),
+        CodecKind::DenseF32 => Codec::Dense(DenseFormat::F32),
+    })
+}
+
+fn sparse_elements_min(manifest: &Manifest) -> Result<usize, SettingsError> {
+    let value = manifest.codec.sparse_elements_min;
+    usize::try_from(value).map_err(|_| SettingsError::Range {
+        field: "codec.sparse_elements_min",
+        value,
+    })
+}
+
+fn tiles_per_shard(manifest: &Manifest) -> Result<NonZeroUsize, SettingsError> {
+    let value = manifest.codec.tiles_per_shard;
+    NonZeroUsize::new(value as usize).ok_or(SettingsError::Range {
+        field: "codec.tiles_per_shard",
+        value: value.into(),
+    })
+}

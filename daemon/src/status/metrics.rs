@@ -1,0 +1,146 @@
+//! The status as Prometheus gauges. Names end in their unit; everything is set anew for each scrape.
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
+
+use super::{Phase, Status};
+
+/// Names each metric once per process.
+pub(super) fn describe() {
+    let gauges = [
+        ("gradmesh_round", Unit::Count, "round that the daemon is in"),
+        ("gradmesh_rounds", Unit::Count, "rounds of the run"),
+        (
+            "gradmesh_decided_round",
+            Unit::Count,
+            "last round known to be decided",
+        ),
+        ("gradmesh_applied_round", Unit::Count, "last round applied"),
+        ("gradmesh_training", Unit::Count, "1 while local steps run"),
+        (
+            "gradmesh_waiting",
+            Unit::Count,
+            "1 while the daemon waits for something",
+        ),
+        (
+            "gradmesh_finished",
+            Unit::Count,
+            "1 once the last round is applied",
+        ),
+        (
+            "gradmesh_roster_peers",
+            Unit::Count,
+            "members of the roster",
+        ),
+        (
+            "gradmesh_connected_peers",
+            Unit::Count,
+            "members that are connected, this one included",
+        ),
+        (
+            "gradmesh_parameters",
+            Unit::Count,
+            "parameters of the model",
+        ),
+        (
+            "gradmesh_loss_first_nats",
+            Unit::Count,
+            "first loss of the last decided round, mean",
+        ),
+        (
+            "gradmesh_loss_last_nats",
+            Unit::Count,
+            "last loss of the last decided round, mean",
+        ),
+        (
+            "gradmesh_round_members",
+            Unit::Count,
+            "updates that count in the last decided round",
+        ),
+        (
+            "gradmesh_round_frame_bytes",
+            Unit::Bytes,
+            "bytes of its frames",
+        ),
+        (
+            "gradmesh_round_tokens",
+            Unit::Count,
+            "tokens that it was trained on",
+        ),
+        (
+            "gradmesh_round_seconds",
+            Unit::Seconds,
+            "where the time of the last applied round went",
+        ),
+        (
+            "gradmesh_bits_per_param",
+            Unit::Count,
+            "bits of an update per parameter",
+        ),
+        (
+            "gradmesh_sync_share",
+            Unit::Count,
+            "share of time that is not training",
+        ),
+    ];
+    for (name, unit, text) in gauges {
+        describe_gauge!(name, unit, text);
+    }
+    describe_counter!(
+        "gradmesh_traffic_bytes",
+        Unit::Bytes,
+        "bytes through the sockets"
+    );
+}
+
+/// Writes `status` into the process's recorder.
+pub(super) fn set(status: &Status) {
+    let flag = |set: bool| if set { 1.0 } else { 0.0 };
+    gauge!("gradmesh_round").set(status.round as f64);
+    gauge!("gradmesh_rounds").set(status.identity.rounds as f64);
+    gauge!("gradmesh_parameters").set(status.identity.parameters as f64);
+    gauge!("gradmesh_training").set(flag(status.phase == Phase::Training));
+    gauge!("gradmesh_waiting").set(flag(status.waits_for.is_some()));
+    gauge!("gradmesh_finished").set(flag(status.finished));
+    gauge!("gradmesh_roster_peers").set(status.roster.len() as f64);
+    let connected = status.roster.iter().filter(|peer| peer.connected).count();
+    gauge!("gradmesh_connected_peers").set(connected as f64);
+    let optional = [
+        ("gradmesh_decided_round", status.decided.map(|r| r as f64)),
+        ("gradmesh_applied_round", status.applied.map(|r| r as f64)),
+        ("gradmesh_bits_per_param", status.bits_per_param),
+        ("gradmesh_sync_share", status.sync_share),
+    ];
+    for (name, value) in optional {
+        if let Some(value) = value {
+            gauge!(name).set(value);
+        }
+    }
+    if let Some(round) = status.history.back() {
+        gauge!("gradmesh_round_members").set(f64::from(round.members));
+        gauge!("gradmesh_round_frame_bytes").set(round.frame_bytes as f64);
+        gauge!("gradmesh_round_tokens").set(round.tokens as f64);
+        if let (Some(first), Some(last)) = (round.loss_first, round.loss_last) {
+            gauge!("gradmesh_loss_first_nats").set(first);
+            gauge!("gradmesh_loss_last_nats").set(last);
+        }
+    }
+    if let Some(seconds) = status.history.iter().rev().find_map(|r| r.seconds) {
+        for (part, value) in [
+            ("train", seconds.train),
+            ("exchange", seconds.exchange),
+            ("decide", seconds.decide),
+            ("apply", seconds.apply),
+        ] {
+            gauge!("gradmesh_round_seconds", "part" => part).set(value);
+        }
+    }
+    for (plane, direction, bytes) in [
+        ("control", "in", status.traffic.control_in),
+        ("control", "out", status.traffic.control_out),
+        ("bulk", "in", status.traffic.bulk_in),
+        ("bulk", "out", status.traffic.bulk_out),
+    ] {
+        counter!("gradmesh_traffic_bytes", "plane" => plane, "direction" => direction)
+            .absolute(bytes);
+    }
+}

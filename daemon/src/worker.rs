@@ -1,0 +1,833 @@
+//! The worker: the one thread that trains, encodes and applies.
+//!
+//! It owns the trainer and the replica, takes [`Command`]s in order from a bounded channel and answers with
+//! [`Event`]s. What it reports is durable. It knows no network: frames come in as bytes and go out as bytes.
+//!
+//! Rule `stop-and-fold`: [`Worker::stop_training`] ends the training of a round between two steps; what was learnt goes
+//! into the error feedback. Commands behind it then run at once.
+
+pub(crate) mod disk;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use gradmesh_compression::{Codec, DecodeError, Layout, decode};
+use gradmesh_protocol::hash::Hash;
+use gradmesh_protocol::header::{FrameRef, UpdateSummary};
+use gradmesh_protocol::key::PeerKey;
+use gradmesh_protocol::manifest::{RoundId, RunId};
+use gradmesh_protocol::merkle;
+use gradmesh_protocol::wire::DecisionRecord;
+use gradmesh_trainer::checkpoint::{self, CheckpointError, Provenance};
+use gradmesh_trainer::data::{Corpus, DataError, DataManifest, assignment};
+use gradmesh_trainer::model::{self, ConfigError, Precision};
+use gradmesh_trainer::replica::{
+    ApplyError, ImportError, OwnUpdate, Replica, ReplicaError, RoundMember, StateImport,
+    UpdateError,
+};
+use gradmesh_trainer::torch::device::{self, DeviceError};
+use gradmesh_trainer::torch::{
+    TorchSettings, TorchTrainer, VersionError, set_threads, version_check,
+};
+use gradmesh_trainer::{TrainError, TrainTask, Trainer};
+use tokio::sync::mpsc;
+
+use crate::settings::Settings;
+use crate::state_dir::StateDir;
+use crate::store::{Store, StoreError};
+use disk::Pending;
+pub(crate) use disk::{Disk, DiskError};
+
+/// Commands waiting: the node has one train, one apply and one adopt under way at most.
+const COMMANDS_MAX: usize = 4;
+/// Events waiting. The worker waits when it is full, except for progress, which is dropped.
+const EVENTS_MAX: usize = 64;
+/// The most text that is read into memory. A guess that fits any machine that trains; larger corpora want a mapping.
+const CORPUS_BYTES_MAX: u64 = 4 << 30;
+/// Sequences that go through the model at once.
+const MICRO_BATCH: usize = 64;
+/// Epoch states kept on disk: the newest one is on offer, the one before may still be on its way to somebody.
+const SNAPSHOTS_KEPT: usize = 2;
+
+/// What a worker is started with.
+#[derive(Clone)]
+pub(crate) struct WorkerConfig {
+    pub(crate) state_dir: StateDir,
+    pub(crate) store: Arc<Store>,
+    pub(crate) settings: Settings,
+    pub(crate) run: RunId,
+    /// From which theta is drawn.
+    pub(crate) seed: Hash,
+    pub(crate) me: PeerKey,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) data: DataManifest,
+    pub(crate) device: device::Request,
+    pub(crate) threads: u16,
+}
+
+/// What a worker does.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Train a round and make the update durable.
+    Train {
+        round: RoundId,
+        seed: Hash,
+        steps: u32,
+    },
+    /// Apply a decision.
+    Apply {
+        record: Arc<DecisionRecord>,
+        /// Of each member, one per shard; `None` where it does not count.
+        frames: Vec<Vec<Option<Bytes>>>,
+        ends_epoch: bool,
+    },
+    /// Go on from a fetched state, whose leaves were verified under `root`.
+    Adopt {
+        round: RoundId,
+        root: Hash,
+        leaves: Vec<Hash>,
+        tiles: Vec<Bytes>,
+    },
+    /// Go back to the state before any round.
+    AdoptGenesis,
+}
+
+/// A state that is kept to be served.
+#[derive(Clone, Debug)]
+pub(crate) struct Snapshot {
+    pub(crate) round: RoundId,
+    pub(crate) path: PathBuf,
+    /// Hash and length of each leaf's content, in the order of the file.
+    pub(crate) leaves: Vec<(Hash, u64)>,
+}
+
+/// A checkpoint that was written.
+#[derive(Clone, Debug)]
+pub(crate) struct WrittenCheckpoint {
+    pub(crate) round: RoundId,
+    pub(crate) root: Hash,
+    pub(crate) path: PathBuf,
+}
+
+/// What a worker reports.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A step is done.
+    Progress {
+        round: RoundId,
+        step: u32,
+        steps: u32,
+        loss: f32,
+    },
+    /// An update is durable.
+    Update {
+        round: RoundId,
+        summary: Box<UpdateSummary>,
+        frames: Vec<Bytes>,
+    },
+    /// A round gave no update.
+    TrainingFailed { round: RoundId, reason: String },
+    /// A decision is applied, durably.
+    Applied {
+        round: RoundId,
+        state_root: Hash,
+        seconds: Duration,
+        snapshot: Option<Snapshot>,
+        checkpoint: Option<WrittenCheckpoint>,
+    },
+    /// A fetched state is in place, durably.
+    Adopted { round: RoundId, snapshot: Snapshot },
+    /// The worker cannot go on.
+    Broken(WorkerError),
+}
+
+/// Why a worker cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// libtorch is missing or of another version.
+    #[error(transparent)]
+    Version(#[from] VersionError),
+    /// The device that was asked for is not there.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The data cannot be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The model configuration is not usable.
+    #[error("model.config: {0}")]
+    Model(#[from] ConfigError),
+    /// The replica cannot be made.
+    #[error("the manifest does not fit the model: {0}")]
+    Replica(#[from] ReplicaError),
+    /// A fetched or stored state does not fit.
+    #[error("state: {0}")]
+    Import(#[from] ImportError),
+    /// The trainer gave up.
+    #[error("training: {0}")]
+    Train(#[from] TrainError),
+    /// The own update could not be taken in.
+    #[error("own update: {0}")]
+    Update(#[from] UpdateError),
+    /// A decision could not be applied.
+    #[error("round {round} cannot be applied: {source}")]
+    Apply {
+        /// The round.
+        round: RoundId,
+        /// Why.
+        source: ApplyError,
+    },
+    /// The disk failed.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A checkpoint could not be written.
+    #[error("checkpoint: {0}")]
+    Checkpoint(#[from] CheckpointError),
+}
+
+/// What is known once a worker stands.
+#[derive(Clone, Debug)]
+pub(crate) struct Standing {
+    /// The state root before any round.
+    pub(crate) genesis_root: Hash,
+    /// The newest durable state.
+    pub(crate) applied: Option<(RoundId, Hash)>,
+    pub(crate) parameters: u64,
+    /// Which device, and why.
+    pub(crate) device: String,
+    pub(crate) check: FrameCheck,
+    pub(crate) snapshot: Option<Snapshot>,
+}
+
+/// Checks that bytes are a frame of a shard, without the replica.
+#[derive(Clone, Debug)]
+pub(crate) struct FrameCheck {
+    layout: Layout,
+    shards: Vec<std::ops::Range<usize>>,
+    codec: Codec,
+    frame_bytes_max: u64,
+}
+
+impl FrameCheck {
+    fn of(replica: &Replica, settings: &Settings) -> FrameCheck {
+        let layout = replica.layout().clone();
+        let shards: Vec<_> = layout.shards(settings.replica.tiles_per_shard).collect();
+        let longest = (0..shards.len()).filter_map(|shard| replica.frame_bytes_max(shard));
+        FrameCheck {
+            frame_bytes_max: longest.max().unwrap_or(0) as u64,
+            layout,
+            shards,
+            codec: settings.replica.codec,
+        }
+    }
+
+    pub(crate) fn shards(&self) -> u32 {
+        self.shards.len() as u32
+    }
+
+    pub(crate) fn frame_bytes_max(&self) -> u64 {
+        self.frame_bytes_max
+    }
+
+    /// Number of leaves of a state.
+    pub(crate) fn tiles(&self) -> usize {
+        self.layout.tiles().len()
+    }
+
+    /// Whether `bytes` are a frame of `shard`. Cost: one pass over its entries.
+    pub(crate) fn check(&self, shard: u32, bytes: &[u8]) -> Result<(), DecodeError> {
+        let tiles = self
+            .shards
+            .get(shard as usize)
+            .and_then(|shard| self.layout.tiles().get(shard.clone()));
+        decode(bytes, tiles.unwrap_or_default(), self.codec).map(|_frame| ())
+    }
+}
+
+/// A running worker. Dropping it ends the thread after the command at hand.
+pub(crate) struct Worker {
+    commands: std::sync::mpsc::SyncSender<Command>,
+    /// Training of rounds up to this one is to stop.
+    stopped: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Loads libtorch, data and state, and starts the thread. Blocks until it stands, so call it where that is fine.
+    pub(crate) fn start(
+        config: WorkerConfig,
+    ) -> Result<(Worker, Standing, mpsc::Receiver<Event>), WorkerError> {
+        let (commands, inbox) = std::sync::mpsc::sync_channel(COMMANDS_MAX);
+        let (events, outbox) = mpsc::channel(EVENTS_MAX);
+        let (ready, stands) = std::sync::mpsc::sync_channel(1);
+        let stopped = Arc::new(AtomicU64::new(0));
+        let machine_stopped = Arc::clone(&stopped);
+        let thread = std::thread::Builder::new()
+            .name("worker".into())
+            .spawn(move || {
+                let mut machine = match Machine::load(config, machine_stopped, events) {
+                    Ok((machine, standing)) => {
+                        let _ = ready.send(Ok(standing));
+                        machine
+                    }
+                    Err(error) => {
+                        let _ = ready.send(Err(error));
+                        return;
+                    }
+                };
+                machine.run(&inbox);
+            })
+            .expect("the operating system starts a thread");
+        let standing = stands.recv().expect("the worker says how it stands")?;
+        let worker = Worker {
+            commands,
+            stopped,
+            thread: Some(thread),
+        };
+        Ok((worker, standing, outbox))
+    }
+
+    /// Gives the worker something to do. `false` if it is gone or has more to do than a node ever asks for.
+    pub(crate) fn command(&self, command: Command) -> bool {
+        self.commands.try_send(command).is_ok()
+    }
+
+    /// Rule `stop-and-fold`.
+    pub(crate) fn stop_training(&self, round: RoundId) {
+        self.stopped.fetch_max(round.0, Ordering::Relaxed);
+    }
+
+    /// Ends the thread and waits for it.
+    pub(crate) fn shutdown(mut self) {
+        self.stop_training(RoundId(u64::MAX));
+        let (closed, _) = std::sync::mpsc::sync_channel(0);
+        self.commands = closed;
+        if let Some(thread) = self.thread.take() {
+            // A panic of the worker was reported when its events ended.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Machine {
+    config: WorkerConfig,
+    disk: Disk,
+    trainer: TorchTrainer,
+    replica: Replica,
+    corpus: Corpus,
+    device: String,
+    applied: Option<RoundId>,
+    pending: Option<Pending>,
+    /// Epoch states on disk, oldest first.
+    snapshots: Vec<RoundId>,
+    stopped: Arc<AtomicU64>,
+    events: mpsc::Sender<Event>,
+}
+
+impl Machine {
+    fn load(
+        config: WorkerConfig,
+        stopped: Arc<AtomicU64>,
+        events: mpsc::Sender<Event>,
+    ) -> Result<(Machine, Standing), WorkerError> {
+        let libtorch = version_check()?;
+        let choice = device::select(config.device)?;
+        tracing::info!(device = %choice.why, libtorch, threads = config.threads, "trainer");
+        set_threads(config.threads);
+        let disk = Disk::open(config.state_dir.path())?;
+        let corpus = Corpus::load(&config.data_dir, &config.data, CORPUS_BYTES_MAX)?;
+        // Fails here, at the start, when the text is too short for the sequences.
+        corpus.windows(config.settings.sequence_tokens)?;
+        let mut trainer = TorchTrainer::new(
+            config.settings.model.clone(),
+            TorchSettings {
+                optimizer: config.settings.inner.clone(),
+                precision: config.settings.precision,
+                device: choice.device,
+                micro_batch: MICRO_BATCH,
+            },
+        )?;
+        let genesis = genesis(&config)?;
+        let genesis_root = genesis.state_root();
+        let (applied, mut replica) = match newest_state(&disk, &config, &genesis)? {
+            Some((round, replica)) => (Some(round), replica),
+            None => (None, genesis),
+        };
+        let pending = restore_private(&disk, &mut replica, &mut trainer)?;
+        let parameters = replica.theta().len() as u64;
+        let check = FrameCheck::of(&replica, &config.settings);
+        let mut machine = Machine {
+            device: choice.device.to_string(),
+            disk,
+            trainer,
+            replica,
+            corpus,
+            applied,
+            pending: None,
+            snapshots: Vec::new(),
+            stopped,
+            events,
+            config,
+        };
+        machine.settle_pending(pending)?;
+        machine.snapshots = machine.disk.state_rounds()?;
+        let snapshot = applied.map(|round| machine.snapshot(round));
+        let standing = Standing {
+            genesis_root,
+            applied: applied.map(|round| (round, machine.replica.state_root())),
+            parameters,
+            device: choice.why,
+            check,
+            snapshot,
+        };
+        Ok((machine, standing))
+    }
+
+    fn run(&mut self, inbox: &std::sync::mpsc::Receiver<Command>) {
+        while let Ok(command) = inbox.recv() {
+            let event = match self.perform(command) {
+                Ok(Some(event)) => event,
+                Ok(None) => continue,
+                Err(error) => Event::Broken(error),
+            };
+            if self.events.blocking_send(event).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn perform(&mut self, command: Command) -> Result<Option<Event>, WorkerError> {
+        match command {
+            Command::Train { round, seed, steps } => self.train(round, &seed, steps),
+            Command::Apply {
+                record,
+                frames,
+                ends_epoch,
+            } => self.apply(&record, &frames, ends_epoch).map(Some),
+            Command::Adopt {
+                round,
+                root,
+                leaves,
+                tiles,
+            } => self.adopt(round, root, leaves, &tiles).map(Some),
+            Command::AdoptGenesis => {
+                let genesis = genesis(&self.config)?;
+                self.replace(RoundId::FOUNDING, genesis).map(Some)
+            }
+        }
+    }
+
+    // ---- Training ------------------------------------------------------------------------------------------------
+
+    fn train(
+        &mut self,
+        round: RoundId,
+        seed: &Hash,
+        steps: u32,
+    ) -> Result<Option<Event>, WorkerError> {
+        if let Some(pending) = self.pending.clone().filter(|p| p.round == round) {
+            // Made before a restart, and never published as far as the journal knows.
+            return self.update_event(pending).map(Some);
+        }
+        let theta = self.replica.theta().to_vec();
+        let report = match self.inner_steps(round, seed, steps, &theta) {
+            Ok(report) => report,
+            Err(error) => {
+                let reason = error.to_string();
+                return Ok(Some(Event::TrainingFailed { round, reason }));
+            }
+        };
+        let local = self.trainer.local();
+        if report.steps < steps {
+            self.replica.fold(&theta, &local)?;
+            return Ok(None);
+        }
+        let update = match self.replica.update(&theta, &local) {
+            Ok(update) => update,
+            Err(error) => {
+                let reason = error.to_string();
+                return Ok(Some(Event::TrainingFailed { round, reason }));
+            }
+        };
+        let mut frames = Vec::with_capacity(update.frames.len());
+        for bytes in &update.frames {
+            let hash = Hash::of_content(bytes);
+            self.disk.write_frame(round, &hash, bytes)?;
+            frames.push(FrameRef {
+                hash,
+                bytes: bytes.len() as u64,
+            });
+        }
+        let pending = Pending {
+            round,
+            summary: UpdateSummary {
+                frames,
+                feedback_before: update.feedback_before,
+                feedback_after: update.feedback_after,
+                segments_root: Hash::ZERO,
+                tokens: report.tokens,
+                steps: report.steps,
+                loss_first_micronats: micronats(report.loss_first),
+                loss_last_micronats: micronats(report.loss_last),
+                build: env!("CARGO_PKG_VERSION").into(),
+                device: self.device.clone(),
+            },
+        };
+        self.pending = Some(pending.clone());
+        self.save_private()?;
+        self.update_event(pending).map(Some)
+    }
+
+    fn inner_steps(
+        &mut self,
+        round: RoundId,
+        seed: &Hash,
+        steps: u32,
+        theta: &[f32],
+    ) -> Result<gradmesh_trainer::TrainReport, WorkerError> {
+        let settings = &self.config.settings;
+        let windows = self.corpus.windows(settings.sequence_tokens)?;
+        let (me, batch) = (self.config.me.0, settings.batch_sequences);
+        let mut source = |step: u32| {
+            let indices = assignment(&seed.0, &me, step, batch, windows.training());
+            windows
+                .training_batch(&indices)
+                .map_err(|error| error.to_string())
+        };
+        let task = TrainTask {
+            first_step: 0,
+            steps,
+            global_step: round.0.saturating_sub(1) * u64::from(settings.steps_per_round),
+        };
+        let (stopped, events) = (&self.stopped, &self.events);
+        let mut keep_going = |report: &gradmesh_trainer::StepReport| {
+            // Progress is for people: what does not fit is dropped.
+            let _ = events.try_send(Event::Progress {
+                round,
+                step: report.step + 1,
+                steps,
+                loss: report.loss,
+            });
+            stopped.load(Ordering::Relaxed) < round.0
+        };
+        let report = self
+            .trainer
+            .train(theta, &task, &mut source, &mut keep_going)?;
+        Ok(report)
+    }
+
+    fn update_event(&self, pending: Pending) -> Result<Event, WorkerError> {
+        let (round, summary) = (pending.round, pending.summary);
+        let frames = self.own_frames(round, &summary)?;
+        Ok(Event::Update {
+            round,
+            summary: Box::new(summary),
+            frames: frames.into_iter().map(Bytes::from).collect(),
+        })
+    }
+
+    fn own_frames(
+        &self,
+        round: RoundId,
+        summary: &UpdateSummary,
+    ) -> Result<Vec<Vec<u8>>, WorkerError> {
+        let frames = summary.frames.iter().map(|frame| {
+            let bytes = self.disk.read_frame(round, &frame.hash);
+            bytes.map(|bytes| bytes.to_vec()).ok_or_else(|| {
+                WorkerError::from(DiskError::Damaged {
+                    path: self.disk.frame_path(round, &frame.hash),
+                    reason: "an own frame is missing or was changed".into(),
+                })
+            })
+        });
+        frames.collect()
+    }
+
+    // ---- State ---------------------------------------------------------------------------------------------------
+
+    fn apply(
+        &mut self,
+        record: &DecisionRecord,
+        frames: &[Vec<Option<Bytes>>],
+        ends_epoch: bool,
+    ) -> Result<Event, WorkerError> {
+        let began = Instant::now();
+        let round = record.decision.round;
+        let slices: Vec<Vec<Option<&[u8]>>> = frames
+            .iter()
+            .map(|of_member| of_member.iter().map(|f| f.as_deref()).collect())
+            .collect();
+        let members: Vec<RoundMember<'_>> = record
+            .headers
+            .iter()
+            .zip(&slices)
+            .map(|(header, frames)| RoundMember {
+                tokens: header.header.update.tokens,
+                frames,
+            })
+            .collect();
+        let own = self.pending.take_if(|pending| pending.round <= round);
+        let own = own
+            .map(|pending| self.own_outcome(&pending, Some(record)))
+            .transpose()?;
+        let own = own
+            .as_ref()
+            .map(|(frames, accepted)| OwnUpdate { frames, accepted });
+        self.replica
+            .apply(&members, own)
+            .map_err(|source| WorkerError::Apply { round, source })?;
+        self.applied = Some(round);
+        self.write_state(round)?;
+        let state_root = self.replica.state_root();
+        let (mut snapshot, mut checkpoint) = (None, None);
+        if ends_epoch {
+            self.keep_snapshot(round)?;
+            snapshot = Some(self.snapshot(round));
+            checkpoint = Some(self.write_checkpoint(round, state_root)?);
+        }
+        Ok(Event::Applied {
+            round,
+            state_root,
+            seconds: began.elapsed(),
+            snapshot,
+            checkpoint,
+        })
+    }
+
+    /// The frames of an own update, and which of them `record` accepts.
+    fn own_outcome(
+        &self,
+        pending: &Pending,
+        record: Option<&DecisionRecord>,
+    ) -> Result<(Vec<Vec<u8>>, Vec<bool>), WorkerError> {
+        let frames = self.own_frames(pending.round, &pending.summary)?;
+        let record = record.filter(|record| record.decision.round == pending.round);
+        let place = record.and_then(|record| {
+            let mut headers = record.headers.iter();
+            headers
+                .position(|h| h.header.peer == self.config.me && h.header.update == pending.summary)
+        });
+        let accepted = (0..frames.len()).map(|shard| match (record, place) {
+            (Some(record), Some(place)) => {
+                let shard = record.decision.shards.get(shard);
+                shard.is_some_and(|shard| shard.accepted.contains(place))
+            }
+            _ => false,
+        });
+        let accepted = accepted.collect();
+        Ok((frames, accepted))
+    }
+
+    fn adopt(
+        &mut self,
+        round: RoundId,
+        root: Hash,
+        leaves: Vec<Hash>,
+        tiles: &[Bytes],
+    ) -> Result<Event, WorkerError> {
+        let settings = &self.config.settings;
+        let specs = settings.model.parameters();
+        let mut import = StateImport::new(&specs, settings.replica, root, leaves)?;
+        for (index, tile) in tiles.iter().enumerate() {
+            import.put(index, tile)?;
+        }
+        let replica = import.finish()?;
+        self.replace(round, replica)
+    }
+
+    /// Puts `replica` in the place of the one at hand, keeping this peer's own error feedback and inner state.
+    fn replace(&mut self, round: RoundId, mut replica: Replica) -> Result<Event, WorkerError> {
+        let private = self.replica.save_private(&[]);
+        if let Err(error) = replica.restore_private(&private) {
+            tracing::warn!(%error, "error feedback starts anew");
+        }
+        self.replica = replica;
+        self.applied = Some(round);
+        let pending = self.pending.take();
+        self.settle_pending(pending)?;
+        self.snapshots.clear();
+        self.keep_snapshot(round)?;
+        self.write_state(round)?;
+        let snapshot = self.snapshot(round);
+        Ok(Event::Adopted { round, snapshot })
+    }
+
+    /// Keeps an own update whose round is still to be applied; gives back what a round that is applied left out of it.
+    fn settle_pending(&mut self, pending: Option<Pending>) -> Result<(), WorkerError> {
+        let Some(pending) = pending else {
+            return Ok(());
+        };
+        if Some(pending.round) > self.applied {
+            self.pending = Some(pending);
+            return Ok(());
+        }
+        let record = self.config.store.decisions(pending.round, 1)?.pop();
+        let round = pending.round;
+        match self.own_outcome(&pending, record.as_ref()) {
+            Ok((frames, accepted)) => {
+                let own = OwnUpdate {
+                    frames: &frames,
+                    accepted: &accepted,
+                };
+                self.replica
+                    .apply(&[], Some(own))
+                    .map_err(|source| WorkerError::Apply { round, source })
+            }
+            Err(error) => {
+                tracing::warn!(%round, %error, "what the round left out of the own update is lost");
+                Ok(())
+            }
+        }
+    }
+
+    fn write_state(&mut self, round: RoundId) -> Result<(), WorkerError> {
+        let replica = &self.replica;
+        let tiles = 0..replica.layout().tiles().len();
+        self.disk
+            .write_state(round, tiles.filter_map(|index| replica.export_tile(index)))?;
+        self.save_private()?;
+        let mut keep = self.snapshots.clone();
+        keep.push(round);
+        self.disk.retain_states(&keep)?;
+        Ok(())
+    }
+
+    fn save_private(&self) -> Result<(), WorkerError> {
+        let private = self.replica.save_private(&self.trainer.inner_state()?);
+        self.disk.write_private(self.pending.as_ref(), &private)?;
+        Ok(())
+    }
+
+    /// Keeps the state after `round` and the frames since the oldest state that is kept.
+    fn keep_snapshot(&mut self, round: RoundId) -> Result<(), WorkerError> {
+        self.snapshots.retain(|kept| *kept < round);
+        self.snapshots.push(round);
+        let surplus = self.snapshots.len().saturating_sub(SNAPSHOTS_KEPT);
+        self.snapshots.drain(..surplus);
+        if let Some(oldest) = self.snapshots.first() {
+            self.disk.release_frames_before(*oldest)?;
+        }
+        Ok(())
+    }
+
+    fn snapshot(&self, round: RoundId) -> Snapshot {
+        let tiles = 0..self.replica.layout().tiles().len();
+        let contents = tiles.filter_map(|index| self.replica.export_tile(index));
+        Snapshot {
+            round,
+            path: self.disk.state_path(round),
+            leaves: contents
+                .map(|content| (Hash::of_content(&content), content.len() as u64))
+                .collect(),
+        }
+    }
+
+    fn write_checkpoint(
+        &self,
+        round: RoundId,
+        root: Hash,
+    ) -> Result<WrittenCheckpoint, WorkerError> {
+        let path = self.config.state_dir.checkpoint(round.0);
+        if path.exists() {
+            // Written before a restart, from the same state.
+            return Ok(WrittenCheckpoint { round, root, path });
+        }
+        let provenance = Provenance {
+            run: self.config.run.to_string(),
+            round: round.0,
+            state_root: root.to_string(),
+        };
+        checkpoint::write(
+            &path,
+            &self.config.settings.model,
+            self.replica.theta(),
+            Precision::F32,
+            Some(&provenance),
+        )?;
+        Ok(WrittenCheckpoint { round, root, path })
+    }
+}
+
+fn micronats(loss: f32) -> u64 {
+    // A loss is finite (the trainer checks) and not negative; the cast saturates.
+    (f64::from(loss) * 1e6).round() as u64
+}
+
+fn genesis(config: &WorkerConfig) -> Result<Replica, WorkerError> {
+    let settings = &config.settings;
+    let theta = model::init(&settings.model, config.seed.0)?;
+    let specs = settings.model.parameters();
+    Ok(Replica::new(&specs, settings.replica, theta)?)
+}
+
+/// The newest state on disk that can be read; older ones stand in for a damaged one.
+fn newest_state(
+    disk: &Disk,
+    config: &WorkerConfig,
+    like: &Replica,
+) -> Result<Option<(RoundId, Replica)>, WorkerError> {
+    for round in disk.state_rounds()?.into_iter().rev() {
+        let content = disk.read_state(round)?;
+        match import_state(config, like, &content) {
+            Ok(replica) => return Ok(Some((round, replica))),
+            Err(error) => {
+                let path = disk.state_path(round);
+                tracing::warn!(path = %path.display(), %error, "state is damaged; trying an older one");
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn import_state(
+    config: &WorkerConfig,
+    like: &Replica,
+    content: &[u8],
+) -> Result<Replica, ImportError> {
+    let lengths = (0..like.layout().tiles().len())
+        .filter_map(|index| like.export_tile(index))
+        .map(|tile| tile.len());
+    let (mut rest, mut tiles) = (content, Vec::new());
+    for length in lengths {
+        let (tile, after) = rest.split_at(length.min(rest.len()));
+        tiles.push(tile);
+        rest = after;
+    }
+    let leaves: Vec<Hash> = tiles.iter().map(|tile| Hash::of_content(tile)).collect();
+    let root = merkle::Tree::from_leaves(leaves.clone()).root();
+    let specs = config.settings.model.parameters();
+    let mut import = StateImport::new(&specs, config.settings.replica, root, leaves)?;
+    for (index, tile) in tiles.iter().enumerate() {
+        import.put(index, tile)?;
+    }
+    import.finish()
+}
+
+/// Restores error feedback and inner state; without them the peer goes on with none.
+fn restore_private(
+    disk: &Disk,
+    replica: &mut Replica,
+    trainer: &mut dyn Trainer,
+) -> Result<Option<Pending>, WorkerError> {
+    let Some((pending, private)) = disk.read_private()? else {
+        return Ok(None);
+    };
+    match replica.restore_private(&private) {
+        Ok(inner) => {
+            if let Err(error) = trainer.set_inner_state(inner) {
+                tracing::warn!(%error, "inner optimizer starts anew");
+            }
+            Ok(pending)
+        }
+        Err(error) => {
+            tracing::warn!(%error, "error feedback starts anew");
+            Ok(None)
+        }
+    }
+}

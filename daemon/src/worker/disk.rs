@@ -1,0 +1,376 @@
+//! The state of one peer on disk.
+//!
+//! | name in the state directory | what |
+//! |---|---|
+//! | `state/round-NNNNNN.state` | the shared state after a round: the leaves' contents, one after the other |
+//! | `private.bin` | error feedback, inner optimizer state, and the own update in flight |
+//! | `frames/NNNNNN-HASH` | a frame of a round, own or fetched |
+//!
+//! Every file appears whole or not at all (written beside, synced, renamed). The shared state is written before the
+//! private one: after a crash between them the private state still names the round whose update it holds, and what the
+//! decision left out of it is given back then.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use gradmesh_protocol::hash::Hash;
+use gradmesh_protocol::header::{FrameRef, UpdateSummary};
+use gradmesh_protocol::manifest::RoundId;
+
+use crate::store::record::{self, InFlight};
+
+/// The longest description of an update in flight: a frame reference is 40 bytes, and a header has at most 4096.
+const IN_FLIGHT_BYTES_MAX: usize = 1 << 20;
+
+/// A failure of the disk. The daemon stops: it cannot keep its promises without one.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// The operating system refused.
+    #[error("{}: {source}: check permissions and free space, then start again", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// A file is not what was written.
+    #[error("{}: damaged ({reason}): delete it; the state is then fetched from other peers", .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> DiskError + '_ {
+    |source| DiskError::Io {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// The own update of a round that is committed, or about to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Pending {
+    pub(crate) round: RoundId,
+    pub(crate) summary: UpdateSummary,
+}
+
+/// The files of one peer's state.
+#[derive(Clone, Debug)]
+pub(crate) struct Disk {
+    dir: PathBuf,
+}
+
+impl Disk {
+    /// The layout below `dir`; makes the folders.
+    pub(crate) fn open(dir: &Path) -> Result<Disk, DiskError> {
+        let disk = Disk {
+            dir: dir.to_owned(),
+        };
+        for folder in [disk.states(), disk.frames()] {
+            fs::create_dir_all(&folder).map_err(io_error(&folder))?;
+        }
+        Ok(disk)
+    }
+
+    fn states(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    fn frames(&self) -> PathBuf {
+        self.dir.join("frames")
+    }
+
+    fn private_path(&self) -> PathBuf {
+        self.dir.join("private.bin")
+    }
+
+    /// The file of the state after `round`.
+    pub(crate) fn state_path(&self, round: RoundId) -> PathBuf {
+        self.states().join(format!("round-{:06}.state", round.0))
+    }
+
+    /// Writes the state after `round` from the contents of its leaves, in order.
+    pub(crate) fn write_state(
+        &self,
+        round: RoundId,
+        tiles: impl Iterator<Item = Vec<u8>>,
+    ) -> Result<(), DiskError> {
+        let path = self.state_path(round);
+        write_whole(&path, |file| {
+            for tile in tiles {
+                file.write_all(&tile)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The rounds whose states are here, oldest first.
+    pub(crate) fn state_rounds(&self) -> Result<Vec<RoundId>, DiskError> {
+        let folder = self.states();
+        let mut rounds = Vec::new();
+        for entry in fs::read_dir(&folder).map_err(io_error(&folder))? {
+            let name = entry.map_err(io_error(&folder))?.file_name();
+            let digits = name
+                .to_str()
+                .and_then(|name| name.strip_prefix("round-")?.strip_suffix(".state"));
+            if let Some(round) = digits.and_then(|digits| digits.parse().ok()) {
+                rounds.push(RoundId(round));
+            }
+        }
+        rounds.sort_unstable();
+        Ok(rounds)
+    }
+
+    /// The content of a state file.
+    pub(crate) fn read_state(&self, round: RoundId) -> Result<Vec<u8>, DiskError> {
+        let path = self.state_path(round);
+        fs::read(&path).map_err(io_error(&path))
+    }
+
+    /// Deletes the states of all rounds that are not in `keep`.
+    pub(crate) fn retain_states(&self, keep: &[RoundId]) -> Result<(), DiskError> {
+        for round in self.state_rounds()? {
+            if !keep.contains(&round) {
+                let path = self.state_path(round);
+                fs::remove_file(&path).map_err(io_error(&path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the private state and the update in flight together.
+    pub(crate) fn write_private(
+        &self,
+        pending: Option<&Pending>,
+        private: &[u8],
+    ) -> Result<(), DiskError> {
+        let in_flight = record::seal_in_flight(&pending.map(InFlight::from));
+        write_whole(&self.private_path(), |file| {
+            file.write_all(&(in_flight.len() as u64).to_le_bytes())?;
+            file.write_all(&in_flight)?;
+            file.write_all(private)
+        })
+    }
+
+    /// What [`Disk::write_private`] wrote; `None` if nothing ever was.
+    pub(crate) fn read_private(&self) -> Result<Option<(Option<Pending>, Vec<u8>)>, DiskError> {
+        let path = self.private_path();
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io_error(&path)(error)),
+        };
+        let damaged = |reason: String| DiskError::Damaged {
+            path: path.clone(),
+            reason,
+        };
+        let short = || damaged("it ends too early".into());
+        let (length, rest) = bytes.split_first_chunk::<8>().ok_or_else(short)?;
+        let length = usize::try_from(u64::from_le_bytes(*length))
+            .ok()
+            .filter(|length| *length <= IN_FLIGHT_BYTES_MAX)
+            .ok_or_else(short)?;
+        let (in_flight, private) = rest.split_at_checked(length).ok_or_else(short)?;
+        let in_flight = record::unseal_in_flight(in_flight).map_err(damaged)?;
+        Ok(Some((in_flight.map(Pending::from), private.to_vec())))
+    }
+
+    /// The file of a frame.
+    pub(crate) fn frame_path(&self, round: RoundId, hash: &Hash) -> PathBuf {
+        self.frames().join(format!("{:06}-{hash}", round.0))
+    }
+
+    /// Writes a frame; one that is there already is left as it is.
+    pub(crate) fn write_frame(
+        &self,
+        round: RoundId,
+        hash: &Hash,
+        bytes: &[u8],
+    ) -> Result<(), DiskError> {
+        let path = self.frame_path(round, hash);
+        if path.exists() {
+            return Ok(());
+        }
+        write_whole(&path, |file| file.write_all(bytes))
+    }
+
+    /// A frame, if it is here and whole.
+    pub(crate) fn read_frame(&self, round: RoundId, hash: &Hash) -> Option<Bytes> {
+        let bytes = fs::read(self.frame_path(round, hash)).ok()?;
+        (Hash::of_content(&bytes) == *hash).then(|| Bytes::from(bytes))
+    }
+
+    /// Every frame here: round, hash and length.
+    pub(crate) fn list_frames(&self) -> Result<Vec<(RoundId, Hash, u64)>, DiskError> {
+        let folder = self.frames();
+        let mut frames = Vec::new();
+        for entry in fs::read_dir(&folder).map_err(io_error(&folder))? {
+            let entry = entry.map_err(io_error(&folder))?;
+            let name = entry.file_name();
+            let parts = name.to_str().and_then(|name| name.split_once('-'));
+            let parsed = parts.and_then(|(round, hash)| {
+                Some((RoundId(round.parse().ok()?), Hash::from_hex(hash)?))
+            });
+            if let Some((round, hash)) = parsed {
+                let length = entry.metadata().map_err(io_error(&folder))?.len();
+                frames.push((round, hash, length));
+            }
+        }
+        frames.sort_unstable();
+        Ok(frames)
+    }
+
+    /// Deletes the frames of the rounds before `round`.
+    pub(crate) fn release_frames_before(&self, round: RoundId) -> Result<(), DiskError> {
+        for (of, hash, _) in self.list_frames()? {
+            if of < round {
+                let path = self.frame_path(of, &hash);
+                fs::remove_file(&path).map_err(io_error(&path))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes beside `path`, syncs, renames.
+fn write_whole(
+    path: &Path,
+    write: impl FnOnce(&mut io::BufWriter<&File>) -> io::Result<()>,
+) -> Result<(), DiskError> {
+    let partial = path.with_extension("partial");
+    let file = File::create(&partial).map_err(io_error(&partial))?;
+    let mut writer = io::BufWriter::with_capacity(1 << 20, &file);
+    write(&mut writer)
+        .and_then(|()| writer.flush())
+        .and_then(|()| file.sync_data())
+        .and_then(|()| fs::rename(&partial, path))
+        .map_err(io_error(path))
+}
+
+impl From<&Pending> for InFlight {
+    fn from(pending: &Pending) -> InFlight {
+        let summary = &pending.summary;
+        InFlight {
+            round: pending.round.0,
+            frames: summary.frames.iter().map(|f| (f.hash.0, f.bytes)).collect(),
+            feedback_before: summary.feedback_before.0,
+            feedback_after: summary.feedback_after.0,
+            segments_root: summary.segments_root.0,
+            tokens: summary.tokens,
+            steps: summary.steps,
+            loss_first_micronats: summary.loss_first_micronats,
+            loss_last_micronats: summary.loss_last_micronats,
+            build: summary.build.clone(),
+            device: summary.device.clone(),
+        }
+    }
+}
+
+impl From<InFlight> for Pending {
+    fn from(stored: InFlight) -> Pending {
+        let frames = stored.frames.into_iter();
+        Pending {
+            round: RoundId(stored.round),
+            summary: UpdateSummary {
+                frames: frames
+                    .map(|(hash, bytes)| FrameRef {
+                        hash: Hash(hash),
+                        bytes,
+                    })
+                    .collect(),
+                feedback_before: Hash(stored.feedback_before),
+                feedback_after: Hash(stored.feedback_after),
+                segments_root: Hash(stored.segments_root),
+                tokens: stored.tokens,
+                steps: stored.steps,
+                loss_first_micronats: stored.loss_first_micronats,
+                loss_last_micronats: stored.loss_last_micronats,
+                build: stored.build,
+                device: stored.device,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pending() -> Pending {
+        Pending {
+            round: RoundId(7),
+            summary: UpdateSummary {
+                frames: vec![FrameRef {
+                    hash: Hash::of_content(b"frame"),
+                    bytes: 5,
+                }],
+                feedback_before: Hash::of_content(b"before"),
+                feedback_after: Hash::of_content(b"after"),
+                segments_root: Hash::ZERO,
+                tokens: 1000,
+                steps: 3,
+                loss_first_micronats: 5_500_000,
+                loss_last_micronats: 5_000_000,
+                build: "1".into(),
+                device: "cpu".into(),
+            },
+        }
+    }
+
+    #[test]
+    fn private_state_comes_back_with_the_update_in_flight() {
+        let temp = tempfile::tempdir().unwrap();
+        let disk = Disk::open(temp.path()).unwrap();
+        assert!(disk.read_private().unwrap().is_none());
+        for in_flight in [Some(pending()), None] {
+            disk.write_private(in_flight.as_ref(), b"private").unwrap();
+            let read = disk.read_private().unwrap().unwrap();
+            assert_eq!(read, (in_flight, b"private".to_vec()));
+        }
+    }
+
+    #[test]
+    fn a_damaged_private_file_is_named() {
+        let temp = tempfile::tempdir().unwrap();
+        let disk = Disk::open(temp.path()).unwrap();
+        disk.write_private(Some(&pending()), b"").unwrap();
+        let whole = fs::read(disk.private_path()).unwrap();
+        for length in 0..whole.len() {
+            fs::write(disk.private_path(), &whole[..length]).unwrap();
+            let error = disk.read_private().unwrap_err().to_string();
+            assert!(error.contains("private.bin: damaged"), "{error}");
+        }
+    }
+
+    #[test]
+    fn states_and_frames_are_kept_and_released_by_round() {
+        let temp = tempfile::tempdir().unwrap();
+        let disk = Disk::open(temp.path()).unwrap();
+        for round in [1, 2, 10] {
+            let tiles = [vec![1, 2], vec![3]];
+            disk.write_state(RoundId(round), tiles.into_iter()).unwrap();
+        }
+        disk.retain_states(&[RoundId(2), RoundId(10)]).unwrap();
+        assert_eq!(disk.state_rounds().unwrap(), [RoundId(2), RoundId(10)]);
+        assert_eq!(disk.read_state(RoundId(2)).unwrap(), [1, 2, 3]);
+
+        let hash = Hash::of_content(b"frame");
+        disk.write_frame(RoundId(3), &hash, b"frame").unwrap();
+        disk.write_frame(RoundId(4), &hash, b"frame").unwrap();
+        assert_eq!(disk.list_frames().unwrap().len(), 2);
+        disk.release_frames_before(RoundId(4)).unwrap();
+        assert_eq!(disk.list_frames().unwrap(), [(RoundId(4), hash, 5)]);
+        assert_eq!(disk.read_frame(RoundId(3), &hash), None);
+        assert_eq!(
+            disk.read_frame(RoundId(4), &hash).as_deref(),
+            Some(&b"frame"[..])
+        );
+        fs::write(disk.frame_path(RoundId(4), &hash), b"frane").unwrap();
+        assert_eq!(disk.read_frame(RoundId(4), &hash), None);
+    }
+}
