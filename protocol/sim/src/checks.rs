@@ -134,6 +134,12 @@ impl Checks {
             .expect("the founding roster is always there")
     }
 
+    /// Whether `peer` was in the roster of any round from `since` on.
+    pub fn was_member(&self, peer: &PeerKey, since: RoundId) -> bool {
+        let mut rosters = self.rosters.iter().skip(since.0 as usize);
+        rosters.any(|roster| roster.contains(peer))
+    }
+
     /// The state after the last decision.
     pub fn state(&self) -> &State {
         self.oracle.state()
@@ -343,6 +349,7 @@ impl Checks {
             }
             Gossip::Agreement(Message::Polka(_) | Message::RoundCertificate(_))
             | Gossip::Status(_)
+            | Gossip::Contact(_)
             | Gossip::Join(_)
             | Gossip::Leave(_) => {}
         }

@@ -372,12 +372,6 @@ impl Private {
             .map(|(_, update)| update)
     }
 
-    /// Hashes of the frames of the pending update.
-    pub fn own_frames(&self) -> impl Iterator<Item = Hash> {
-        let updates = self.pending.iter();
-        updates.flat_map(|(_, update)| update.summary.frames.iter().map(|frame| frame.hash))
-    }
-
     /// The round of the update that is not settled yet.
     pub fn pending_round(&self) -> Option<RoundId> {
         self.pending.as_ref().map(|(round, _)| *round)

@@ -49,9 +49,8 @@ pub struct PeerOptions {
     pub step_us: u64,
     /// How often its training fails during the safety phase.
     pub training_fails_ppm: u32,
-    /// Rounds of which it keeps frames.
-    pub frame_rounds: u64,
-    /// States that it keeps for others.
+    /// Epoch states that it keeps for others, with the frames since the oldest of them. At least two: the root of the
+    /// newest is decided only with the round after it.
     pub snapshots: usize,
     /// How it lies, until the faults end; never more than one peer, and only where the run trusts nobody.
     pub lie: Option<Lie>,
@@ -92,8 +91,6 @@ pub enum Fault {
         peer: usize,
         /// Effects that are still done.
         effects: Option<u32>,
-        /// Whether frames of others, which need not be durable, are gone too.
-        loses_frames: bool,
     },
     /// The process is started again.
     Restart(usize),
@@ -185,8 +182,7 @@ impl Options {
                     },
                     step_us: step_us * r.within(90..=110) / 100 * if slow { 3 } else { 1 },
                     training_fails_ppm: if failing { 100_000 } else { 0 },
-                    frame_rounds: r.within(1..=4),
-                    snapshots: r.within(1..=3) as usize,
+                    snapshots: r.within(2..=3) as usize,
                     lie: None,
                 }
             })
@@ -333,7 +329,6 @@ fn faults(
             let crash = Fault::Crash {
                 peer,
                 effects: r.chance(600_000).then(|| r.within(0..=12) as u32),
-                loses_frames: r.chance(500_000),
             };
             faults.push((at, crash));
             faults.push((Instant((at.0 + down_us).min(end.0)), Fault::Restart(peer)));
@@ -430,15 +425,13 @@ impl fmt::Display for Options {
         for (place, peer) in self.peers.iter().enumerate() {
             write!(
                 f,
-                "peer {place} {}: starts {}, step {} us, latency {} us, up {} B/s, drift {} ppm, keeps frames of {} \
-                 rounds and {} states",
+                "peer {place} {}: starts {}, step {} us, latency {} us, up {} B/s, drift {} ppm, keeps {} states",
                 self.keypair(place).public().short(),
                 peer.starts,
                 peer.step_us,
                 peer.latency_us,
                 peer.uplink_bytes_per_s,
                 peer.clock.drift_ppm,
-                peer.frame_rounds,
                 peer.snapshots
             )?;
             if peer.training_fails_ppm > 0 {

@@ -170,8 +170,10 @@ pub struct Store {
     /// The same, decoded.
     decoded: Vec<Arc<DecisionRecord>>,
     journal: Vec<(RoundId, Vec<u8>)>,
-    /// States by the round that they are after; the newest is current.
-    states: BTreeMap<RoundId, State>,
+    /// The state, and the round that it is after; `None` before the founding round is applied.
+    state: Option<(RoundId, State)>,
+    /// Epoch states that are kept for others.
+    snapshots: BTreeMap<RoundId, State>,
     private: Private,
     /// Frames, and the round that was at hand when they came.
     frames: Frames,
@@ -180,6 +182,11 @@ pub struct Store {
     frames_from: RoundId,
     /// Tickets are never used twice, not even by another process.
     next_ticket: Ticket,
+}
+
+/// The state in `stored`, or the one before the first round.
+fn state_in<'a>(stored: &'a Option<(RoundId, State)>, shape: &'a Shape) -> &'a State {
+    stored.as_ref().map_or(shape.genesis(), |(_, state)| state)
 }
 
 /// A process.
@@ -240,7 +247,8 @@ impl Peer {
                 records: Vec::new(),
                 decoded: Vec::new(),
                 journal: Vec::new(),
-                states: BTreeMap::new(),
+                state: None,
+                snapshots: BTreeMap::new(),
                 private: Private::new(shape),
                 frames: Frames::new(),
                 frame_rounds: BTreeMap::new(),
@@ -295,7 +303,7 @@ impl Peer {
 
     /// The last applied round.
     pub fn applied(&self) -> Option<RoundId> {
-        self.store.states.last_key_value().map(|(round, _)| *round)
+        self.store.state.as_ref().map(|(round, _)| *round)
     }
 
     /// The state root that the worker computes from the durable state.
@@ -304,8 +312,7 @@ impl Peer {
     }
 
     fn state<'a>(&'a self, shape: &'a Shape) -> &'a State {
-        let newest = self.store.states.last_key_value();
-        newest.map_or(shape.genesis(), |(_, state)| state)
+        state_in(&self.store.state, shape)
     }
 
     fn clock(&self, outside: &Outside) -> Time {
@@ -368,7 +375,7 @@ impl Peer {
     }
 
     /// Ends the process: everything in memory is gone.
-    pub fn stop(&mut self, outside: &mut Outside, life: Life, loses_frames: bool) {
+    pub fn stop(&mut self, outside: &mut Outside, life: Life) {
         outside.trace.record(
             outside.now,
             self.place,
@@ -378,11 +385,6 @@ impl Peer {
         self.running = None;
         self.life = life;
         self.paused_until = None;
-        if loses_frames {
-            let own: Vec<Hash> = self.store.private.own_frames().collect();
-            self.store.frames.retain(|hash, _| own.contains(hash));
-            self.store.frames_from = self.applied().map_or(RoundId::FOUNDING, RoundId::next);
-        }
     }
 
     /// Lets the process crash after `effects` more effects.
@@ -484,7 +486,7 @@ impl Peer {
                 Response::Decisions(Decisions {
                     records: wanted.map(|record| (**record).clone()).collect(),
                     decided: running.node.decided(),
-                    snapshot: self.applied().unwrap_or_default(),
+                    snapshot: self.snapshot_on_offer(&running.node),
                     frames_from: self.store.frames_from,
                 })
             }
@@ -587,7 +589,7 @@ impl Peer {
             };
             if let Some(left) = &mut running.crash_after {
                 if *left == 0 {
-                    self.stop(outside, Life::Down, false);
+                    self.stop(outside, Life::Down);
                     outside.connections_lost(self.place);
                     return;
                 }
@@ -659,7 +661,7 @@ impl Peer {
                 shard,
                 sources,
             } => self.fetch_frame(outside, (hash, bytes, shard), &sources, inputs),
-            Effect::Apply { record, .. } => self.apply(outside, record),
+            Effect::Apply { record, ends_epoch } => self.apply(outside, record, ends_epoch),
             Effect::FetchState {
                 round,
                 root,
@@ -714,7 +716,7 @@ impl Peer {
     fn report(&mut self, outside: &mut Outside, report: Report) {
         match report {
             Report::Left(_) => {
-                self.stop(outside, Life::Left, false);
+                self.stop(outside, Life::Left);
                 outside.connections_lost(self.place);
             }
             Report::Finished(round) => {

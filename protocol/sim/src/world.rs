@@ -34,9 +34,10 @@ const HELD_BACK_US: u64 = 2_000_000;
 const SIZES_EVERY: u64 = 16;
 /// Events of a run, at most: fifty times what the largest one that converges takes.
 const EVENTS_MAX: u64 = 20_000_000;
-/// A living peer must be in the roster when so many rounds were decided since it started and since the faults ended:
-/// catching up, asking, being admitted, and twice the same again for updates that came late.
-const READMITTED_ROUNDS: u64 = 5;
+/// A living peer must have been in a roster when so many rounds were decided since it started and since the faults
+/// ended: catching up, asking and being admitted take one each, and twice that if the first answer comes late. It need
+/// not stay there: a peer that trains three times slower than the others is out again, by rule `roster-follows`.
+const READMITTED_ROUNDS: u64 = 6;
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -363,11 +364,7 @@ impl World {
         }
         let outside = &mut self.outside;
         match fault {
-            Fault::Crash {
-                peer,
-                effects,
-                loses_frames,
-            } => {
+            Fault::Crash { peer, effects } => {
                 self.last_peer = *peer;
                 if self.peers[*peer].life() != Life::Up {
                     return;
@@ -375,7 +372,7 @@ impl World {
                 match effects {
                     Some(effects) => self.peers[*peer].crash_after(*effects),
                     None => {
-                        self.peers[*peer].stop(outside, Life::Down, *loses_frames);
+                        self.peers[*peer].stop(outside, Life::Down);
                         outside.connections_lost(*peer);
                     }
                 }
@@ -425,7 +422,7 @@ impl World {
                 }
                 if self.peers[*peer].life() != Life::Left {
                     let outside = &mut self.outside;
-                    self.peers[*peer].stop(outside, Life::Vanished, false);
+                    self.peers[*peer].stop(outside, Life::Vanished);
                     outside.connections_lost(*peer);
                 }
             }
@@ -436,7 +433,7 @@ impl World {
         // A crash that was to come after so many effects comes now, at the latest.
         if self.peers[peer].crash_is_due() {
             self.last_peer = peer;
-            self.peers[peer].stop(&mut self.outside, Life::Down, false);
+            self.peers[peer].stop(&mut self.outside, Life::Down);
             self.outside.connections_lost(peer);
         }
         if self.peers[peer].life() == Life::Down {
@@ -536,12 +533,14 @@ impl World {
                     .any(|(_, f)| *f == Fault::Leave(*peer));
                 decided >= since + READMITTED_ROUNDS
                     && !leaves
-                    && !outside.checks.roster().contains(&outside.names[*peer])
+                    && !outside
+                        .checks
+                        .was_member(&outside.names[*peer], RoundId(since))
             })
             .collect();
         if !absent.is_empty() {
             let what =
-                format!("are not in the roster {READMITTED_ROUNDS} rounds after they came back");
+                format!("were in no roster for {READMITTED_ROUNDS} rounds after they came back");
             return self.fail("converges", absent, what);
         }
         Verdict::Converged

@@ -63,7 +63,7 @@ impl Peer {
             Some(frame) => frame.clone(),
             None => {
                 let genesis = outside.shape.genesis();
-                let states = self.store.states.values().chain([genesis]);
+                let states = self.store.snapshots.values().chain([genesis]);
                 let mut leaves = states.flat_map(|state| outside.shape.leaves(state));
                 leaves.find(|leaf| Hash::of_content(leaf) == *hash)?
             }
@@ -75,7 +75,7 @@ impl Peer {
 
     /// The leaf hashes of the state after `round`, if it is kept.
     pub(super) fn snapshot_leaves(&self, outside: &Outside, round: RoundId) -> Option<Vec<Hash>> {
-        let state = self.store.states.get(&round)?;
+        let state = self.store.snapshots.get(&round)?;
         let leaves = outside.shape.leaves(state);
         Some(leaves.iter().map(|leaf| Hash::of_content(leaf)).collect())
     }
@@ -105,10 +105,11 @@ impl Peer {
             shard,
             sources,
         };
-        if running.frame_fetches.insert(hash, fetch).is_some() {
-            let what = format!("fetches frame {hash:?} while it is on its way");
-            return outside.fail(self.place, "orderly", what);
+        // A frame that was wanted in one round can be wanted in the next, when its author lies: it comes once.
+        if running.frame_fetches.contains_key(&hash) {
+            return;
         }
+        running.frame_fetches.insert(hash, fetch);
         if running.frame_fetches.len() > FETCHES_MAX {
             let what = format!("more than {FETCHES_MAX} frames are on their way");
             return outside.fail(self.place, "bounded", what);
@@ -351,8 +352,9 @@ impl Peer {
         }
         let shape = outside.shape.clone();
         let store = &mut self.store;
-        store.states.clear();
-        store.states.insert(round, state);
+        store.snapshots.clear();
+        store.snapshots.insert(round, state.clone());
+        store.state = Some((round, state));
         store.frames_from = round.next();
         // An update that the fetched state is past: what was not accepted of it is not lost.
         if let Some(pending) = store.private.pending_round().filter(|of| *of <= round) {

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::manifest::RoundId;
-use gradmesh_protocol::node::Input;
+use gradmesh_protocol::node::{Input, Node};
 use gradmesh_protocol::wire::DecisionRecord;
 
-use super::{Outside, Peer, Timer};
+use super::{Outside, Peer, Timer, state_in};
+use crate::learner::State;
 use crate::queue::Instant;
 
 /// How long it takes to apply a decision: reading, adding and writing a few megabytes.
@@ -22,7 +23,7 @@ pub(super) type Task = (RoundId, Hash, u32);
 #[derive(Clone, Debug)]
 enum Job {
     Train(Task),
-    Apply(Arc<DecisionRecord>),
+    Apply(Arc<DecisionRecord>, bool),
 }
 
 /// What the worker does and will do.
@@ -52,7 +53,12 @@ impl Peer {
         self.enqueue(outside, Job::Train(task));
     }
 
-    pub(super) fn apply(&mut self, outside: &mut Outside, record: Arc<DecisionRecord>) {
+    pub(super) fn apply(
+        &mut self,
+        outside: &mut Outside,
+        record: Arc<DecisionRecord>,
+        ends_epoch: bool,
+    ) {
         let (round, applied) = (record.decision.round, self.applied());
         let next = applied.map_or(RoundId::FOUNDING, RoundId::next);
         if round != next {
@@ -60,7 +66,7 @@ impl Peer {
             return outside.fail(self.place, "orderly", what);
         }
         self.stop_training(outside, round);
-        self.enqueue(outside, Job::Apply(record));
+        self.enqueue(outside, Job::Apply(record, ends_epoch));
     }
 
     fn enqueue(&mut self, outside: &mut Outside, job: Job) {
@@ -90,7 +96,7 @@ impl Peer {
                 Some(_) => FOUND_US,
                 None => options.peers[self.place].step_us * u64::from(*steps),
             },
-            Job::Apply(_) => APPLY_US,
+            Job::Apply(..) => APPLY_US,
         };
         running.worker.jobs += 1;
         let number = running.worker.jobs;
@@ -114,8 +120,7 @@ impl Peer {
         if self.store.private.pending(round).is_none() {
             let step_us = outside.options.peers[self.place].step_us;
             let done = ((outside.now.0 - began.0) / step_us).min(u64::from(steps)) as u32;
-            let newest = self.store.states.last_key_value();
-            let state = newest.map_or(shape.genesis(), |(_, state)| state);
+            let state = state_in(&self.store.state, &shape);
             let name = self.keypair.public();
             self.store
                 .private
@@ -128,7 +133,7 @@ impl Peer {
     pub(super) fn drop_jobs(&mut self, outside: &mut Outside) {
         let training = self.running.as_ref().and_then(|r| match &r.worker.current {
             Some((Job::Train((round, ..)), ..)) => Some(*round),
-            Some((Job::Apply(_), ..)) | None => None,
+            Some((Job::Apply(..), ..)) | None => None,
         });
         if let Some(round) = training {
             self.stop_training(outside, round);
@@ -148,10 +153,12 @@ impl Peer {
         };
         let input = match job {
             Job::Train(task) => self.trained(outside, task),
-            Job::Apply(record) => match self.applied_to_state(outside, &record) {
-                Some(input) => input,
-                None => return,
-            },
+            Job::Apply(record, ends_epoch) => {
+                match self.applied_to_state(outside, &record, ends_epoch) {
+                    Some(input) => input,
+                    None => return,
+                }
+            }
         };
         self.next_job(outside);
         self.input(outside, input);
@@ -165,8 +172,7 @@ impl Peer {
             if !outside.calm && fails_ppm > 0 && outside.random.chance(fails_ppm) {
                 return Input::TrainingFailed(round);
             }
-            let newest = self.store.states.last_key_value();
-            let state = newest.map_or(shape.genesis(), |(_, state)| state);
+            let state = state_in(&self.store.state, &shape);
             let name = self.keypair.public();
             self.store.private.train(&shape, state, &name, task);
             if self.liar.as_ref().is_some_and(|liar| liar.spoils_frames()) && !outside.calm {
@@ -192,6 +198,7 @@ impl Peer {
         &mut self,
         outside: &mut Outside,
         record: &DecisionRecord,
+        ends_epoch: bool,
     ) -> Option<Input> {
         let shape = outside.shape.clone();
         let round = record.decision.round;
@@ -213,29 +220,44 @@ impl Peer {
         if self.store.private.pending(round).is_some() {
             self.store.private.settle(&shape, &name, Some(record));
         }
-        self.keep_state(outside, round, state);
+        if ends_epoch {
+            let kept = outside.options.peers[self.place].snapshots;
+            self.keep_snapshot(kept, round, state.clone());
+        }
+        self.store.state = Some((round, state));
         Some(Input::Applied { round, state_root })
     }
 
-    /// Makes `state` the current one and forgets what is too old to be kept.
-    fn keep_state(&mut self, outside: &Outside, round: RoundId, state: crate::learner::State) {
-        let options = &outside.options.peers[self.place];
+    /// Keeps `state` for others, and forgets what is older than the oldest state that is kept.
+    fn keep_snapshot(&mut self, kept: usize, round: RoundId, state: State) {
         let store = &mut self.store;
-        store.states.insert(round, state);
-        while store.states.len() > options.snapshots {
-            store.states.pop_first();
+        store.snapshots.insert(round, state);
+        while store.snapshots.len() > kept {
+            store.snapshots.pop_first();
         }
-        let keep_from = RoundId((round.0 + 1).saturating_sub(options.frame_rounds));
-        store.frames_from = store.frames_from.max(keep_from);
-        let stale: Vec<Hash> = store
-            .frame_rounds
-            .iter()
-            .filter(|(_, of)| **of < keep_from)
-            .map(|(hash, _)| *hash)
-            .collect();
-        for hash in stale {
-            store.frame_rounds.remove(&hash);
-            store.frames.remove(&hash);
+        let Some((oldest, _)) = store.snapshots.first_key_value() else {
+            return;
+        };
+        if store.snapshots.len() == kept {
+            let oldest = *oldest;
+            store.frames_from = store.frames_from.max(oldest.next());
+            let frames = &mut store.frames;
+            store.frame_rounds.retain(|hash, of| {
+                let keep = *of > oldest;
+                if !keep {
+                    frames.remove(hash);
+                }
+                keep
+            });
         }
+    }
+
+    /// The newest state that others can fetch: only one whose root is decided can be verified.
+    pub(super) fn snapshot_on_offer(&self, node: &Node) -> RoundId {
+        let mut rounds = self.store.snapshots.keys().rev();
+        rounds
+            .find(|round| node.decided_root(**round).is_some())
+            .copied()
+            .unwrap_or_default()
     }
 }
