@@ -539,6 +539,9 @@ impl Node {
     fn on_header(&mut self, now: Time, header: SignedHeader) {
         let (round, author) = (header.header.round, header.header.peer);
         let current = self.roster.round();
+        if self.keeps_header(&header) {
+            return;
+        }
         if header.header.run != self.config.run || !header.is_authentic() {
             self.blame(author, "sent a header that is not signed for this run");
             return;
@@ -560,6 +563,13 @@ impl Node {
         {
             self.early_headers.insert(author, header);
         }
+    }
+
+    /// Whether exactly this header is kept. It comes again with each heartbeat of its author, and is verified once.
+    fn keeps_header(&self, header: &SignedHeader) -> bool {
+        let exchange = self.exchange.as_ref();
+        let known = exchange.and_then(|e| e.header(&header.header.hash()));
+        known == Some(header) || self.early_headers.get(&header.header.peer) == Some(header)
     }
 
     /// Takes in an authentic header of the round at hand, whose exchange is open.

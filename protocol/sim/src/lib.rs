@@ -11,9 +11,10 @@
 //! - [`peer`]: one node with the driver around it.
 //! - [`world`]: the loop, the faults and the end (rule `two-phases`).
 //! - [`checks`], [`oracle`]: what must hold.
-//! - [`trace`]: what happened.
+//! - [`trace`], [`coverage`]: what happened.
 
 pub mod checks;
+pub mod coverage;
 pub mod learner;
 pub mod network;
 pub mod options;

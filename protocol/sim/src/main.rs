@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use clap::Parser;
+use gradmesh_sim::coverage::Coverage;
 use gradmesh_sim::{Options, Outcome, Verbosity, Verdict, run};
 
 /// Simulates gradmesh runs: one seed, one run.
@@ -62,6 +63,7 @@ struct Summary {
     events: u64,
     messages: u64,
     slowest: (f64, u64),
+    coverage: Coverage,
 }
 
 impl Summary {
@@ -69,6 +71,7 @@ impl Summary {
         self.done += 1;
         self.events += outcome.events;
         self.messages += outcome.messages;
+        self.coverage.add(&outcome.coverage);
         if seconds > self.slowest.0 {
             self.slowest = (seconds, seed);
         }
@@ -130,6 +133,7 @@ fn run_many(first: u64, count: u64) -> bool {
         summary.slowest.1,
         summary.slowest.0,
     );
+    println!("met: {}", summary.coverage);
     summary.failed.sort();
     for (seed, _) in &summary.failed {
         println!("to see it again: gradmesh-sim {seed}");

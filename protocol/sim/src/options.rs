@@ -85,12 +85,12 @@ pub struct LinkOptions {
 /// Something that goes wrong, or its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The process dies: at once, or after `effects` more effects of its node.
+    /// The process dies.
     Crash {
         /// The peer.
         peer: usize,
-        /// Effects that are still done.
-        effects: Option<u32>,
+        /// The moment; a restart comes first, at the latest.
+        moment: Moment,
     },
     /// The process is started again.
     Restart(usize),
@@ -104,6 +104,17 @@ pub enum Fault {
     Leave(usize),
     /// The machine is gone for good. Held back while the roster would have no quorum without it.
     Vanish(usize),
+}
+
+/// When exactly a process dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// At once.
+    Now,
+    /// After so many more effects of its node, between two of them.
+    AfterEffects(u32),
+    /// When its next update is durable and the node does not know it yet.
+    AfterTraining,
 }
 
 /// A partition.
@@ -328,7 +339,11 @@ fn faults(
             let down_us = r.within(10_000..=15_000_000);
             let crash = Fault::Crash {
                 peer,
-                effects: r.chance(600_000).then(|| r.within(0..=12) as u32),
+                moment: match r.within(0..=9) {
+                    0..=3 => Moment::Now,
+                    4..=7 => Moment::AfterEffects(r.within(0..=12) as u32),
+                    _ => Moment::AfterTraining,
+                },
             };
             faults.push((at, crash));
             faults.push((Instant((at.0 + down_us).min(end.0)), Fault::Restart(peer)));

@@ -19,9 +19,10 @@ use gradmesh_protocol::time::Time;
 use gradmesh_protocol::wire::{DecisionRecord, Decisions, Gossip, JournalEntry, Request, Response};
 
 use crate::checks::{Checks, Failure};
+use crate::coverage::{Coverage, Situation};
 use crate::learner::{Frames, Private, Shape, State};
 use crate::network::{Class, Network};
-use crate::options::Options;
+use crate::options::{Moment, Options};
 use crate::queue::{Instant, Queue};
 use crate::random::Random;
 use crate::trace::Trace;
@@ -115,6 +116,8 @@ pub struct Outside {
     pub trace: Trace,
     /// What must hold.
     pub checks: Checks,
+    /// What the run went through.
+    pub coverage: Coverage,
     /// The first check that did not.
     pub failure: Option<Failure>,
     /// The options.
@@ -202,8 +205,8 @@ pub struct Running {
     wakes: u64,
     /// Wakes in a row at one instant, to notice a node that is never satisfied.
     wakes_here: (Instant, u32),
-    /// Effects until a crash that is due.
-    crash_after: Option<u32>,
+    /// A crash that is due.
+    crash: Option<Moment>,
 }
 
 /// Where a peer stands in its life.
@@ -289,11 +292,11 @@ impl Peer {
         self.paused_until = None;
     }
 
-    /// Whether it is to crash after some more effects.
+    /// Whether it is to crash at some moment.
     pub fn crash_is_due(&self) -> bool {
         self.running
             .as_ref()
-            .is_some_and(|running| running.crash_after.is_some())
+            .is_some_and(|running| running.crash.is_some())
     }
 
     /// Whether it reported that the run is finished.
@@ -348,6 +351,9 @@ impl Peer {
             ),
             &[],
         );
+        if !restored.journal.is_empty() {
+            outside.coverage.meet(Situation::JournalReplayed);
+        }
         let config = NodeConfig {
             manifest: outside.manifest.clone(),
             run: outside.run,
@@ -369,7 +375,7 @@ impl Peer {
             wake: None,
             wakes: 0,
             wakes_here: (outside.now, 0),
-            crash_after: None,
+            crash: None,
         });
         self.perform_all(outside);
     }
@@ -387,10 +393,10 @@ impl Peer {
         self.paused_until = None;
     }
 
-    /// Lets the process crash after `effects` more effects.
-    pub fn crash_after(&mut self, effects: u32) {
+    /// Lets the process crash at `moment`.
+    pub fn crash_at(&mut self, moment: Moment) {
         if let Some(running) = &mut self.running {
-            running.crash_after = Some(effects);
+            running.crash = Some(moment);
         }
     }
 
@@ -587,8 +593,9 @@ impl Peer {
                 running.node.handle(now, input);
                 continue;
             };
-            if let Some(left) = &mut running.crash_after {
+            if let Some(Moment::AfterEffects(left)) = &mut running.crash {
                 if *left == 0 {
+                    outside.coverage.meet(Situation::CrashBetweenEffects);
                     self.stop(outside, Life::Down);
                     outside.connections_lost(self.place);
                     return;
@@ -693,22 +700,21 @@ impl Peer {
             }
         }
         let truth: Arc<[u8]> = gossip.encode(&outside.run).into();
-        let other = match (&mut self.liar, gossip) {
+        let lie = match (&mut self.liar, gossip) {
             (Some(liar), Gossip::Agreement(message)) if lies => liar
                 .tell(message, &self.keypair, &outside.run)
                 .map(|lie: Message| Gossip::Agreement(lie).encode(&outside.run).into()),
             _ => None,
         };
+        if lie.is_some() {
+            outside.coverage.meet(Situation::LieTold);
+        }
         for to in 0..outside.options.peers.len() {
             if to == self.place || !outside.network.is_connected(self.place, to) {
                 continue;
             }
-            let lie = self
-                .liar
-                .as_ref()
-                .filter(|liar| liar.deceives(to))
-                .and(other.as_ref());
-            let bytes = lie.unwrap_or(&truth).clone();
+            let deceived = self.liar.as_ref().filter(|liar| liar.deceives(to));
+            let bytes = deceived.and(lie.as_ref()).unwrap_or(&truth).clone();
             outside.send(self.place, to, Packet::Gossip(bytes));
         }
     }
@@ -716,6 +722,7 @@ impl Peer {
     fn report(&mut self, outside: &mut Outside, report: Report) {
         match report {
             Report::Left(_) => {
+                outside.coverage.meet(Situation::Left);
                 self.stop(outside, Life::Left);
                 outside.connections_lost(self.place);
             }
@@ -731,6 +738,7 @@ impl Peer {
                 self.finished = true;
             }
             Report::Misbehaviour { peer, what } => {
+                outside.coverage.meet(Situation::LieNoticed);
                 let accused = outside
                     .places
                     .get(&peer)
@@ -750,10 +758,34 @@ impl Peer {
                     format!("says that it diverged after round {round}"),
                 );
             }
-            Report::Decided { .. }
-            | Report::Applied { .. }
-            | Report::Roster { .. }
-            | Report::LeftOut(_) => {}
+            Report::Decided {
+                round,
+                attempt,
+                members,
+                ..
+            } => {
+                if attempt > 0 {
+                    outside.coverage.meet(Situation::LaterAttempt);
+                }
+                if members == 0 && round != RoundId::FOUNDING {
+                    outside.coverage.meet(Situation::EmptyRound);
+                }
+            }
+            Report::Roster {
+                round,
+                joined,
+                left,
+                ..
+            } => {
+                if !joined.is_empty() && round > RoundId(1) {
+                    outside.coverage.meet(Situation::Joined);
+                }
+                if !left.is_empty() {
+                    outside.coverage.meet(Situation::Removed);
+                }
+            }
+            Report::LeftOut(_) => outside.coverage.meet(Situation::UpdateLeftOut),
+            Report::Applied { .. } => {}
         }
     }
 }

@@ -15,9 +15,10 @@ use gradmesh_protocol::manifest::RoundId;
 use gradmesh_protocol::node::{Activity, Input};
 
 use crate::checks::{Checks, Failure};
+use crate::coverage::Coverage;
 use crate::learner::Shape;
 use crate::network::Network;
-use crate::options::{Fault, Options};
+use crate::options::{Fault, Moment, Options};
 use crate::panics;
 use crate::peer::{Event, Life, Outside, Packet, Peer};
 use crate::queue::{Instant, Queue};
@@ -69,6 +70,8 @@ pub struct Outcome {
     pub decided: Option<RoundId>,
     /// Loss of the first and the last state on held-out data, in nats per token.
     pub losses: (f32, f32),
+    /// What the run went through.
+    pub coverage: Coverage,
     /// Last lines of the trace of the peers concerned by a failure, if asked for.
     pub context: Vec<String>,
 }
@@ -98,6 +101,7 @@ impl fmt::Display for Outcome {
             "{} events, {} messages, {} bytes; decided: {decided}; loss {:.3} -> {:.3}",
             self.events, self.messages, self.bytes, self.losses.0, self.losses.1
         )?;
+        writeln!(f, "met: {}", self.coverage)?;
         write!(f, "trace {}", self.trace)
     }
 }
@@ -172,6 +176,7 @@ impl World {
                 random: Random::new(options.seed, Purpose::Peers),
                 trace: Trace::new(count, verbosity),
                 checks: Checks::new(&manifest, names.clone(), &shape),
+                coverage: Coverage::default(),
                 failure: None,
                 run: manifest.run(),
                 manifest,
@@ -364,14 +369,16 @@ impl World {
         }
         let outside = &mut self.outside;
         match fault {
-            Fault::Crash { peer, effects } => {
+            Fault::Crash { peer, moment } => {
                 self.last_peer = *peer;
                 if self.peers[*peer].life() != Life::Up {
                     return;
                 }
-                match effects {
-                    Some(effects) => self.peers[*peer].crash_after(*effects),
-                    None => {
+                match moment {
+                    Moment::AfterEffects(_) | Moment::AfterTraining => {
+                        self.peers[*peer].crash_at(*moment);
+                    }
+                    Moment::Now => {
                         self.peers[*peer].stop(outside, Life::Down);
                         outside.connections_lost(*peer);
                     }
@@ -430,7 +437,7 @@ impl World {
     }
 
     fn restart(&mut self, peer: usize) {
-        // A crash that was to come after so many effects comes now, at the latest.
+        // A crash whose moment has not come comes now.
         if self.peers[peer].crash_is_due() {
             self.last_peer = peer;
             self.peers[peer].stop(&mut self.outside, Life::Down);
@@ -614,6 +621,7 @@ impl World {
                 shape.loss(shape.genesis()),
                 shape.loss(outside.checks.state()),
             ),
+            coverage: outside.coverage,
             context,
             verdict,
         }

@@ -11,6 +11,7 @@ use gradmesh_protocol::node::Input;
 use gradmesh_protocol::wire::{Request, Response};
 
 use super::{Outside, Packet, Peer, Ticket};
+use crate::coverage::Situation;
 
 /// Frame fetches that are on their way at once, at most: every frame of two headers of every peer.
 const FETCHES_MAX: usize = 2 * 16 * 5;
@@ -145,6 +146,7 @@ impl Peer {
             }
         }
         running.frame_fetches.remove(&hash);
+        outside.coverage.meet(Situation::FrameFailed);
         Some(Input::FrameFailed(hash))
     }
 
@@ -182,7 +184,10 @@ impl Peer {
                 self.store.frame_rounds.insert(hash, at_hand);
                 Some(Input::FrameHeld(hash))
             }
-            Some(_) => Some(Input::FrameMalformed(hash)),
+            Some(_) => {
+                outside.coverage.meet(Situation::FrameMalformed);
+                Some(Input::FrameMalformed(hash))
+            }
             None => self.next_source(outside, hash),
         };
         if let Some(input) = input {
@@ -311,6 +316,7 @@ impl Peer {
             .blobs
             .retain(|_, purpose| matches!(purpose, BlobPurpose::Frame(_)));
         if let Some(fetch) = running.state_fetch.take() {
+            outside.coverage.meet(Situation::StateFailed);
             self.input(outside, Input::StateFailed(fetch.round));
         }
     }
@@ -350,6 +356,7 @@ impl Peer {
         if let Err((check, what)) = outside.checks.stands_at(round, &root) {
             return outside.fail(self.place, check, what);
         }
+        outside.coverage.meet(Situation::StateFetched);
         let shape = outside.shape.clone();
         let store = &mut self.store;
         store.snapshots.clear();

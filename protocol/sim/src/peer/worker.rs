@@ -8,8 +8,10 @@ use gradmesh_protocol::manifest::RoundId;
 use gradmesh_protocol::node::{Input, Node};
 use gradmesh_protocol::wire::DecisionRecord;
 
-use super::{Outside, Peer, Timer, state_in};
+use super::{Life, Outside, Peer, Timer, state_in};
+use crate::coverage::Situation;
 use crate::learner::State;
+use crate::options::Moment;
 use crate::queue::Instant;
 
 /// How long it takes to apply a decision: reading, adding and writing a few megabytes.
@@ -117,6 +119,7 @@ impl Peer {
         else {
             return;
         };
+        outside.coverage.meet(Situation::TrainingStopped);
         if self.store.private.pending(round).is_none() {
             let step_us = outside.options.peers[self.place].step_us;
             let done = ((outside.now.0 - began.0) / step_us).min(u64::from(steps)) as u32;
@@ -151,8 +154,16 @@ impl Peer {
         let Some((job, ..)) = running.worker.current.take_if(|(_, n, _)| *n == number) else {
             return;
         };
+        let crashes = running.crash == Some(Moment::AfterTraining);
         let input = match job {
-            Job::Train(task) => self.trained(outside, task),
+            Job::Train(task) => {
+                let input = self.trained(outside, task);
+                if crashes {
+                    self.stop(outside, Life::Down);
+                    return outside.connections_lost(self.place);
+                }
+                input
+            }
             Job::Apply(record, ends_epoch) => {
                 match self.applied_to_state(outside, &record, ends_epoch) {
                     Some(input) => input,
@@ -167,9 +178,11 @@ impl Peer {
     fn trained(&mut self, outside: &mut Outside, task: Task) -> Input {
         let (round, ..) = task;
         let shape = outside.shape.clone();
-        if self.store.private.pending(round).is_none() {
+        let found = self.store.private.pending(round).is_some();
+        if !found {
             let fails_ppm = outside.options.peers[self.place].training_fails_ppm;
             if !outside.calm && fails_ppm > 0 && outside.random.chance(fails_ppm) {
+                outside.coverage.meet(Situation::TrainingFailed);
                 return Input::TrainingFailed(round);
             }
             let state = state_in(&self.store.state, &shape);
@@ -178,6 +191,9 @@ impl Peer {
             if self.liar.as_ref().is_some_and(|liar| liar.spoils_frames()) && !outside.calm {
                 self.store.private.spoil();
             }
+        }
+        if found {
+            outside.coverage.meet(Situation::UpdateFound);
         }
         let Some(update) = self.store.private.pending(round).cloned() else {
             unreachable!("the update was made above");
