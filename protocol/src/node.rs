@@ -540,6 +540,9 @@ impl Node {
     fn on_header(&mut self, now: Time, header: SignedHeader) {
         let (round, author) = (header.header.round, header.header.peer);
         let current = self.roster.round();
+        if self.keeps_header(&header) {
+            return;
+        }
         if header.header.run != self.config.run || !header.is_authentic() {
             self.blame(author, "sent a header that is not signed for this run");
             return;
@@ -561,6 +564,13 @@ impl Node {
         {
             self.early_headers.insert(author, header);
         }
+    }
+
+    /// Whether exactly this header is kept. It comes again with each heartbeat of its author, and is verified once.
+    fn keeps_header(&self, header: &SignedHeader) -> bool {
+        let exchange = self.exchange.as_ref();
+        let known = exchange.and_then(|e| e.header(&header.header.hash()));
+        known == Some(header) || self.early_headers.get(&header.header.peer) == Some(header)
     }
 
     /// Takes in an authentic header of the round at hand, whose exchange is open.
@@ -1145,9 +1155,9 @@ impl Node {
         if self.asking_decisions.is_some() || self.pending.len() >= PENDING_MAX / 2 && !self.gap {
             return;
         }
-        let refresh = std::mem::take(&mut self.may_refresh)
-            && self.needs_state()
-            && self.snapshot_on_offer().is_none();
+        // What others said that they hold ages: who waits for frames or for a state asks anew, once a heartbeat.
+        let waits = self.task == StateTask::Idle && (self.diverged || !self.pending.is_empty());
+        let refresh = std::mem::take(&mut self.may_refresh) && waits;
         let useful: Vec<PeerKey> = self
             .peers
             .iter()
@@ -1344,8 +1354,9 @@ impl Node {
         if self.asking_headers.take_if(|a| a.id == id).is_none() {
             return;
         }
+        // Without an exchange this peer may still stand at an older state, by which no header can be judged.
         for header in headers {
-            let current = header.header.round == self.roster.round();
+            let current = header.header.round == self.roster.round() && self.exchange.is_some();
             if current && header.header.run == self.config.run && header.is_authentic() {
                 self.insert_header(now, header);
             }
@@ -1404,7 +1415,7 @@ impl Node {
 
     /// Asks for headers that a proposal or a decision names and that are not here.
     fn ask_for_headers(&mut self, now: Time) {
-        if self.asking_headers.is_some() {
+        if self.asking_headers.is_some() || self.exchange.is_none() {
             return;
         }
         let proposed = self.proposals.iter().map(|p| (&p.value, Some(p.proposer)));

@@ -1,1 +1,31 @@
-//! protocol/sim
+//! A deterministic simulator of many gradmesh nodes.
+//!
+//! One seed is one run: it expands into printed [`options`], and everything that happens follows from them. The nodes
+//! are the real ones, their messages go through the real wire format, and what they agree on is really learnt, with the
+//! reference model and the real codec. Opens no socket, reads no clock, draws no entropy but the seed's, and looks into
+//! no node except through what a driver may call.
+//!
+//! - [`options`]: what a seed stands for.
+//! - [`queue`]: virtual time, clocks, the one event queue.
+//! - [`network`]: links.
+//! - [`peer`]: one node with the driver around it.
+//! - [`world`]: the loop, the faults and the end (rule `two-phases`).
+//! - [`checks`], [`oracle`]: what must hold.
+//! - [`trace`], [`coverage`]: what happened.
+
+pub mod checks;
+pub mod coverage;
+pub mod learner;
+pub mod network;
+pub mod options;
+pub mod oracle;
+mod panics;
+pub mod peer;
+pub mod queue;
+pub mod random;
+pub mod trace;
+pub mod world;
+
+pub use options::Options;
+pub use trace::Verbosity;
+pub use world::{Outcome, Verdict, run};

@@ -1,0 +1,394 @@
+//! What must hold in every run, whatever goes wrong. The checks see what peers do, never how the node decides it.
+//!
+//! - `one-decision`: no two peers store different decisions of a round, and each stores all rounds in order.
+//! - `certified`: each stored decision carries signed precommits of a quorum of its round's roster. Counted here with the
+//!   definition of a quorum, not with the node's function for it.
+//! - `decision-sound`: a decision continues the one before, names only headers of its roster that their authors signed
+//!   for this round and this state, and claims the state root that the oracle computes.
+//! - `same-state`: after each round every peer has the root that the oracle computes.
+//! - `one-vote`: no honest peer, restarted or not, signs two votes of one kind in one attempt, two proposals in one
+//!   attempt, or two headers in one round.
+//! - `orderly`: the node asks its driver only for what makes sense: training from the state before the round, applying
+//!   the round after the last, each answer to a known request.
+//! - `bounded`: what a node keeps and sends stays below stated bounds.
+//! - `no-panic`: nothing panics (the world catches it).
+//! - `converges`: after the faults everyone reaches the last round (the world decides when).
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use arc_malachitebft_core_types::{NilOrVal, Round, VoteType};
+use gradmesh_protocol::agreement::{CommitCertificate, CommitSignature, Message, Vote};
+use gradmesh_protocol::decision::Decision;
+use gradmesh_protocol::hash::Hash;
+use gradmesh_protocol::header::SignedHeader;
+use gradmesh_protocol::key::{PeerKey, Signature};
+use gradmesh_protocol::manifest::{Manifest, RoundId, RunId, TrustMode};
+use gradmesh_protocol::node::View;
+use gradmesh_protocol::roster::Roster;
+use gradmesh_protocol::wire::{DecisionRecord, Gossip};
+
+use crate::learner::{Shape, State};
+use crate::oracle::Oracle;
+use crate::queue::Instant;
+
+/// A check that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Which, as in the module documentation.
+    pub check: &'static str,
+    /// When it was noticed.
+    pub at: Instant,
+    /// The peers concerned.
+    pub peers: Vec<usize>,
+    /// What was found.
+    pub what: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} at {}, peers {:?}: {}",
+            self.check, self.at, self.peers, self.what
+        )
+    }
+}
+
+/// The result of a check: the name of the one that failed, and what was found.
+pub type Checked = Result<(), (&'static str, String)>;
+
+/// Gossip that a peer may send for each decided round: two votes, a proposal, a header and a
+/// join, each again for a dozen attempts.
+const GOSSIP_PER_ROUND_MAX: u64 = 64;
+/// Gossip that a peer may send for each second that passes: heartbeats, and votes sent again while it waits.
+const GOSSIP_PER_SECOND_MAX: u64 = 16;
+
+/// See the module documentation.
+#[derive(Debug)]
+pub struct Checks {
+    run: RunId,
+    trust: TrustMode,
+    names: Vec<PeerKey>,
+    oracle: Oracle,
+    /// The decisions, from round 0, as the first peer stored them.
+    decisions: Vec<Decided>,
+    /// The roster of each round up to the first undecided one.
+    rosters: Vec<Roster>,
+    /// Certificate signatures that were verified: many peers store the same ones.
+    verified: BTreeMap<(Hash, PeerKey), Signature>,
+    votes: BTreeMap<(PeerKey, RoundId, i64, VoteKind), Hash>,
+    headers: BTreeMap<(PeerKey, RoundId), Hash>,
+    gossip: Vec<u64>,
+}
+
+#[derive(Debug)]
+struct Decided {
+    id: Hash,
+    root_after: Hash,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum VoteKind {
+    Prevote,
+    Precommit,
+    Proposal,
+}
+
+fn ensure(holds: bool, check: &'static str, what: impl FnOnce() -> String) -> Checked {
+    if holds { Ok(()) } else { Err((check, what())) }
+}
+
+impl Checks {
+    /// Checks of a run of the peers `names`.
+    pub fn new(manifest: &Manifest, names: Vec<PeerKey>, shape: &Shape) -> Checks {
+        Checks {
+            run: manifest.run(),
+            trust: manifest.trust.mode,
+            gossip: vec![0; names.len()],
+            names,
+            oracle: Oracle::new(shape),
+            decisions: Vec::new(),
+            rosters: vec![Roster::founding(manifest)],
+            verified: BTreeMap::new(),
+            votes: BTreeMap::new(),
+            headers: BTreeMap::new(),
+        }
+    }
+
+    /// Notes the frames of an update when it is made.
+    pub fn update_made(&mut self, frames: &[Vec<u8>]) {
+        self.oracle.note(frames);
+    }
+
+    /// The last decided round.
+    pub fn decided(&self) -> Option<RoundId> {
+        let count = self.decisions.len() as u64;
+        count.checked_sub(1).map(RoundId)
+    }
+
+    /// The roster of the first undecided round.
+    pub fn roster(&self) -> &Roster {
+        self.rosters
+            .last()
+            .expect("the founding roster is always there")
+    }
+
+    /// Whether `peer` was in the roster of any round from `since` on.
+    pub fn was_member(&self, peer: &PeerKey, since: RoundId) -> bool {
+        let mut rosters = self.rosters.iter().skip(since.0 as usize);
+        rosters.any(|roster| roster.contains(peer))
+    }
+
+    /// The state after the last decision.
+    pub fn state(&self) -> &State {
+        self.oracle.state()
+    }
+
+    /// The votes that a decision of `roster` needs, by definition: more than 2/3 or more than 1/2 of all.
+    pub fn quorum(&self, roster: &Roster) -> usize {
+        match self.trust {
+            TrustMode::Byzantine => roster.len() * 2 / 3 + 1,
+            TrustMode::Crash => roster.len() / 2 + 1,
+        }
+    }
+
+    /// `peer`, which had `stored` decisions, stores another. Checks `one-decision`, `certified` and `decision-sound`.
+    pub fn stored(
+        &mut self,
+        manifest: &Manifest,
+        shape: &Shape,
+        stored: usize,
+        record: &DecisionRecord,
+    ) -> Checked {
+        let round = record.decision.round;
+        ensure(round.0 == stored as u64, "one-decision", || {
+            format!("stores round {round} after {stored} decisions")
+        })?;
+        let id = record.decision.id();
+        ensure(stored <= self.decisions.len(), "one-decision", || {
+            format!("stores round {round}, but nobody stored the one before")
+        })?;
+        self.check_certificate(stored, &id, &record.certificate)?;
+        if let Some(known) = self.decisions.get(stored) {
+            return ensure(known.id == id, "one-decision", || {
+                format!(
+                    "round {round} is decided as {id:?} here and as {:?} elsewhere",
+                    known.id
+                )
+            });
+        }
+        self.check_decision(shape, &record.decision, &record.headers)?;
+        let root_after = self
+            .oracle
+            .replay(shape, record)
+            .map_err(|what| ("decision-sound", what))?;
+        self.rosters
+            .push(self.rosters[stored].after(&record.decision, manifest));
+        self.decisions.push(Decided { id, root_after });
+        Ok(())
+    }
+
+    fn check_certificate(
+        &mut self,
+        place: usize,
+        id: &Hash,
+        certificate: &CommitCertificate,
+    ) -> Checked {
+        let roster = &self.rosters[place];
+        let fits = certificate.value == *id && certificate.height == roster.round();
+        ensure(fits, "certified", || {
+            format!("the certificate is of {:?}", certificate.value)
+        })?;
+        let mut voters = Vec::new();
+        for CommitSignature { voter, signature } in &certificate.signatures {
+            let vote = Vote {
+                kind: VoteType::Precommit,
+                height: certificate.height,
+                round: Round::new(certificate.attempt),
+                value: NilOrVal::Val(*id),
+                voter: *voter,
+            };
+            let hash = vote.hash(&self.run);
+            if self.verified.get(&(hash, *voter)) != Some(signature) {
+                ensure(voter.verify(&hash, signature), "certified", || {
+                    format!("the signature of {voter:?} is not its own")
+                })?;
+                self.verified.insert((hash, *voter), *signature);
+            }
+            ensure(
+                roster.contains(voter) && !voters.contains(voter),
+                "certified",
+                || {
+                    format!(
+                        "{voter:?} has no vote in round {}, or not two",
+                        roster.round()
+                    )
+                },
+            )?;
+            voters.push(*voter);
+        }
+        ensure(voters.len() >= self.quorum(roster), "certified", || {
+            format!(
+                "{} of {} votes decide round {}",
+                voters.len(),
+                roster.len(),
+                roster.round()
+            )
+        })
+    }
+
+    fn check_decision(
+        &self,
+        shape: &Shape,
+        decision: &Decision,
+        headers: &[SignedHeader],
+    ) -> Checked {
+        let place = self.decisions.len();
+        let (previous, root) = match self.decisions.last() {
+            Some(decided) => (decided.id, decided.root_after),
+            None => (Hash::ZERO, shape.root(shape.genesis())),
+        };
+        decision
+            .check(&self.run, &self.rosters[place], &previous, shape.shards())
+            .map_err(|fault| ("decision-sound", fault.to_string()))?;
+        ensure(decision.state_root == root, "decision-sound", || {
+            format!("claims the root {:?}; it is {root:?}", decision.state_root)
+        })?;
+        ensure(
+            decision.members.len() == headers.len(),
+            "decision-sound",
+            || {
+                format!(
+                    "{} headers for {} members",
+                    headers.len(),
+                    decision.members.len()
+                )
+            },
+        )?;
+        for (member, signed) in decision.members.iter().zip(headers) {
+            let header = &signed.header;
+            let fits = header.hash() == member.header
+                && header.peer == member.peer
+                && header.run == self.run
+                && header.round == decision.round
+                && header.state_root == root
+                && header.update.frames.len() == shape.shards();
+            ensure(fits && signed.is_authentic(), "decision-sound", || {
+                format!(
+                    "the header of {:?} does not belong to this round",
+                    member.peer
+                )
+            })?;
+        }
+        Ok(())
+    }
+
+    /// A peer stands at `root` after `round`, having applied or fetched it. Checks `same-state`.
+    pub fn stands_at(&self, round: RoundId, root: &Hash) -> Checked {
+        let decided = self.decisions.get(round.0 as usize);
+        ensure(
+            decided.is_some_and(|d| d.root_after == *root),
+            "same-state",
+            || {
+                format!(
+                    "has the root {root:?} after round {round}; the decisions lead to {:?}",
+                    decided.map(|d| d.root_after)
+                )
+            },
+        )
+    }
+
+    /// An honest peer publishes `gossip`. Checks `one-vote` and `bounded`.
+    pub fn published(&mut self, peer: usize, now: Instant, gossip: &Gossip) -> Checked {
+        let name = self.names[peer];
+        let first = |known: &mut Hash, hash: Hash| *known == hash;
+        match gossip {
+            Gossip::Agreement(Message::Vote(vote)) => {
+                let vote = &vote.message;
+                let kind = match vote.kind {
+                    VoteType::Prevote => VoteKind::Prevote,
+                    VoteType::Precommit => VoteKind::Precommit,
+                };
+                let key = (vote.voter, vote.height, vote.round.as_i64(), kind);
+                let hash = vote.hash(&self.run);
+                let known = self.votes.entry(key).or_insert(hash);
+                ensure(first(known, hash), "one-vote", || {
+                    format!(
+                        "a second {kind:?} of {:?} in round {}, attempt {}",
+                        vote.voter, vote.height, vote.round
+                    )
+                })?;
+            }
+            Gossip::Agreement(Message::Proposal(proposal)) => {
+                let proposal = &proposal.message;
+                let key = (
+                    proposal.proposer,
+                    proposal.height,
+                    proposal.round.as_i64(),
+                    VoteKind::Proposal,
+                );
+                let hash = proposal.hash(&self.run);
+                let known = self.votes.entry(key).or_insert(hash);
+                ensure(first(known, hash), "one-vote", || {
+                    format!(
+                        "a second proposal in round {}, attempt {}",
+                        proposal.height, proposal.round
+                    )
+                })?;
+            }
+            Gossip::Header(header) => {
+                let hash = header.header.hash();
+                let known = self
+                    .headers
+                    .entry((name, header.header.round))
+                    .or_insert(hash);
+                ensure(first(known, hash), "one-vote", || {
+                    format!("a second header in round {}", header.header.round)
+                })?;
+            }
+            Gossip::Agreement(Message::Polka(_) | Message::RoundCertificate(_))
+            | Gossip::Status(_)
+            | Gossip::Contact(_)
+            | Gossip::Join(_)
+            | Gossip::Leave(_) => {}
+        }
+        self.gossip[peer] += 1;
+        let bound = GOSSIP_PER_ROUND_MAX * (1 + self.decisions.len() as u64)
+            + GOSSIP_PER_SECOND_MAX * (1 + now.0 / 1_000_000);
+        ensure(self.gossip[peer] <= bound, "bounded", || {
+            format!(
+                "sends its gossip number {}; {bound} is the bound",
+                self.gossip[peer]
+            )
+        })
+    }
+
+    /// Checks `bounded` for what a node keeps.
+    pub fn keeps(&self, view: &View, shards: usize) -> Checked {
+        let (sizes, peers) = (&view.sizes, self.names.len());
+        // Two headers of each author: the one that counts, and one that a proposal may name instead.
+        let headers = 2 * peers;
+        // No run of the simulator is longer than this.
+        let pending = 16;
+        let bounds = [
+            ("pending", sizes.pending, pending),
+            // Of the round at hand, and of each decision that is not applied.
+            ("frames", sizes.frames, headers * shards * (1 + pending)),
+            ("headers", sizes.headers, headers),
+            ("early headers", sizes.early_headers, headers),
+            // Those of the round at hand and early ones, 24 each.
+            ("proposals", sizes.proposals, 48),
+            // One join or leave of each peer.
+            ("changes", sizes.changes, 2 * peers),
+            ("peers", sizes.peers, peers),
+            ("effects", sizes.effects, 0),
+        ];
+        for (what, size, bound) in bounds {
+            ensure(size <= bound, "bounded", || {
+                format!("keeps {size} {what}; {bound} is the bound")
+            })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,104 @@
+//! What runs went through: a simulator that never meets a situation says nothing about it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// A situation worth meeting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Situation {
+    /// A process died between two effects of one input.
+    CrashBetweenEffects,
+    /// A process found journal entries of the round at hand when it started.
+    JournalReplayed,
+    /// An update was found durable after a crash, before its header was.
+    UpdateFound,
+    /// A training was ended because its round was decided.
+    TrainingStopped,
+    /// A training failed.
+    TrainingFailed,
+    /// An update did not make its round.
+    UpdateLeftOut,
+    /// A round was decided in a later attempt.
+    LaterAttempt,
+    /// A round was decided without any update.
+    EmptyRound,
+    /// A peer came into a roster after the founding.
+    Joined,
+    /// A peer was taken out of a roster, or left it.
+    Removed,
+    /// A peer left by its own wish.
+    Left,
+    /// A state was fetched by leaf.
+    StateFetched,
+    /// A state could not be fetched.
+    StateFailed,
+    /// A frame could not be fetched from any source.
+    FrameFailed,
+    /// A frame did not decode.
+    FrameMalformed,
+    /// A liar told a lie in the agreement.
+    LieTold,
+    /// A peer was accused of breaking a rule.
+    LieNoticed,
+}
+
+impl Situation {
+    /// All of them.
+    pub const ALL: [Situation; 17] = [
+        Situation::CrashBetweenEffects,
+        Situation::JournalReplayed,
+        Situation::UpdateFound,
+        Situation::TrainingStopped,
+        Situation::TrainingFailed,
+        Situation::UpdateLeftOut,
+        Situation::LaterAttempt,
+        Situation::EmptyRound,
+        Situation::Joined,
+        Situation::Removed,
+        Situation::Left,
+        Situation::StateFetched,
+        Situation::StateFailed,
+        Situation::FrameFailed,
+        Situation::FrameMalformed,
+        Situation::LieTold,
+        Situation::LieNoticed,
+    ];
+}
+
+/// How often each situation was met.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Coverage {
+    met: BTreeMap<Situation, u64>,
+}
+
+impl Coverage {
+    /// Counts `situation`.
+    pub fn meet(&mut self, situation: Situation) {
+        *self.met.entry(situation).or_default() += 1;
+    }
+
+    /// Adds the counts of another run.
+    pub fn add(&mut self, other: &Coverage) {
+        for (situation, count) in &other.met {
+            *self.met.entry(*situation).or_default() += count;
+        }
+    }
+
+    /// The situations that were never met.
+    pub fn missed(&self) -> Vec<Situation> {
+        let mut all = Situation::ALL.to_vec();
+        all.retain(|situation| !self.met.contains_key(situation));
+        all
+    }
+}
+
+impl fmt::Display for Coverage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, situation) in Situation::ALL.iter().enumerate() {
+            let separator = if place == 0 { "" } else { ", " };
+            let count = self.met.get(situation).copied().unwrap_or(0);
+            write!(f, "{separator}{situation:?} {count}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,142 @@
+//! `gradmesh-sim SEED` runs one seed and tells everything; `gradmesh-sim --first-seed A --seeds N` runs many.
+
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use clap::Parser;
+use gradmesh_sim::coverage::Coverage;
+use gradmesh_sim::{Options, Outcome, Verbosity, Verdict, run};
+
+/// Simulates gradmesh runs: one seed, one run.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Run this seed, and print its options, its outcome and, if a check fails, what led to it.
+    #[arg(conflicts_with_all = ["first_seed", "seeds"])]
+    seed: Option<u64>,
+    /// With a seed: print every event and effect.
+    #[arg(long, requires = "seed")]
+    trace: bool,
+    /// The first of many seeds.
+    #[arg(long, default_value_t = 0)]
+    first_seed: u64,
+    /// How many seeds.
+    #[arg(long, default_value_t = 1000)]
+    seeds: u64,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let holds = match arguments.seed {
+        Some(seed) => run_one(seed, arguments.trace),
+        None => run_many(arguments.first_seed, arguments.seeds),
+    };
+    if holds {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn run_one(seed: u64, trace: bool) -> bool {
+    let options = Options::new(seed);
+    println!("{options}");
+    let verbosity = if trace {
+        Verbosity::All
+    } else {
+        Verbosity::Tail
+    };
+    let outcome = run(&options, verbosity);
+    println!("{outcome}");
+    outcome.holds()
+}
+
+/// Sums over many runs.
+#[derive(Default)]
+struct Summary {
+    done: u64,
+    converged: u64,
+    stuck: u64,
+    failed: Vec<(u64, String)>,
+    events: u64,
+    messages: u64,
+    slowest: (f64, u64),
+    coverage: Coverage,
+}
+
+impl Summary {
+    fn add(&mut self, seed: u64, outcome: &Outcome, seconds: f64) {
+        self.done += 1;
+        self.events += outcome.events;
+        self.messages += outcome.messages;
+        self.coverage.add(&outcome.coverage);
+        if seconds > self.slowest.0 {
+            self.slowest = (seconds, seed);
+        }
+        match &outcome.verdict {
+            Verdict::Converged => self.converged += 1,
+            Verdict::SafelyStuck => self.stuck += 1,
+            Verdict::Failed(failure) => self.failed.push((seed, failure.to_string())),
+        }
+    }
+}
+
+fn run_many(first: u64, count: u64) -> bool {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    println!(
+        "seeds {first} to {} on {threads} threads",
+        first + count.saturating_sub(1)
+    );
+    let began = Instant::now();
+    let next = AtomicU64::new(0);
+    let summary = Mutex::new(Summary::default());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let place = next.fetch_add(1, Ordering::Relaxed);
+                    if place >= count {
+                        return;
+                    }
+                    let seed = first + place;
+                    let seed_began = Instant::now();
+                    let outcome = run(&Options::new(seed), Verbosity::Hash);
+                    let seconds = seed_began.elapsed().as_secs_f64();
+                    let mut summary = summary.lock().expect("no thread panics while it adds");
+                    summary.add(seed, &outcome, seconds);
+                    if let Verdict::Failed(failure) = &outcome.verdict {
+                        println!("seed {seed}: {failure}");
+                    }
+                    if summary.done.is_multiple_of(100) {
+                        println!(
+                            "{} of {count}, {:.1} s",
+                            summary.done,
+                            began.elapsed().as_secs_f64()
+                        );
+                    }
+                }
+            });
+        }
+    });
+    let mut summary = summary.into_inner().expect("no thread panicked");
+    println!(
+        "{count} seeds from {first}: {} converged, {} safely stuck, {} failed; {} events, {} messages, {:.1} s; slowest \
+         seed {} with {:.2} s",
+        summary.converged,
+        summary.stuck,
+        summary.failed.len(),
+        summary.events,
+        summary.messages,
+        began.elapsed().as_secs_f64(),
+        summary.slowest.1,
+        summary.slowest.0,
+    );
+    println!("met: {}", summary.coverage);
+    summary.failed.sort();
+    for (seed, _) in &summary.failed {
+        println!("to see it again: gradmesh-sim {seed}");
+    }
+    summary.failed.is_empty()
+}

@@ -1,0 +1,81 @@
+//! A peer that breaks the protocol on purpose: what it sends instead of what its node says.
+
+use arc_malachitebft_core_types::NilOrVal;
+use gradmesh_protocol::agreement::{Message, SignedProposal, SignedVote};
+use gradmesh_protocol::decision::{Bitmap, Decision};
+use gradmesh_protocol::hash::Hash;
+use gradmesh_protocol::key::Keypair;
+use gradmesh_protocol::manifest::RunId;
+
+use crate::options::Lie;
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct Liar {
+    lie: Lie,
+    /// The value that the last forged proposal was for: forged votes vote for it.
+    forged: Option<Hash>,
+}
+
+impl Liar {
+    pub(super) fn new(lie: Lie) -> Liar {
+        Liar { lie, forged: None }
+    }
+
+    /// Whether it commits to bytes that are no frame.
+    pub(super) fn spoils_frames(&self) -> bool {
+        self.lie == Lie::MalformedFrame
+    }
+
+    /// Whether `peer` is told the lie; the others are told what the node says.
+    pub(super) fn deceives(&self, peer: usize) -> bool {
+        match self.lie {
+            Lie::Equivocate => peer.is_multiple_of(2),
+            Lie::WrongRoot => true,
+            Lie::MalformedFrame => false,
+        }
+    }
+
+    /// What it says instead of `message`; `None` for the truth.
+    pub(super) fn tell(&mut self, message: &Message, me: &Keypair, run: &RunId) -> Option<Message> {
+        match (self.lie, message) {
+            (Lie::MalformedFrame, _)
+            | (Lie::WrongRoot, Message::Vote(_))
+            | (_, Message::Polka(_) | Message::RoundCertificate(_)) => None,
+            (Lie::Equivocate | Lie::WrongRoot, Message::Proposal(signed)) => {
+                let mut proposal = signed.message.clone();
+                match self.lie {
+                    Lie::Equivocate => drop_last_member(&mut proposal.value),
+                    Lie::WrongRoot | Lie::MalformedFrame => {
+                        proposal.value.state_root = Hash::of_content(b"another state");
+                    }
+                }
+                self.forged = Some(proposal.value.id());
+                let signature = me.sign(&proposal.hash(run));
+                Some(Message::Proposal(Box::new(SignedProposal::new(
+                    proposal, signature,
+                ))))
+            }
+            (Lie::Equivocate, Message::Vote(signed)) => {
+                let mut vote = signed.message.clone();
+                vote.value = match (&vote.value, self.forged) {
+                    (NilOrVal::Val(_), Some(forged)) => NilOrVal::Val(forged),
+                    (NilOrVal::Val(_), None) => NilOrVal::Nil,
+                    (NilOrVal::Nil, Some(forged)) => NilOrVal::Val(forged),
+                    (NilOrVal::Nil, None) => return None,
+                };
+                let signature = me.sign(&vote.hash(run));
+                Some(Message::Vote(SignedVote::new(vote, signature)))
+            }
+        }
+    }
+}
+
+/// Another sound decision: without the last member.
+fn drop_last_member(decision: &mut Decision) {
+    decision.members.pop();
+    let members = decision.members.len();
+    for shard in &mut decision.shards {
+        shard.accepted = Bitmap::full(members);
+    }
+}

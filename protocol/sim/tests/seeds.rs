@@ -1,0 +1,91 @@
+//! Seeds that say something, a fixed range of others, and the promise that a seed is a run.
+
+use gradmesh_sim::coverage::Coverage;
+use gradmesh_sim::{Options, Outcome, Verbosity, Verdict, run};
+
+/// Each line: a seed, and why it is there.
+const SEEDS: &str = include_str!("../seeds.txt");
+
+fn run_seed(seed: u64) -> Outcome {
+    run(&Options::new(seed), Verbosity::Hash)
+}
+
+/// Runs `seeds` on all cores; their outcomes in order.
+fn run_all(seeds: &[u64]) -> Vec<Outcome> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        let of_thread = |thread: usize| {
+            let seeds = seeds.iter().skip(thread).step_by(threads);
+            scope.spawn(move || seeds.map(|seed| run_seed(*seed)).collect::<Vec<_>>())
+        };
+        let threads: Vec<_> = (0..threads).map(of_thread).collect();
+        let mut outcomes: Vec<_> = threads
+            .into_iter()
+            .map(|thread| thread.join().expect("runs catch their panics").into_iter())
+            .collect();
+        let count = outcomes.len();
+        (0..seeds.len())
+            .map(|place| outcomes[place % count].next().expect("one for each"))
+            .collect()
+    })
+}
+
+/// The failures among the outcomes of `seeds`, as the command line shows them.
+fn failures(seeds: &[u64], outcomes: &[Outcome]) -> Vec<String> {
+    let failed = seeds
+        .iter()
+        .zip(outcomes)
+        .filter_map(|(seed, outcome)| match &outcome.verdict {
+            Verdict::Failed(failure) => Some(format!("gradmesh-sim {seed}: {failure}")),
+            Verdict::Converged | Verdict::SafelyStuck => None,
+        });
+    failed.collect()
+}
+
+#[test]
+fn listed_seeds_hold() {
+    let seeds: Vec<u64> = SEEDS
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| {
+            let (seed, reason) = line.split_once(' ').expect("a seed and its reason");
+            assert!(!reason.trim().is_empty(), "no reason for {seed}");
+            seed.parse().expect("a seed")
+        })
+        .collect();
+    assert!(!seeds.is_empty());
+    assert_eq!(failures(&seeds, &run_all(&seeds)), [""; 0]);
+}
+
+#[test]
+fn a_range_of_seeds_holds_and_meets_every_situation() {
+    let seeds: Vec<u64> = (1_000_000..1_000_040).collect();
+    let outcomes = run_all(&seeds);
+    assert_eq!(failures(&seeds, &outcomes), [""; 0]);
+    let mut coverage = Coverage::default();
+    outcomes
+        .iter()
+        .for_each(|outcome| coverage.add(&outcome.coverage));
+    assert_eq!(coverage.missed(), [], "{coverage}");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    for seed in [3, 4, 5] {
+        let (once, again) = (run_seed(seed), run_seed(seed));
+        assert_eq!(once.trace, again.trace, "seed {seed}");
+        assert_eq!(once.messages, again.messages);
+        let told = run(&Options::new(seed), Verbosity::Tail);
+        assert_eq!(once.trace, told.trace, "words change nothing, seed {seed}");
+    }
+    assert_ne!(run_seed(3).trace, run_seed(4).trace);
+}
+
+#[test]
+fn a_run_without_a_quorum_stands_still_and_says_so() {
+    let outcome = run_seed(STUCK_SEED);
+    assert_eq!(outcome.verdict, Verdict::SafelyStuck);
+}
+
+/// See seeds.txt.
+const STUCK_SEED: u64 = 177;
