@@ -2,7 +2,7 @@
 //!
 //! Real text that is on every machine that built gradmesh, so that nothing is downloaded. The choice is a pure function
 //! of what lies in the registry and the budget. Crates come in the order of the hash of their names, so that a small
-//! budget is not spent on everything that begins with "a"; each gives at most [`CRATE_BYTES_MAX`].
+//! budget is not spent on everything that begins with "a"; each gives at most `CRATE_BYTES_MAX`.
 //!
 //! The crates' licences allow to copy them; the corpus stays on this machine all the same, and the file `SOURCES` beside
 //! the text names every crate that is in it.
