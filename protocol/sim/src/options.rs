@@ -65,6 +65,8 @@ pub enum Lie {
     WrongRoot,
     /// Commits to bytes that are no frame.
     MalformedFrame,
+    /// Answers requests for decisions with one that was never decided.
+    ForgedHistory,
 }
 
 /// What links do to messages until the faults end. Afterwards only latency and bandwidth are left.
@@ -137,8 +139,8 @@ impl Cut {
     }
 }
 
-/// Numbers of peers to draw from: small runs are quick, and most faults need few peers to show.
-const PEERS: [u64; 12] = [4, 4, 4, 4, 5, 5, 6, 7, 8, 10, 13, 16];
+/// Numbers of peers to draw from: most faults need few peers to show, and votes cost the square of their number.
+const PEERS: [u64; 20] = [4, 4, 4, 4, 4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 7, 7, 8, 8, 10, 16];
 /// Loss rates to draw from, per million.
 const LOSSES_PPM: [u32; 5] = [1_000, 10_000, 50_000, 100_000, 250_000];
 /// A run converges within this after the faults, for each round: the slowest training and the longest exchange take less
@@ -200,7 +202,12 @@ impl Options {
             .collect();
         if byzantine && starters >= 4 && r.chance(350_000) {
             let liar = r.within(1..=starters as u64 - 1) as usize;
-            let lies = [Lie::Equivocate, Lie::WrongRoot, Lie::MalformedFrame];
+            let lies = [
+                Lie::Equivocate,
+                Lie::WrongRoot,
+                Lie::MalformedFrame,
+                Lie::ForgedHistory,
+            ];
             peers[liar].lie = Some(r.pick(&lies));
         }
 

@@ -487,10 +487,20 @@ impl Peer {
         };
         match request {
             Request::Decisions { from, count } => {
-                let decoded = &self.store.decoded;
-                let wanted = decoded.iter().skip(from.0 as usize).take(*count as usize);
+                let wanted = self.store.decoded.iter().skip(from.0 as usize);
+                let mut records: Vec<DecisionRecord> = wanted
+                    .take(*count as usize)
+                    .map(|record| (**record).clone())
+                    .collect();
+                if self
+                    .liar
+                    .as_ref()
+                    .is_some_and(|liar| liar.forges_history() && !outside.calm)
+                {
+                    liar::forge(&mut records);
+                }
                 Response::Decisions(Decisions {
-                    records: wanted.map(|record| (**record).clone()).collect(),
+                    records,
                     decided: running.node.decided(),
                     snapshot: self.snapshot_on_offer(&running.node),
                     frames_from: self.store.frames_from,

@@ -6,6 +6,7 @@ use gradmesh_protocol::decision::{Bitmap, Decision};
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::key::Keypair;
 use gradmesh_protocol::manifest::RunId;
+use gradmesh_protocol::wire::DecisionRecord;
 
 use crate::options::Lie;
 
@@ -27,26 +28,31 @@ impl Liar {
         self.lie == Lie::MalformedFrame
     }
 
+    /// Whether it answers with decisions that were never made.
+    pub(super) fn forges_history(&self) -> bool {
+        self.lie == Lie::ForgedHistory
+    }
+
     /// Whether `peer` is told the lie; the others are told what the node says.
     pub(super) fn deceives(&self, peer: usize) -> bool {
         match self.lie {
             Lie::Equivocate => peer.is_multiple_of(2),
             Lie::WrongRoot => true,
-            Lie::MalformedFrame => false,
+            Lie::MalformedFrame | Lie::ForgedHistory => false,
         }
     }
 
     /// What it says instead of `message`; `None` for the truth.
     pub(super) fn tell(&mut self, message: &Message, me: &Keypair, run: &RunId) -> Option<Message> {
         match (self.lie, message) {
-            (Lie::MalformedFrame, _)
+            (Lie::MalformedFrame | Lie::ForgedHistory, _)
             | (Lie::WrongRoot, Message::Vote(_))
             | (_, Message::Polka(_) | Message::RoundCertificate(_)) => None,
             (Lie::Equivocate | Lie::WrongRoot, Message::Proposal(signed)) => {
                 let mut proposal = signed.message.clone();
                 match self.lie {
                     Lie::Equivocate => drop_last_member(&mut proposal.value),
-                    Lie::WrongRoot | Lie::MalformedFrame => {
+                    Lie::WrongRoot | Lie::MalformedFrame | Lie::ForgedHistory => {
                         proposal.value.state_root = Hash::of_content(b"another state");
                     }
                 }
@@ -68,6 +74,19 @@ impl Liar {
                 Some(Message::Vote(SignedVote::new(vote, signature)))
             }
         }
+    }
+}
+
+/// Turns the last of `records` into one that was never decided, with a certificate to match but for the signatures.
+pub(super) fn forge(records: &mut [DecisionRecord]) {
+    if let Some(record) = records.last_mut() {
+        if record.decision.members.is_empty() {
+            record.decision.joins.pop();
+        } else {
+            drop_last_member(&mut record.decision);
+            record.headers.pop();
+        }
+        record.certificate.value = record.decision.id();
     }
 }
 
