@@ -771,13 +771,13 @@ impl Peer {
             Report::Decided {
                 round,
                 attempt,
-                members,
+                figures,
                 ..
             } => {
                 if attempt > 0 {
                     outside.coverage.meet(Situation::LaterAttempt);
                 }
-                if members == 0 && round != RoundId::FOUNDING {
+                if figures.members == 0 && round != RoundId::FOUNDING {
                     outside.coverage.meet(Situation::EmptyRound);
                 }
             }

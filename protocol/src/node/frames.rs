@@ -50,7 +50,8 @@ pub(super) struct Frames {
 }
 
 impl Frames {
-    /// Asks for a frame unless it is held, asked for or malformed, and says where it stands.
+    /// Asks for a frame unless it is held, asked for or malformed, and says where it stands. New sources are added to
+    /// those known.
     pub(super) fn want(
         &mut self,
         round: RoundId,
@@ -65,10 +66,16 @@ impl Frames {
                 round,
                 frame,
                 shard,
-                sources,
+                sources: sources.clone(),
                 state: State::Asked { failures: 0 },
             }
         });
+        // Whoever connected since the first try may hold it too.
+        for source in sources {
+            if entry.standing() == Standing::Missing && !entry.sources.contains(&source) {
+                entry.sources.push(source);
+            }
+        }
         entry.standing()
     }
 
@@ -211,6 +218,13 @@ mod tests {
         assert_eq!(effects, [fetch(&frame(1), 0, &rotated)]);
         frames.failed(Time(2000), &frame(1).hash);
         assert_eq!(frames.next_retry(), Some(Time(2500)));
+
+        let newcomer = PeerKey([3; 32]);
+        frames.want(RoundId(1), frame(1), 0, vec![newcomer], &mut effects);
+        effects.clear();
+        frames.retry(Time(2500), &mut effects);
+        let grown = [sources[0], sources[1], newcomer];
+        assert_eq!(effects, [fetch(&frame(1), 0, &grown)]);
 
         assert!(frames.held(&frame(1).hash));
         assert_eq!(frames.next_retry(), None);
