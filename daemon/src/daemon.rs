@@ -165,6 +165,7 @@ pub async fn run(options: DaemonOptions, mut stop: watch::Receiver<bool>) -> any
         peer: keypair.public().to_string(),
         rounds: manifest.schedule.rounds,
         parameters: standing.parameters,
+        parameters_dense: standing.parameters_dense,
         device: standing.device.clone(),
     });
     let driver = Driver::new(Parts {

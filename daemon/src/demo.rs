@@ -88,7 +88,7 @@ async fn train(args: &DemoArgs, out: &Path) -> anyhow::Result<Summary> {
     let mut peers = vec![Peer::launch(out, &run_file, threads)?];
     let ticket = wait_for_ticket(&mut peers[0]).await?;
     for number in 1..args.peers {
-        peers.push(Peer::join(out, number, &ticket, &data, threads)?);
+        peers.push(Peer::join(out, number, &ticket, threads)?);
     }
     let statuses = watch(&mut peers, &mut progress).await?;
     progress.finish();

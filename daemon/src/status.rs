@@ -19,6 +19,9 @@ use tokio::sync::watch;
 /// Rounds kept in the history; older ones are forgotten here, never in the store. About 400 bytes each as JSON.
 pub const HISTORY_ROUNDS_MAX: usize = 1024;
 
+/// Bits of an element of a small tensor in a sparse run (bf16).
+const SMALL_TENSOR_BITS: f64 = 16.0;
+
 /// Bits of an f32, what a dense exchange would send for each parameter.
 pub const DENSE_BITS: f64 = 32.0;
 
@@ -172,7 +175,7 @@ impl Traffic {
 }
 
 /// A checkpoint on this machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CheckpointStatus {
     /// Rounds applied in it.
     pub round: u64,
@@ -180,6 +183,8 @@ pub struct CheckpointStatus {
     pub root: Hash,
     /// Its directory.
     pub path: PathBuf,
+    /// Mean loss of its parameters on held-out text, nats per token.
+    pub loss_held_out: Option<f64>,
 }
 
 /// What does not change while a daemon runs.
@@ -195,6 +200,8 @@ pub struct Identity {
     pub rounds: u64,
     /// Parameters of the model.
     pub parameters: u64,
+    /// Those among them that travel dense in a sparse run: small tensors.
+    pub parameters_dense: u64,
     /// Where it trains, for example `cpu`.
     pub device: String,
 }
@@ -229,6 +236,8 @@ pub struct Status {
     pub traffic: Traffic,
     /// Bits that one peer's update takes per parameter, mean over the history; f32 takes 32.
     pub bits_per_param: Option<f64>,
+    /// The same for the tensors in sparse mode alone, all framing counted as theirs; absent in a dense run.
+    pub bits_per_param_sparse: Option<f64>,
     /// Share of the time of the rounds in the history that was not training.
     pub sync_share: Option<f64>,
     /// The ticket that lets others join.
@@ -277,6 +286,10 @@ impl Status {
         }
         let sent = updates * self.identity.parameters as f64;
         self.bits_per_param = (sent > 0.0).then(|| bits / sent);
+        let dense = updates * self.identity.parameters_dense as f64;
+        let sparse = sent - dense;
+        self.bits_per_param_sparse =
+            (sparse > 0.0 && dense > 0.0).then(|| (bits - dense * SMALL_TENSOR_BITS) / sparse);
         self.sync_share = (total > 0.0).then(|| sync / total);
     }
 }
@@ -478,6 +491,7 @@ mod tests {
             round: 2,
             root: Hash::of_content(b"root"),
             path: "/tmp/c".into(),
+            loss_held_out: Some(2.5),
         });
         let status = handle.snapshot();
         let json = serde_json::to_string(&status).unwrap();

@@ -632,6 +632,7 @@ impl Driver {
                         round: written.round.0,
                         root: written.root,
                         path: written.path,
+                        loss_held_out: written.loss_held_out.map(f64::from),
                     });
                 }
                 self.inputs.push_back(Input::Applied { round, state_root });

@@ -33,16 +33,15 @@ impl Peer {
         })
     }
 
-    /// Starts peer `number`, which joins by `ticket`.
+    /// Starts peer `number`, which joins by `ticket` and nothing else: it fetches manifest and data.
     pub(super) fn join(
         out: &Path,
         number: u32,
         ticket: &str,
-        data: &Path,
         threads: usize,
     ) -> anyhow::Result<Peer> {
         Peer::start(out, number, threads, |command| {
-            command.arg("join").arg(ticket).arg("--data").arg(data);
+            command.arg("join").arg(ticket);
         })
     }
 

@@ -21,9 +21,9 @@ pub(super) struct Summary {
     pub(super) peers: usize,
     /// Training rounds.
     pub(super) rounds: u64,
-    /// Mean first loss of the first round, nats per token.
+    /// Loss of the shared parameters before the first round, nats per token: the members' mean on their first batches.
     pub(super) loss_first: f64,
-    /// Mean last loss of the last round.
+    /// Loss of the shared parameters after the last round, on held-out text.
     pub(super) loss_last: f64,
     /// Whether all peers had the same state root after every round.
     pub(super) roots_equal: bool,
@@ -33,6 +33,9 @@ pub(super) struct Summary {
     pub(super) bytes_dense_f32: u64,
     /// Bits of an update per parameter.
     pub(super) bits_per_param: f64,
+    /// The same for the tensors in sparse mode, all framing counted as theirs; absent in a dense run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) bits_per_param_sparse: Option<f64>,
     /// Share of the rounds' time that was not training, mean over the peers.
     pub(super) sync_share: f64,
     /// From the start of the demo until all peers had finished.
@@ -72,11 +75,12 @@ impl Summary {
             peers,
             rounds: launcher.identity.rounds,
             loss_first: history.iter().find_map(|round| round.loss_first)?,
-            loss_last: history.iter().rev().find_map(|round| round.loss_last)?,
+            loss_last: checkpoint.loss_held_out?,
             roots_equal: roots_equal(statuses),
             bytes_wan_per_peer: per_peer(sent),
             bytes_dense_f32: per_peer(dense),
             bits_per_param: launcher.bits_per_param?,
+            bits_per_param_sparse: launcher.bits_per_param_sparse,
             sync_share: (!shares.is_empty())
                 .then(|| shares.iter().sum::<f64>() / shares.len() as f64)?,
             wall_s: wall.as_secs_f64(),
@@ -104,7 +108,7 @@ impl Summary {
         line(
             "loss",
             format!(
-                "{:.3} -> {:.3} in {} rounds with {} peers",
+                "{:.3} -> {:.3} nats per byte (held out) in {} rounds with {} peers",
                 self.loss_first, self.loss_last, self.rounds, self.peers
             ),
         );
@@ -125,6 +129,12 @@ impl Summary {
                 times(self.bits_per_param, DENSE_BITS)
             ),
         );
+        if let Some(sparse) = self.bits_per_param_sparse {
+            line(
+                "",
+                format!("{sparse:.3} bits in the sparse tensors, framing included"),
+            );
+        }
         line(
             "in sync",
             format!("{} of the time", percent(Some(self.sync_share))),
@@ -204,6 +214,7 @@ mod tests {
             round: 2,
             root: Hash::of_content(root),
             path: "/out/round-000002".into(),
+            loss_held_out: Some(3.5),
         });
         handle.set_phase(2, Phase::Finished, None);
         handle.snapshot()
