@@ -7,7 +7,7 @@
 //!
 //! - [`options`]: what a seed stands for.
 //! - [`queue`]: virtual time, clocks, the one event queue.
-//! - [`network`]: links.
+//! - [`network`]: links and what they do to messages.
 //! - [`peer`]: one node with the driver around it.
 //! - [`world`]: the loop, the faults and the end (rule `two-phases`).
 //! - [`checks`], [`oracle`]: what must hold.

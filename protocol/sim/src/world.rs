@@ -35,10 +35,14 @@ const HELD_BACK_US: u64 = 2_000_000;
 const SIZES_EVERY: u64 = 16;
 /// Events of a run, at most: fifty times what the largest one that converges takes.
 const EVENTS_MAX: u64 = 20_000_000;
-/// A living peer must have been in a roster when so many rounds were decided since it started and since the faults
-/// ended: catching up, asking and being admitted take one each, and twice that if the first answer comes late. It need
-/// not stay there: a peer that trains three times slower than the others is out again, by rule `roster-follows`.
+/// A living peer must have been in a roster when so many rounds were decided since [`RETURN_US`] after its start and
+/// after the faults: catching up, asking and being admitted take one each, and twice that if the first answer comes
+/// late. It need not stay there: a peer that trains three times slower than the others is out again, by rule
+/// `roster-follows`.
 const READMITTED_ROUNDS: u64 = 6;
+/// What a peer may lose before it begins to catch up, however short the rounds are: a handshake, and three requests of
+/// 3 s that were lost, or sent to somebody who has just gone.
+const RETURN_US: u64 = 10_500_000;
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,10 +124,10 @@ struct World {
     /// To whom the last event happened.
     last_peer: usize,
     verdict: Option<Verdict>,
-    /// Decided rounds when the faults ended.
-    calm_since: u64,
-    /// Decided rounds when each peer's last process began.
-    started_since: Vec<u64>,
+    /// When each round was decided.
+    decided_at: Vec<Instant>,
+    /// When each peer's last process began.
+    started_at: Vec<Instant>,
 }
 
 impl Outside {
@@ -189,8 +193,8 @@ impl World {
             events: 0,
             last_peer: 0,
             verdict: None,
-            calm_since: 0,
-            started_since: vec![0; count],
+            decided_at: Vec::new(),
+            started_at: vec![Instant::default(); count],
         }
     }
 
@@ -214,6 +218,8 @@ impl World {
         self.outside.now = at;
         self.events += 1;
         self.happen(event);
+        self.decided_at
+            .resize(self.outside.decided_rounds() as usize, at);
         if self.events.is_multiple_of(SIZES_EVERY) {
             self.check_sizes();
         }
@@ -299,7 +305,7 @@ impl World {
             }
         }
         self.last_peer = peer;
-        self.started_since[peer] = self.outside.decided_rounds();
+        self.started_at[peer] = self.outside.now;
         self.peers[peer].start(&mut self.outside);
         self.shake_hands();
     }
@@ -478,7 +484,6 @@ impl World {
         }
         self.outside.network.calm();
         self.outside.calm = true;
-        self.calm_since = self.outside.decided_rounds();
         for peer in 0..self.peers.len() {
             self.restart(peer);
             self.start(peer);
@@ -532,7 +537,8 @@ impl World {
         let decided = outside.decided_rounds();
         let absent: Vec<usize> = living()
             .filter(|peer| {
-                let since = self.calm_since.max(self.started_since[*peer]);
+                let returned = outside.options.faults_end.max(self.started_at[*peer]) + RETURN_US;
+                let since = self.decided_at.partition_point(|at| *at < returned) as u64;
                 let leaves = outside
                     .options
                     .faults

@@ -59,7 +59,7 @@ fn listed_seeds_hold() {
 
 #[test]
 fn a_range_of_seeds_holds_and_meets_every_situation() {
-    let seeds: Vec<u64> = (1_000_000..1_000_040).collect();
+    let seeds: Vec<u64> = (6_000_000..6_000_040).collect();
     let outcomes = run_all(&seeds);
     assert_eq!(failures(&seeds, &outcomes), [""; 0]);
     let mut coverage = Coverage::default();
@@ -88,4 +88,4 @@ fn a_run_without_a_quorum_stands_still_and_says_so() {
 }
 
 /// See seeds.txt.
-const STUCK_SEED: u64 = 177;
+const STUCK_SEED: u64 = 199;
