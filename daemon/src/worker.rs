@@ -394,6 +394,10 @@ impl Machine {
         };
         machine.settle_pending(pending)?;
         machine.snapshots = machine.disk.state_rounds()?;
+        if machine.snapshots.is_empty() {
+            // The state before any round needs no file: whoever wants it makes it from the seed.
+            machine.snapshots.push(RoundId::FOUNDING);
+        }
         let snapshot = applied.map(|round| machine.snapshot(round));
         let standing = Standing {
             genesis_root,
@@ -731,7 +735,7 @@ impl Machine {
         let surplus = self.snapshots.len().saturating_sub(SNAPSHOTS_KEPT);
         self.snapshots.drain(..surplus);
         if let Some(oldest) = self.snapshots.first() {
-            self.disk.release_frames_before(*oldest)?;
+            self.disk.release_frames_before(oldest.next())?;
         }
         Ok(())
     }

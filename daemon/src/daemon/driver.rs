@@ -774,11 +774,18 @@ impl Driver {
                 Response::Decisions(Decisions {
                     records: tokio::task::block_in_place(|| self.store.decisions(from, count))?,
                     decided: self.node.decided(),
-                    snapshot: self.snapshots.back().map_or(RoundId(0), |s| s.round),
+                    snapshot: self.snapshot_on_offer(),
                     frames_from: self.frames_from,
                 })
             }
         })
+    }
+
+    /// The newest state here whose root is decided, so that it can be verified. That of the last round never is.
+    fn snapshot_on_offer(&self) -> RoundId {
+        let rounds = self.snapshots.iter().rev().map(|s| s.round);
+        let mut decided = rounds.filter(|round| self.node.decided_root(*round).is_some());
+        decided.next().unwrap_or(RoundId::FOUNDING)
     }
 
     fn contact(&self) -> Contact {
