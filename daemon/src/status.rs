@@ -161,6 +161,16 @@ pub struct Traffic {
 }
 
 impl Traffic {
+    /// What was added since it was `earlier`.
+    pub fn since(&self, earlier: &Traffic) -> Traffic {
+        Traffic {
+            control_in: self.control_in.saturating_sub(earlier.control_in),
+            control_out: self.control_out.saturating_sub(earlier.control_out),
+            bulk_in: self.bulk_in.saturating_sub(earlier.bulk_in),
+            bulk_out: self.bulk_out.saturating_sub(earlier.bulk_out),
+        }
+    }
+
     /// All of it.
     pub fn total(&self) -> u64 {
         [
@@ -234,6 +244,8 @@ pub struct Status {
     pub history: VecDeque<RoundStatus>,
     /// Bytes in and out.
     pub traffic: Traffic,
+    /// The same since this daemon's first round began: without manifest, data and state.
+    pub traffic_of_rounds: Traffic,
     /// Bits that one peer's update takes per parameter, mean over the history; f32 takes 32.
     pub bits_per_param: Option<f64>,
     /// The same for the tensors in sparse mode alone, all framing counted as theirs; absent in a dense run.
@@ -382,9 +394,12 @@ impl StatusHandle {
         });
     }
 
-    /// Bytes so far.
-    pub fn set_traffic(&self, traffic: Traffic) {
-        self.set(|status| status.traffic = traffic);
+    /// Bytes so far, and how many of them came before the first round.
+    pub fn set_traffic(&self, traffic: Traffic, before_rounds: Traffic) {
+        self.set(|status| {
+            status.traffic = traffic;
+            status.traffic_of_rounds = traffic.since(&before_rounds);
+        });
     }
 
     /// Where it listens, and the ticket if it is the launcher.

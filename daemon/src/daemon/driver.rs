@@ -129,6 +129,8 @@ pub(super) struct Driver {
     snapshots: VecDeque<Snapshot>,
     frames_from: RoundId,
     meter: Meter,
+    /// Bytes that had gone through the sockets when the first round began.
+    before_rounds: Option<Traffic>,
     accepted: BTreeMap<PeerKey, (RoundId, u64)>,
     progress: Option<(RoundId, u32, u32, f32)>,
     contact_due: Instant,
@@ -212,6 +214,7 @@ impl Driver {
             snapshots: VecDeque::new(),
             frames_from: RoundId::FOUNDING.next(),
             meter: Meter::default(),
+            before_rounds: None,
             accepted: BTreeMap::new(),
             progress: None,
             contact_due: now,
@@ -397,6 +400,7 @@ impl Driver {
                 self.inputs.extend(input);
             }
             Effect::Train { round, seed, steps } => {
+                self.before_rounds.get_or_insert_with(traffic_now);
                 self.meter.start(round);
                 self.command(Command::Train { round, seed, steps })?;
             }
@@ -910,12 +914,9 @@ impl Driver {
             }
         });
         self.status.set_roster(roster.collect());
-        self.status.set_traffic(Traffic {
-            control_in: traffic::CONTROL.received(),
-            control_out: traffic::CONTROL.sent(),
-            bulk_in: traffic::BULK.received(),
-            bulk_out: traffic::BULK.sent(),
-        });
+        let traffic = traffic_now();
+        let before_rounds = self.before_rounds.unwrap_or(traffic);
+        self.status.set_traffic(traffic, before_rounds);
     }
 
     /// Addresses, and the ticket if this peer launched the run.
@@ -951,6 +952,15 @@ fn show_round(status: &StatusHandle, round: RoundId, roster: u32, figures: &Roun
         seconds: None,
         root: None,
     });
+}
+
+fn traffic_now() -> Traffic {
+    Traffic {
+        control_in: traffic::CONTROL.received(),
+        control_out: traffic::CONTROL.sent(),
+        bulk_in: traffic::BULK.received(),
+        bulk_out: traffic::BULK.sent(),
+    }
 }
 
 /// Where a peer's bulk plane listens: as it says, with the address that it is connected from in place of an unspecified

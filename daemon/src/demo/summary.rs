@@ -27,7 +27,8 @@ pub(super) struct Summary {
     pub(super) loss_last: f64,
     /// Whether all peers had the same state root after every round.
     pub(super) roots_equal: bool,
-    /// Bytes that one peer sent over both planes during the whole run, everything included, mean over the peers.
+    /// Bytes that one peer sent over both planes since the first round began, all messages included, mean over the
+    /// peers.
     pub(super) bytes_wan_per_peer: u64,
     /// Bytes that it would have sent if every update had gone to every other member as dense f32.
     pub(super) bytes_dense_f32: u64,
@@ -62,7 +63,10 @@ impl Summary {
         let peers = statuses.len();
         let sent = statuses
             .iter()
-            .map(|s| u128::from(s.traffic.control_out) + u128::from(s.traffic.bulk_out))
+            .map(|s| {
+                u128::from(s.traffic_of_rounds.control_out)
+                    + u128::from(s.traffic_of_rounds.bulk_out)
+            })
             .sum::<u128>();
         let updates_sent: u128 = history
             .iter()
@@ -204,12 +208,17 @@ mod tests {
         };
         handle.set_applied(1, Hash::of_content(b"one"), Some(seconds));
         handle.set_applied(2, Hash::of_content(root), Some(seconds));
-        handle.set_traffic(Traffic {
+        let traffic = Traffic {
             control_out: 10,
-            bulk_out: 30,
+            bulk_out: 130,
             control_in: 7,
             bulk_in: 9,
-        });
+        };
+        let before_rounds = Traffic {
+            bulk_out: 100,
+            ..Traffic::default()
+        };
+        handle.set_traffic(traffic, before_rounds);
         handle.set_checkpoint(CheckpointStatus {
             round: 2,
             root: Hash::of_content(root),
