@@ -3,9 +3,13 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::exchange::{Exchange, Work};
+use super::{Node, StateTask};
+use crate::agreement::quorum;
 use crate::hash::Hash;
 use crate::key::PeerKey;
 use crate::manifest::RoundId;
+use crate::time::Time;
 
 /// What the node is busy with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,6 +97,92 @@ pub struct Sizes {
     pub peers: usize,
     /// Effects not yet taken.
     pub effects: usize,
+}
+
+impl Node {
+    /// What the node does and why it waits.
+    pub fn view(&self, now: Time) -> View {
+        let exchange = self.exchange.as_ref();
+        let members = self.roster.members();
+        let waiting_for = match exchange {
+            Some(exchange) => members
+                .iter()
+                .map(|member| member.peer)
+                .filter(|peer| !exchange.has_update_of(peer))
+                .collect(),
+            None => Vec::new(),
+        };
+        View {
+            round: self.roster.round(),
+            activity: self.activity(),
+            member: self.roster.contains(&self.me),
+            waiting_for,
+            deadline_in: exchange.map(|e| e.deadline - now),
+            applied: self.applied,
+            state_root: self.state_root,
+            sizes: Sizes {
+                pending: self.pending.len(),
+                frames: self.frames.len(),
+                headers: exchange.map_or(0, Exchange::len),
+                early_headers: self.early_headers.len(),
+                proposals: self.proposals.len() + self.early_proposals.len(),
+                changes: self.joins.len() + self.leaves.len(),
+                peers: self.peers.len(),
+                effects: self.effects.len(),
+            },
+        }
+    }
+
+    fn activity(&self) -> Activity {
+        if self.left {
+            return Activity::Left;
+        }
+        match self.task {
+            StateTask::Applying(round) => return Activity::Applying(round),
+            StateTask::Fetching { round, .. } => return Activity::FetchingState(round),
+            StateTask::Idle => {}
+        }
+        if self.finished {
+            return Activity::Finished;
+        }
+        if let Some(target) = self.behind() {
+            return Activity::CatchingUp {
+                decided: self.decided,
+                target,
+            };
+        }
+        if self.needs_state() {
+            return Activity::AwaitingState;
+        }
+        if let Some(record) = self.pending.front() {
+            return Activity::Applying(record.decision.round);
+        }
+        if self.roster.round() == RoundId::FOUNDING {
+            if !self.roster.contains(&self.me) {
+                return Activity::AwaitingLauncher;
+            }
+            return Activity::Founding {
+                present: self.joins.len() as u32 + 1,
+                needed: self.config.manifest.trust.peers_min,
+            };
+        }
+        if !self.roster.contains(&self.me) {
+            return Activity::Observing;
+        }
+        if self.agreement.is_started() {
+            let members = self.roster.members().iter();
+            let connected = members.filter(|m| self.is_connected(&m.peer)).count();
+            return Activity::Deciding {
+                attempt: self.agreement.attempt(),
+                connected: connected as u32,
+                quorum: quorum(self.config.manifest.trust.mode, self.roster.len()) as u32,
+            };
+        }
+        match self.exchange.as_ref().map(|e| e.work) {
+            Some(Work::Training) => Activity::Training,
+            Some(Work::Committed | Work::None) | None => Activity::Exchanging,
+        }
+    }
 }
 
 impl fmt::Display for View {

@@ -1,0 +1,222 @@
+//! The exchange of a round: training, committing, headers and the frames that they name.
+//!
+//! Rule `one-header`: this peer's header is journalled before it is published. A restart in the same round finds it in
+//! the journal and publishes the same one again, so that there is never a second one.
+//!
+//! Rule `header-judged-at-home`: a header is looked at only while the exchange of its round is open, that is, while
+//! the state that it must have been trained from is this peer's own. One that comes earlier waits.
+
+use std::time::Duration;
+
+use super::exchange::{Exchange, Insertion, Work};
+use super::frames::Standing;
+use super::{Effect, Node, StateTask};
+use crate::hash::Hash;
+use crate::header::{Header, SignedHeader, UpdateSummary};
+use crate::manifest::{Manifest, PEERS_MAX, RoundId};
+use crate::time::Time;
+use crate::wire::{Gossip, JournalEntry};
+
+/// Headers kept for the next round: a full roster that is one round ahead, twice.
+const EARLY_HEADERS_MAX: usize = 2 * PEERS_MAX as usize;
+
+impl Node {
+    /// Opens the exchange of the round at hand once the state before it is current.
+    pub(super) fn open_exchange(&mut self, now: Time) -> bool {
+        let round = self.roster.round();
+        let current = self.task == StateTask::Idle
+            && self.pending.is_empty()
+            && self.awaiting_headers.is_none()
+            && !self.needs_state()
+            && self.applied == round.previous();
+        if self.exchange.is_some() || !current || round.0 > self.config.manifest.schedule.rounds {
+            return false;
+        }
+        let timing = &self.config.manifest.timing;
+        let floor = Duration::from_millis(timing.deadline_floor_ms.into());
+        let cap = Duration::from_millis(timing.deadline_cap_ms.into());
+        let patience = self.arrivals.deadline(floor, cap);
+        self.exchange = Some(Exchange::new(round, now, patience));
+        if round != RoundId::FOUNDING {
+            self.begin_work(now, round);
+        }
+        for header in std::mem::take(&mut self.early_headers).into_values() {
+            self.on_header(now, header);
+        }
+        for proposal in std::mem::take(&mut self.early_proposals) {
+            if proposal.message.height == round {
+                self.keep_proposal(&proposal);
+            } else if proposal.message.height > round {
+                self.early_proposals.push(proposal);
+            }
+        }
+        true
+    }
+
+    fn begin_work(&mut self, now: Time, round: RoundId) {
+        if !self.roster.contains(&self.me) || self.leaving.is_some() {
+            return;
+        }
+        let restored = self.own_header.clone();
+        let restored = restored.filter(|h| h.header.round == round);
+        let Some(exchange) = &mut self.exchange else {
+            return;
+        };
+        if let Some(header) = restored {
+            // Committed before a restart: the frames are asked for like anybody's, and the driver has them.
+            exchange.work = Work::Committed;
+            self.broadcast(Gossip::Header(Box::new(header.clone())));
+            self.insert_header(now, header);
+        } else {
+            exchange.work = Work::Training;
+            self.effects.push_back(Effect::Train {
+                round,
+                seed: Manifest::round_seed(&self.config.run, round, &self.previous),
+                steps: self.config.manifest.schedule.steps_per_round,
+            });
+        }
+    }
+
+    pub(super) fn on_update_ready(&mut self, now: Time, round: RoundId, update: UpdateSummary) {
+        let (run, peer, state_root) = (self.config.run, self.me, self.state_root);
+        let Some(exchange) = self.exchange_of(round) else {
+            return;
+        };
+        if exchange.work != Work::Training {
+            return;
+        }
+        exchange.work = Work::Committed;
+        let header = Header {
+            run,
+            round,
+            peer,
+            state_root,
+            update,
+        };
+        let signed = header.sign(&self.config.keypair);
+        for (shard, frame) in signed.header.update.frames.iter().enumerate() {
+            self.frames.put(round, *frame, shard as u32);
+        }
+        self.effects.push_back(Effect::Journal {
+            round,
+            entry: Box::new(JournalEntry::Header(Box::new(signed.clone()))),
+        });
+        self.own_header = Some(signed.clone());
+        self.broadcast(Gossip::Header(Box::new(signed.clone())));
+        self.insert_header(now, signed);
+    }
+
+    pub(super) fn on_header(&mut self, now: Time, header: SignedHeader) {
+        let (round, author) = (header.header.round, header.header.peer);
+        let current = self.roster.round();
+        if self.keeps_header(&header) {
+            return;
+        }
+        if header.header.run != self.config.run || !header.is_authentic() {
+            self.blame(author, "sent a header that is not signed for this run");
+            return;
+        }
+        if round > current {
+            self.hint_decided(author, round.previous());
+        }
+        if Some(round) == current.previous() {
+            if let Some(start) = self.last_start {
+                self.arrivals.record_late(now - start);
+            }
+            return;
+        }
+        if round == current && self.exchange.is_some() {
+            self.insert_header(now, header);
+        } else if (round == current || round == current.next())
+            && (self.early_headers.len() < EARLY_HEADERS_MAX
+                || self.early_headers.contains_key(&author))
+        {
+            self.early_headers.insert(author, header);
+        }
+    }
+
+    /// Whether exactly this header is kept. It comes again with each heartbeat of its author, and is verified once.
+    fn keeps_header(&self, header: &SignedHeader) -> bool {
+        let exchange = self.exchange.as_ref();
+        let known = exchange.and_then(|e| e.header(&header.header.hash()));
+        known == Some(header) || self.early_headers.get(&header.header.peer) == Some(header)
+    }
+
+    /// Takes in an authentic header of the round at hand, whose exchange is open.
+    pub(super) fn insert_header(&mut self, now: Time, header: SignedHeader) {
+        let author = header.header.peer;
+        if let Some(fault) = self.header_fault(&header.header) {
+            self.blame(author, fault);
+            return;
+        }
+        let hash = header.header.hash();
+        let Some(exchange) = &mut self.exchange else {
+            return;
+        };
+        match exchange.insert(now, header) {
+            Insertion::First => self.want_frames(now, &hash),
+            Insertion::Known => {}
+            Insertion::Contradiction | Insertion::Refused => {
+                self.blame(author, "signed two headers in one round");
+            }
+        }
+    }
+
+    /// What is wrong with a header of the round at hand, if anything. Cheap: no frame is looked at.
+    fn header_fault(&self, header: &Header) -> Option<&'static str> {
+        let update = &header.update;
+        let shards = self.config.shards as usize;
+        let frame_bytes_max = self.config.frame_bytes_max;
+        if !self.roster.contains(&header.peer) {
+            Some("sent a header without being in the roster")
+        } else if header.state_root != self.state_root {
+            Some("trained from another state")
+        } else if update.frames.len() != shards {
+            Some("sent a header with the wrong number of frames")
+        } else if update.frames.iter().any(|f| f.bytes > frame_bytes_max) {
+            Some("sent a header with a frame that is too long")
+        } else if update.tokens > self.config.manifest.tokens_per_round_max() {
+            Some("claims more tokens than a round has")
+        } else {
+            None
+        }
+    }
+
+    /// Wants every frame of a header of the round at hand.
+    pub(super) fn want_frames(&mut self, now: Time, header: &Hash) {
+        let Some(exchange) = &mut self.exchange else {
+            return;
+        };
+        let Some(signed) = exchange.header(header) else {
+            return;
+        };
+        let (author, frames) = (signed.header.peer, signed.header.update.frames.clone());
+        let sources = self.plan.sources(&self.roster, &self.me, &author);
+        for (shard, frame) in frames.into_iter().enumerate() {
+            let standing = self.frames.want(
+                exchange.round,
+                frame,
+                shard as u32,
+                sources.clone(),
+                &mut self.effects,
+            );
+            match standing {
+                Standing::Held => exchange.frame_held(now, &frame.hash),
+                Standing::Missing => {}
+                Standing::Malformed => {
+                    exchange.frame_malformed(&frame.hash);
+                }
+            }
+        }
+    }
+
+    pub(super) fn on_frame_malformed(&mut self, hash: &Hash) {
+        if self.frames.malformed(hash)
+            && let Some(exchange) = &mut self.exchange
+        {
+            for author in exchange.frame_malformed(hash) {
+                self.blame(author, "committed to a frame that does not decode");
+            }
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The agreement on a round: what is proposed, what is voted for, and the headers that are missing to tell.
+//!
+//! Rule `bytes-before-votes`: a proposal is judged acceptable only if it is sound, names this peer's own state root,
+//! and every byte that it names is here. Until then there is no verdict, and so no vote.
+//!
+//! A decision of the agreement becomes a record once all headers that it names are here.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::{Asking, Effect, Node, RequestId};
+use crate::agreement::{Message, Output, Proposal, SignedProposal};
+use crate::decision::{Decision, JOINS_MAX};
+use crate::header::SignedHeader;
+use crate::key::PeerKey;
+use crate::manifest::RoundId;
+use crate::time::Time;
+use crate::wire::{DecisionRecord, Gossip, HEADERS_MAX, JournalEntry, Request};
+
+/// Proposals kept that cannot be judged yet: every attempt within the engine's look-ahead, twice.
+const PROPOSALS_MAX: usize = 24;
+/// How far ahead of the round at hand the engine keeps messages.
+const EARLY_ROUNDS: u64 = 4;
+
+impl Node {
+    pub(super) fn on_agreement(&mut self, now: Time, from: PeerKey, message: Message) {
+        let (height, current) = (message.height(), self.roster.round());
+        if height > current {
+            // Whoever speaks of a later round has decided the one before it.
+            self.hint_decided(from, height.previous());
+        }
+        if height < current || height.0 > current.0.saturating_add(EARLY_ROUNDS) {
+            return;
+        }
+        if let Message::Proposal(proposal) = &message {
+            if height > current {
+                if self.early_proposals.len() < PROPOSALS_MAX {
+                    self.early_proposals.push((**proposal).clone());
+                }
+            } else {
+                self.keep_proposal(proposal);
+                self.ask_for_headers(now);
+            }
+        }
+        self.agreement.receive(now, message);
+    }
+
+    /// Keeps a proposal for judgement if it is signed by the proposer of its attempt.
+    pub(super) fn keep_proposal(&mut self, proposal: &SignedProposal) {
+        let known = self.proposals.contains(&proposal.message);
+        let room = self.proposals.len() < PROPOSALS_MAX;
+        if !known && room && self.agreement.is_authentic(&self.roster, proposal) {
+            self.proposals.push(proposal.message.clone());
+        }
+    }
+
+    /// Begins to vote once everything is here that will be waited for.
+    pub(super) fn start_agreement(&mut self, now: Time) -> bool {
+        let Some(exchange) = &self.exchange else {
+            return false;
+        };
+        if self.agreement.is_started() {
+            return false;
+        }
+        let ready = if exchange.round == RoundId::FOUNDING {
+            let needed = self.config.manifest.trust.peers_min as usize;
+            self.me != self.config.manifest.launcher || self.joins.len() + 1 >= needed
+        } else {
+            let members = self.roster.members();
+            exchange.deadline <= now || members.iter().all(|m| exchange.has_update_of(&m.peer))
+        };
+        if !ready && self.journal.is_empty() {
+            return false;
+        }
+        let journal = std::mem::take(&mut self.journal);
+        self.agreement.start(now, &self.roster, journal);
+        true
+    }
+
+    pub(super) fn drain_agreement(&mut self, now: Time) -> bool {
+        let mut progress = false;
+        while let Some(output) = self.agreement.poll_output() {
+            progress = true;
+            match output {
+                Output::Journal(record) => self.effects.push_back(Effect::Journal {
+                    round: self.roster.round(),
+                    entry: Box::new(JournalEntry::Agreement(Box::new(record))),
+                }),
+                Output::Publish(message) => self.broadcast(Gossip::Agreement(message)),
+                Output::Propose => self.propose_now = true,
+                Output::Decided(decision, certificate) => {
+                    self.awaiting_headers = Some((decision, certificate));
+                    self.ask_for_headers(now);
+                }
+            }
+        }
+        if std::mem::take(&mut self.propose_now) {
+            let decision = self.make_decision();
+            self.agreement.propose(now, decision);
+            progress = true;
+        }
+        progress
+    }
+
+    /// The decision that this peer proposes: everything that is complete here, and every change that is due.
+    fn make_decision(&self) -> Decision {
+        let round = self.roster.round();
+        let (members, shards) = match &self.exchange {
+            Some(exchange) if round != RoundId::FOUNDING => exchange.accepted(self.config.shards),
+            Some(_) | None => (Vec::new(), Vec::new()),
+        };
+        let room =
+            (self.config.manifest.trust.peers_max as usize).saturating_sub(self.roster.len());
+        Decision {
+            run: self.config.run,
+            round,
+            previous: self.previous,
+            state_root: self.state_root,
+            members,
+            shards,
+            joins: self
+                .joins
+                .values()
+                .filter(|join| !self.roster.contains(&join.peer) && join.round <= round)
+                .take(JOINS_MAX.min(room))
+                .copied()
+                .collect(),
+            leaves: self
+                .leaves
+                .values()
+                .filter(|leave| {
+                    let member = self.roster.position(&leave.peer);
+                    let since = member.map(|place| self.roster.members()[place].since);
+                    leave.round <= round && since.is_some_and(|since| since <= leave.round)
+                })
+                .copied()
+                .collect(),
+        }
+    }
+
+    /// Judges proposals whose bytes are here. Rule `bytes-before-votes`.
+    pub(super) fn judge_proposals(&mut self, now: Time) -> bool {
+        if !self.agreement.is_started() || self.exchange.is_none() {
+            return false;
+        }
+        let mut judged = false;
+        for proposal in std::mem::take(&mut self.proposals) {
+            match self.judge(now, &proposal) {
+                Verdict::Acceptable => self.agreement.judge(now, &proposal, true),
+                Verdict::Unacceptable(fault) => {
+                    self.blame(proposal.proposer, fault);
+                    self.agreement.judge(now, &proposal, false);
+                }
+                Verdict::NotYet => {
+                    self.proposals.push(proposal);
+                    continue;
+                }
+            }
+            judged = true;
+        }
+        judged
+    }
+
+    fn judge(&mut self, now: Time, proposal: &Proposal) -> Verdict {
+        let decision = &proposal.value;
+        let shards = self.config.shards as usize;
+        if let Err(fault) = decision.check(&self.config.run, &self.roster, &self.previous, shards) {
+            tracing::warn!(round = %decision.round, %fault, "unsound proposal");
+            return Verdict::Unacceptable("proposed a decision that is not sound");
+        }
+        if decision.state_root != self.state_root {
+            return Verdict::Unacceptable("proposed another state root than this peer's");
+        }
+        let mut verdict = Verdict::Acceptable;
+        for member in &decision.members {
+            let Some(exchange) = &self.exchange else {
+                return Verdict::NotYet;
+            };
+            if let Some(header) = exchange.header(&member.header)
+                && header.header.peer != member.peer
+            {
+                return Verdict::Unacceptable("named a header as another peer's");
+            }
+            match exchange.is_complete(&member.header) {
+                Some(true) => {}
+                Some(false) => {
+                    self.want_frames(now, &member.header);
+                    verdict = Verdict::NotYet;
+                }
+                None => return Verdict::Unacceptable("named an update that does not decode"),
+            }
+        }
+        verdict
+    }
+
+    /// Asks for headers that a proposal or a decision names and that are not here.
+    pub(super) fn ask_for_headers(&mut self, now: Time) {
+        if self.asking_headers.is_some() || self.exchange.is_none() {
+            return;
+        }
+        let proposed = self.proposals.iter().map(|p| (&p.value, Some(p.proposer)));
+        let decided = self.awaiting_headers.iter().map(|(d, _)| (&**d, None));
+        let mut wanted = BTreeSet::new();
+        let mut holders = Vec::new();
+        for (decision, proposer) in decided.chain(proposed) {
+            for member in &decision.members {
+                if self.header(&member.header).is_none() {
+                    wanted.insert(member.header);
+                    holders.push(member.peer);
+                    holders.extend(proposer);
+                }
+            }
+        }
+        holders.retain(|peer| *peer != self.me && self.is_connected(peer));
+        let Some(peer) = self.take_turn(&holders) else {
+            return;
+        };
+        let hashes = wanted.into_iter().take(HEADERS_MAX).collect();
+        let id = self.request(peer, Request::Headers(hashes));
+        self.asking_headers = Some(Asking {
+            id,
+            peer,
+            since: now,
+        });
+    }
+
+    pub(super) fn on_headers(&mut self, now: Time, id: RequestId, headers: Vec<SignedHeader>) {
+        if self.asking_headers.take_if(|a| a.id == id).is_none() {
+            return;
+        }
+        // Without an exchange this peer may still stand at an older state, by which no header can be judged.
+        for header in headers {
+            let current = header.header.round == self.roster.round() && self.exchange.is_some();
+            if current && header.header.run == self.config.run && header.is_authentic() {
+                self.insert_header(now, header);
+            }
+        }
+    }
+
+    /// Turns a decision of the agreement into a record once all headers that it names are here.
+    pub(super) fn complete_decision(&mut self, now: Time) -> bool {
+        let Some((decision, _)) = &self.awaiting_headers else {
+            return false;
+        };
+        let headers: Option<Vec<SignedHeader>> = decision
+            .members
+            .iter()
+            .map(|member| self.header(&member.header).cloned())
+            .collect();
+        let Some(headers) = headers else {
+            return false;
+        };
+        let Some((decision, certificate)) = self.awaiting_headers.take() else {
+            return false;
+        };
+        let record = DecisionRecord {
+            decision: *decision,
+            certificate,
+            headers,
+        };
+        self.on_decided(now, Arc::new(record));
+        true
+    }
+}
+
+/// The answer to a proposal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Acceptable,
+    Unacceptable(&'static str),
+    NotYet,
+}
