@@ -31,7 +31,7 @@ mod round;
 mod view;
 mod voting;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 pub use deadline::Arrivals;
@@ -110,6 +110,13 @@ struct Holdings {
     frames_from: RoundId,
 }
 
+/// The exchange before the one at hand: an update that it left out and that comes later moves the deadline.
+#[derive(Clone, Debug)]
+struct LastExchange {
+    started: Time,
+    left_out: BTreeSet<PeerKey>,
+}
+
 /// A request that is not answered yet.
 #[derive(Clone, Copy, Debug)]
 struct Asking {
@@ -155,7 +162,7 @@ pub struct Node {
     own_header: Option<SignedHeader>,
     journal: Vec<Record>,
     arrivals: Arrivals,
-    last_start: Option<Time>,
+    last_exchange: Option<LastExchange>,
 
     // Others.
     peers: BTreeMap<PeerKey, PeerState>,
@@ -218,7 +225,7 @@ impl Node {
             own_header: None,
             journal: Vec::new(),
             arrivals: Arrivals::default(),
-            last_start: None,
+            last_exchange: None,
             peers: BTreeMap::new(),
             joins: BTreeMap::new(),
             leaves: BTreeMap::new(),

@@ -6,7 +6,6 @@
 //!
 //! Rule `root-before-state`: a state is fetched only for a round whose root is decided.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Asking, Effect, Holdings, Node, PENDING_MAX, Report, RequestId, StateTask};
@@ -128,27 +127,26 @@ impl Node {
         let Some(front) = self.pending.front() else {
             return self.diverged;
         };
-        let round = front.decision.round;
-        let mut told = self.peers.values().filter(|p| p.connected);
-        let known: Vec<RoundId> = told
-            .by_ref()
-            .filter_map(|p| p.holdings.map(|h| h.frames_from))
-            .collect();
-        let frames_gone = round != RoundId::FOUNDING
-            && !known.is_empty()
-            && known.iter().all(|from| *from > round)
-            && !self.frames_at_hand(front);
-        self.diverged || self.gap || frames_gone
+        self.diverged || self.gap || self.frames_gone(front)
     }
 
-    /// Whether every frame of `record` that was asked for is held.
-    fn frames_at_hand(&self, record: &DecisionRecord) -> bool {
-        let hashes: BTreeSet<Hash> = record
-            .headers
-            .iter()
-            .flat_map(|header| header.header.update.frames.iter().map(|f| f.hash))
-            .collect();
-        hashes.iter().all(|hash| self.frames.is_held(hash))
+    /// Whether the frames of a pending decision can be had no more: everybody says so, or everybody was asked in vain. The
+    /// second is for peers that claim more than they hold.
+    fn frames_gone(&self, record: &DecisionRecord) -> bool {
+        let round = record.decision.round;
+        let headers = record.headers.iter();
+        let mut missing = headers
+            .flat_map(|header| &header.header.update.frames)
+            .map(|frame| frame.hash)
+            .filter(|hash| !self.frames.is_held(hash))
+            .peekable();
+        if missing.peek().is_none() {
+            return false;
+        }
+        let connected = self.peers.values().filter(|peer| peer.connected);
+        let mut told = connected.filter_map(|peer| peer.holdings).peekable();
+        let all_say_so = told.peek().is_some() && told.all(|h| h.frames_from > round);
+        all_say_so || missing.any(|hash| self.frames.is_hopeless(&hash))
     }
 
     pub(super) fn fetch_state(&mut self) -> bool {

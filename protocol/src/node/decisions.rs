@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::exchange::Work;
 use super::frames::Standing;
-use super::{Effect, Node, PENDING_MAX, Report, StateTask};
+use super::{Effect, LastExchange, Node, PENDING_MAX, Report, StateTask};
 use crate::decision::{Decision, JOIN_ROUNDS_MAX};
 use crate::figures::RoundFigures;
 use crate::hash::Hash;
@@ -35,7 +35,11 @@ impl Node {
             if let Some(slowest) = exchange.slowest_arrival(now, &decision.members) {
                 self.arrivals.record(slowest);
             }
-            self.last_start = Some(exchange.started);
+            let members = self.roster.members().iter().map(|member| member.peer);
+            self.last_exchange = Some(LastExchange {
+                started: exchange.started,
+                left_out: members.filter(|p| !decision.accepts_any_of(p)).collect(),
+            });
             if exchange.work == Work::Training {
                 self.effects.push_back(Effect::StopTraining(round));
             }

@@ -15,6 +15,10 @@ const RETRY_FIRST: Duration = Duration::from_millis(250);
 /// The longest pause.
 const RETRY_MAX: Duration = Duration::from_secs(4);
 
+/// Failures in a row, each of all sources known then, after which nobody is expected to have a frame: some eight
+/// seconds with the pauses above.
+const HOPELESS_FAILURES: u32 = 5;
+
 /// Where one frame stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
@@ -151,6 +155,18 @@ impl Frames {
         pauses.min()
     }
 
+    /// Whether a frame was asked of everybody, in vain, so often that nobody is expected to have it, whatever they say.
+    pub(super) fn is_hopeless(&self, hash: &Hash) -> bool {
+        self.entries
+            .get(hash)
+            .is_some_and(|entry| match entry.state {
+                State::Asked { failures } | State::Pausing { failures, .. } => {
+                    failures >= HOPELESS_FAILURES
+                }
+                State::Held | State::Malformed => false,
+            })
+    }
+
     /// Whether a frame is held.
     pub(super) fn is_held(&self, hash: &Hash) -> bool {
         let entry = self.entries.get(hash);
@@ -226,7 +242,18 @@ mod tests {
         let grown = [sources[0], sources[1], newcomer];
         assert_eq!(effects, [fetch(&frame(1), 0, &grown)]);
 
+        for failure in 3..=5 {
+            assert!(
+                !frames.is_hopeless(&frame(1).hash),
+                "before failure {failure}"
+            );
+            frames.failed(Time(10_000), &frame(1).hash);
+            frames.retry(Time(20_000), &mut effects);
+        }
+        assert!(frames.is_hopeless(&frame(1).hash));
+
         assert!(frames.held(&frame(1).hash));
+        assert!(!frames.is_hopeless(&frame(1).hash));
         assert_eq!(frames.next_retry(), None);
         assert!(!frames.held(&frame(2).hash));
     }

@@ -120,8 +120,10 @@ impl Node {
             self.hint_decided(author, round.previous());
         }
         if Some(round) == current.previous() {
-            if let Some(start) = self.last_start {
-                self.arrivals.record_late(now - start);
+            if let Some(last) = &mut self.last_exchange
+                && last.left_out.remove(&author)
+            {
+                self.arrivals.record_late(now - last.started);
             }
             return;
         }
