@@ -26,7 +26,7 @@ libtorch: ## find or download libtorch 2.11.0 (once per user; LIBTORCH or LIBTOR
 	@$(PYTHON) scripts/libtorch.py
 
 .PHONY: demo
-demo: libtorch ## train one model with several peers, a validator and a cheat on this machine (DEMO_ARGS)
+demo: libtorch ## train one model with several peers on this machine (DEMO_ARGS)
 	@$(WITH_LIBTORCH) $(CARGO) run --locked -p gradmesh -- demo $(DEMO_ARGS)
 
 .PHONY: test
