@@ -39,8 +39,8 @@ use tokio::sync::mpsc;
 use crate::run_settings::RunSettings;
 use crate::state_dir::StateDir;
 use crate::store::{Store, StoreError};
-use disk::Pending;
 pub(crate) use disk::{Disk, DiskError};
+use disk::{Pending, PrivateFile};
 
 /// Commands waiting: the node has one train, one apply and one adopt under way at most.
 const COMMANDS_MAX: usize = 4;
@@ -863,7 +863,7 @@ fn restore_private(
     replica: &mut Replica,
     trainer: &mut dyn Trainer,
 ) -> Result<Option<Pending>, WorkerError> {
-    let Some((pending, private)) = disk.read_private()? else {
+    let Some(PrivateFile { pending, private }) = disk.read_private()? else {
         return Ok(None);
     };
     match replica.restore_private(&private) {

@@ -59,6 +59,14 @@ pub(crate) struct Pending {
     pub(crate) summary: UpdateSummary,
 }
 
+/// What `private.bin` holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PrivateFile {
+    pub(crate) pending: Option<Pending>,
+    /// Error feedback and inner state, as the replica saves them.
+    pub(crate) private: Vec<u8>,
+}
+
 /// The files of one peer's state.
 #[derive(Clone, Debug)]
 pub(crate) struct Disk {
@@ -158,7 +166,7 @@ impl Disk {
     }
 
     /// What [`Disk::write_private`] wrote; `None` if nothing ever was.
-    pub(crate) fn read_private(&self) -> Result<Option<(Option<Pending>, Vec<u8>)>, DiskError> {
+    pub(crate) fn read_private(&self) -> Result<Option<PrivateFile>, DiskError> {
         let path = self.private_path();
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
@@ -177,7 +185,10 @@ impl Disk {
             .ok_or_else(short)?;
         let (in_flight, private) = rest.split_at_checked(length).ok_or_else(short)?;
         let in_flight = record::unseal_in_flight(in_flight).map_err(damaged)?;
-        Ok(Some((in_flight.map(Pending::from), private.to_vec())))
+        Ok(Some(PrivateFile {
+            pending: in_flight.map(Pending::from),
+            private: private.to_vec(),
+        }))
     }
 
     /// The file of a frame.
@@ -330,7 +341,9 @@ mod tests {
         for in_flight in [Some(pending()), None] {
             disk.write_private(in_flight.as_ref(), b"private").unwrap();
             let read = disk.read_private().unwrap().unwrap();
-            assert_eq!(read, (in_flight, b"private".to_vec()));
+            let private = b"private".to_vec();
+            let pending = in_flight;
+            assert_eq!(read, PrivateFile { pending, private });
         }
     }
 
