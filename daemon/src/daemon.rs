@@ -1,7 +1,7 @@
 //! One peer of one run, from start to stop.
 //!
 //! [`run`] opens the state directory, starts both network planes, gets manifest and data (from its own disk, or from
-//! other peers), starts the worker, and hands everything to the [`driver`], which carries the node's inputs and
+//! other peers), starts the worker, and hands everything to the driver, which carries the node's inputs and
 //! effects until the run is left or the operator stops it.
 
 mod bootstrap;

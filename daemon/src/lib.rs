@@ -16,4 +16,4 @@ pub mod state_dir;
 pub mod status;
 pub mod store;
 pub mod terminal;
-pub mod worker;
+mod worker;

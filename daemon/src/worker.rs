@@ -153,7 +153,7 @@ pub(crate) enum Event {
 
 /// Why a worker cannot start or go on.
 #[derive(Debug, thiserror::Error)]
-pub enum WorkerError {
+pub(crate) enum WorkerError {
     /// libtorch is missing or of another version.
     #[error(transparent)]
     Version(#[from] VersionError),

@@ -26,7 +26,7 @@ const IN_FLIGHT_BYTES_MAX: usize = 1 << 20;
 
 /// A failure of the disk. The daemon stops: it cannot keep its promises without one.
 #[derive(Debug, thiserror::Error)]
-pub enum DiskError {
+pub(crate) enum DiskError {
     /// The operating system refused.
     #[error("{}: {source}: check permissions and free space, then start again", .path.display())]
     Io {
