@@ -199,6 +199,11 @@ impl BlobStore {
         self.lock().files.retain(|_, range| &*range.path != path);
     }
 
+    /// Stops serving the file range registered under `hash`. What is in memory of it stays.
+    pub fn forget_range(&self, hash: &BlobHash) {
+        self.lock().files.remove(hash);
+    }
+
     /// The bytes of `hash`, if they are in memory.
     #[must_use]
     pub fn get(&self, hash: &BlobHash) -> Option<Bytes> {

@@ -128,6 +128,8 @@ pub(super) struct Driver {
     /// The newest last.
     snapshots: VecDeque<Snapshot>,
     frames_from: RoundId,
+    /// The frames that are registered as files, by round; those that leave the disk are forgotten.
+    frames_on_disk: BTreeMap<RoundId, Vec<Hash>>,
     meter: Meter,
     /// Bytes that had gone through the sockets when the first round began.
     before_rounds: Option<Traffic>,
@@ -213,6 +215,7 @@ impl Driver {
             listening: Vec::new(),
             snapshots: VecDeque::new(),
             frames_from: RoundId::FOUNDING.next(),
+            frames_on_disk: BTreeMap::new(),
             meter: Meter::default(),
             before_rounds: None,
             accepted: BTreeMap::new(),
@@ -248,12 +251,18 @@ impl Driver {
                 .context("the data has more files than can be served")?;
         }
         for (round, hash, length) in self.standing.disk.list_frames()? {
-            let path = self.standing.disk.frame_path(round, &hash);
-            self.blobs.register_file(hash.0, path, 0, length)?;
+            self.serve_frame(round, hash, length)?;
         }
         if let Some(snapshot) = self.standing.snapshot.take() {
             self.serve_snapshot(snapshot)?;
         }
+        Ok(())
+    }
+
+    fn serve_frame(&mut self, round: RoundId, hash: Hash, length: u64) -> anyhow::Result<()> {
+        let path = self.standing.disk.frame_path(round, &hash);
+        self.blobs.register_file(hash.0, path, 0, length)?;
+        self.frames_on_disk.entry(round).or_default().push(hash);
         Ok(())
     }
 
@@ -265,6 +274,13 @@ impl Driver {
             offset += length;
         }
         self.frames_from = snapshot.frames_from;
+        let kept = self.frames_on_disk.split_off(&self.frames_from);
+        for hash in std::mem::replace(&mut self.frames_on_disk, kept)
+            .values()
+            .flatten()
+        {
+            self.blobs.forget_range(&hash.0);
+        }
         self.snapshots.push_back(snapshot);
         while self.snapshots.len() > SNAPSHOTS_SERVED {
             if let Some(old) = self.snapshots.pop_front() {
@@ -476,9 +492,7 @@ impl Driver {
     fn keep_frame(&mut self, round: RoundId, hash: Hash, bytes: Bytes) -> anyhow::Result<()> {
         let disk = &self.standing.disk;
         tokio::task::block_in_place(|| disk.write_frame(round, &hash, &bytes))?;
-        let path = disk.frame_path(round, &hash);
-        self.blobs
-            .register_file(hash.0, path, 0, bytes.len() as u64)?;
+        self.serve_frame(round, hash, bytes.len() as u64)?;
         if let Err(full) = self.blobs.insert_verified(round.0, hash.0, bytes) {
             // It is on disk, which is slower but enough.
             tracing::debug!(%full, "frame kept on disk only");
