@@ -300,7 +300,7 @@ impl Node {
             Input::Applied { round, state_root } => self.on_applied(round, state_root),
             Input::StateFetched { round, records } => self.on_state_fetched(round, records),
             Input::StateFailed(round) => self.on_state_failed(round),
-            Input::Leave => self.on_leave(),
+            Input::Leave => self.leave(),
         }
         self.advance(now);
     }
@@ -401,12 +401,7 @@ impl Node {
                 }
             }
             Gossip::Join(join) => self.on_join(from, join),
-            Gossip::Leave(leave) => {
-                let known = self.roster.contains(&leave.peer) && leave.run == self.config.run;
-                if known && self.leaves.len() < CHANGES_MAX && leave.is_authentic() {
-                    self.leaves.insert(leave.peer, leave);
-                }
-            }
+            Gossip::Leave(leave) => self.on_leave_of(leave),
             Gossip::Contact(_) => {}
         }
     }
