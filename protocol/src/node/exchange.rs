@@ -73,13 +73,17 @@ impl Exchange {
     }
 
     /// Takes in an authentic header of this round by a member.
-    pub(super) fn insert(&mut self, now: Time, header: SignedHeader) -> Insertion {
+    ///
+    /// `named`: a proposal or the decision names it. Then it is taken in whatever else its author signed: an author that
+    /// sends other headers to every peer could otherwise keep them all from ever voting for the same ones. Proposals are
+    /// bounded, and so are the headers that they name.
+    pub(super) fn insert(&mut self, now: Time, header: SignedHeader, named: bool) -> Insertion {
         let (hash, author) = (header.header.hash(), header.header.peer);
         if self.commitments.contains_key(&hash) {
             return Insertion::Known;
         }
         let of_author = self.commitments.values().map(|c| c.header.header.peer);
-        if of_author.filter(|a| *a == author).count() >= HEADERS_PER_AUTHOR {
+        if !named && of_author.filter(|a| *a == author).count() >= HEADERS_PER_AUTHOR {
             return Insertion::Refused;
         }
         let missing: BTreeSet<Hash> = header.header.update.frames.iter().map(|f| f.hash).collect();
@@ -177,5 +181,55 @@ impl Exchange {
     /// Number of headers kept.
     pub(super) fn len(&self) -> usize {
         self.commitments.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::header::{Header, UpdateSummary};
+    use crate::key::Keypair;
+    use crate::manifest::RunId;
+
+    fn header(loss: u64) -> SignedHeader {
+        let author = Keypair::from_seed(&[1; 32]);
+        let update = UpdateSummary {
+            frames: Vec::new(),
+            feedback_before: Hash::ZERO,
+            feedback_after: Hash::ZERO,
+            segments_root: Hash::ZERO,
+            tokens: 1,
+            steps: 1,
+            loss_first_micronats: loss,
+            loss_last_micronats: loss,
+            build: String::new(),
+            device: String::new(),
+        };
+        let header = Header {
+            run: RunId(Hash::ZERO),
+            round: RoundId(1),
+            peer: author.public(),
+            state_root: Hash::ZERO,
+            update,
+        };
+        header.sign(&author)
+    }
+
+    #[test]
+    fn an_author_of_many_headers_cannot_keep_out_the_one_that_is_named() {
+        let now = Time(0);
+        let mut exchange = Exchange::new(RoundId(1), now, Duration::ZERO);
+        assert_eq!(exchange.insert(now, header(1), false), Insertion::First);
+        assert_eq!(
+            exchange.insert(now, header(2), false),
+            Insertion::Contradiction
+        );
+        assert_eq!(exchange.insert(now, header(3), false), Insertion::Refused);
+        assert_eq!(
+            exchange.insert(now, header(3), true),
+            Insertion::Contradiction
+        );
+        assert_eq!(exchange.is_complete(&header(3).header.hash()), Some(true));
+        assert_eq!(exchange.insert(now, header(4), false), Insertion::Refused);
     }
 }

@@ -28,6 +28,7 @@ impl Node {
             && self.pending.is_empty()
             && self.awaiting_headers.is_none()
             && !self.needs_state()
+            && !self.roster.is_empty()
             && self.applied == round.previous();
         if self.exchange.is_some() || !current || round.0 > self.config.manifest.schedule.rounds {
             return false;
@@ -120,7 +121,8 @@ impl Node {
             self.hint_decided(author, round.previous());
         }
         if Some(round) == current.previous() {
-            if let Some(start) = self.last_start {
+            // Only a member's lateness counts: nobody else was waited for.
+            if let Some(start) = self.last_start.filter(|_| self.roster.contains(&author)) {
                 self.arrivals.record_late(now - start);
             }
             return;
@@ -150,16 +152,26 @@ impl Node {
             return;
         }
         let hash = header.header.hash();
+        let named = self.is_named(&hash);
         let Some(exchange) = &mut self.exchange else {
             return;
         };
-        match exchange.insert(now, header) {
+        match exchange.insert(now, header, named) {
             Insertion::First => self.want_frames(now, &hash),
             Insertion::Known => {}
             Insertion::Contradiction | Insertion::Refused => {
                 self.blame(author, "signed two headers in one round");
             }
         }
+    }
+
+    /// Whether a proposal that is not judged yet, or the decision, names this header.
+    fn is_named(&self, header: &Hash) -> bool {
+        let proposed = self.proposals.iter().map(|p| &p.value);
+        let decided = self.awaiting_headers.iter().map(|(d, _)| &**d);
+        proposed
+            .chain(decided)
+            .any(|decision| decision.members.iter().any(|m| m.header == *header))
     }
 
     /// What is wrong with a header of the round at hand, if anything. Cheap: no frame is looked at.
