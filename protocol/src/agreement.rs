@@ -286,6 +286,9 @@ impl Agreement {
     pub fn is_authentic(&self, roster: &Roster, proposal: &SignedProposal) -> bool {
         use bft::Context as _;
         let message = &proposal.message;
+        if roster.is_empty() {
+            return false;
+        }
         let expected = self
             .engine
             .ctx

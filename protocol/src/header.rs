@@ -16,6 +16,31 @@ pub struct FrameRef {
     pub bytes: u64,
 }
 
+/// A frame as a header names it: its content, its length and the shard that it is to be a frame of.
+///
+/// All three belong to its identity. The same bytes named for another shard, or with another length, are another frame,
+/// which stands or falls by itself: otherwise a header could name somebody's good frame wrongly and be believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FrameId {
+    /// BLAKE3 of the frame.
+    pub hash: Hash,
+    /// Its length.
+    pub bytes: u64,
+    /// The shard.
+    pub shard: u32,
+}
+
+impl UpdateSummary {
+    /// The frames in shard order, with their shards.
+    pub fn frame_ids(&self) -> impl Iterator<Item = FrameId> + '_ {
+        (0..).zip(&self.frames).map(|(shard, frame)| FrameId {
+            hash: frame.hash,
+            bytes: frame.bytes,
+            shard,
+        })
+    }
+}
+
 /// What a worker knows of an update once it is encoded; the node makes the header of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpdateSummary {

@@ -1,6 +1,6 @@
 //! Keys and signatures of peers (ed25519).
 //!
-//! A signature is over a [`Hash`] that was made in a domain, so that a signature under one kind of message is never
+//! A signature is over a [`struct@Hash`] that was made in a domain, so that a signature under one kind of message is never
 //! valid under another.
 
 use std::fmt;

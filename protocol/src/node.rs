@@ -295,19 +295,19 @@ impl Node {
                     exchange.work = Work::None;
                 }
             }
-            Input::FrameHeld(hash) => {
-                if self.frames.held(&hash)
+            Input::FrameHeld(frame) => {
+                if self.frames.held(&frame)
                     && let Some(exchange) = &mut self.exchange
                 {
-                    exchange.frame_held(now, &hash);
+                    exchange.frame_held(now, &frame);
                 }
             }
-            Input::FrameFailed(hash) => self.frames.failed(now, &hash),
-            Input::FrameMalformed(hash) => self.on_frame_malformed(&hash),
+            Input::FrameFailed(frame) => self.frames.failed(now, &frame),
+            Input::FrameMalformed(frame) => self.on_frame_malformed(&frame),
             Input::Applied { round, state_root } => self.on_applied(round, state_root),
             Input::StateFetched { round, records } => self.on_state_fetched(round, records),
             Input::StateFailed(round) => self.on_state_failed(round),
-            Input::Leave => self.on_leave(),
+            Input::Leave => self.leave(),
         }
         self.advance(now);
     }
@@ -408,12 +408,7 @@ impl Node {
                 }
             }
             Gossip::Join(join) => self.on_join(from, join),
-            Gossip::Leave(leave) => {
-                let known = self.roster.contains(&leave.peer) && leave.run == self.config.run;
-                if known && self.leaves.len() < CHANGES_MAX && leave.is_authentic() {
-                    self.leaves.insert(leave.peer, leave);
-                }
-            }
+            Gossip::Leave(leave) => self.on_leave_of(leave),
             Gossip::Contact(_) => {}
         }
     }

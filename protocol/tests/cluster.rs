@@ -220,12 +220,12 @@ impl Cluster {
                 self.later(TRAIN_MS, key, Input::UpdateReady { round, update });
             }
             Effect::StopTraining(_) => {}
-            Effect::Fetch { hash, .. } => {
-                let held = self.frames.contains(&hash) && !self.cut.contains(&key);
+            Effect::Fetch { frame, .. } => {
+                let held = self.frames.contains(&frame.hash) && !self.cut.contains(&key);
                 let input = if held {
-                    Input::FrameHeld(hash)
+                    Input::FrameHeld(frame)
                 } else {
-                    Input::FrameFailed(hash)
+                    Input::FrameFailed(frame)
                 };
                 self.later(10, key, input);
             }
@@ -513,5 +513,21 @@ fn a_peer_that_is_cut_off_catches_up_by_decisions() {
     cluster.run_until(|c| c.node(witness).applied() >= Some(RoundId(7)));
     cluster.cut.remove(&victim);
     cluster.run_until(|c| c.all_applied(16));
+    cluster.check();
+}
+
+#[test]
+fn when_all_leave_at_once_nobody_is_left_and_nothing_breaks() {
+    let mut cluster = Cluster::new(4, |_| {});
+    cluster.run_until(|c| c.all_applied(2));
+    for key in cluster.live() {
+        cluster.later(0, key, Input::Leave);
+    }
+    cluster.run_until(|c| {
+        let left = |key| c.node(key).view(Time(c.now)).activity == Activity::Left;
+        c.live().into_iter().all(left)
+    });
+    cluster.run_for(5_000);
+    assert_eq!(cluster.roster_size(cluster.key(1)), 0);
     cluster.check();
 }

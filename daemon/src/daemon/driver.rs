@@ -12,6 +12,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use gradmesh_protocol::figures::RoundFigures;
 use gradmesh_protocol::hash::Hash;
+use gradmesh_protocol::header::FrameId;
 use gradmesh_protocol::key::{Keypair, PeerKey};
 use gradmesh_protocol::manifest::{RoundId, RunId};
 use gradmesh_protocol::node::{Activity, Effect, Input, Node, NodeConfig, Report, Restored};
@@ -76,8 +77,7 @@ pub(super) struct Parts {
 /// What a background task brought.
 enum Done {
     Frame {
-        hash: Hash,
-        shard: u32,
+        frame: FrameId,
         result: Result<Bytes, FetchFailed>,
     },
     State {
@@ -421,12 +421,7 @@ impl Driver {
                 self.command(Command::Train { round, seed, steps })?;
             }
             Effect::StopTraining(round) => self.worker.stop_training(round),
-            Effect::Fetch {
-                hash,
-                bytes,
-                shard,
-                sources,
-            } => self.fetch(hash, bytes, shard, &sources),
+            Effect::Fetch { frame, sources } => self.fetch(frame, &sources),
             Effect::Apply { record, ends_epoch } => self.apply(record, ends_epoch)?,
             Effect::FetchState {
                 round,
@@ -457,26 +452,38 @@ impl Driver {
         }
     }
 
-    fn fetch(&mut self, hash: Hash, bytes: u64, shard: u32, sources: &[PeerKey]) {
+    fn fetch(&mut self, frame: FrameId, sources: &[PeerKey]) {
         let round = self.node.roster().round();
-        if self.held_frame(round, &hash).is_some() {
-            self.inputs.push_back(Input::FrameHeld(hash));
+        if let Some(bytes) = self.held_frame(round, &frame.hash) {
+            let input = self.checked(frame, &bytes);
+            self.inputs.push_back(input);
             return;
         }
         let sources = self.contacts.sources(sources);
         if sources.is_empty() {
-            self.inputs.push_back(Input::FrameFailed(hash));
+            self.inputs.push_back(Input::FrameFailed(frame));
             return;
         }
         let bulk = self.bulk.clone();
         self.tasks.spawn(async move {
-            let result = fetch::frame(bulk, hash, bytes, sources).await;
-            Done::Frame {
-                hash,
-                shard,
-                result,
-            }
+            let result = fetch::frame(bulk, frame, sources).await;
+            Done::Frame { frame, result }
         });
+    }
+
+    /// What the node is told of bytes whose hash is right.
+    fn checked(&self, frame: FrameId, bytes: &Bytes) -> Input {
+        if bytes.len() as u64 != frame.bytes {
+            tracing::warn!(hash = %frame.hash, "a frame is of another length than its header says");
+            return Input::FrameMalformed(frame);
+        }
+        match self.standing.check.check(frame.shard, bytes) {
+            Ok(()) => Input::FrameHeld(frame),
+            Err(error) => {
+                tracing::warn!(hash = %frame.hash, shard = frame.shard, %error, "a frame does not decode");
+                Input::FrameMalformed(frame)
+            }
+        }
     }
 
     /// A frame from memory, or from disk where frames of `round` and the rounds before lie.
@@ -558,30 +565,22 @@ impl Driver {
     fn on_done(&mut self, done: Done) -> anyhow::Result<()> {
         match done {
             Done::Frame {
-                hash,
-                shard,
+                frame,
                 result: Ok(bytes),
             } => {
-                let check: &FrameCheck = &self.standing.check;
-                match check.check(shard, &bytes) {
-                    Ok(()) => {
-                        let round = self.node.applied().map_or(RoundId(0), RoundId::next);
-                        self.keep_frame(round, hash, bytes)?;
-                        self.inputs.push_back(Input::FrameHeld(hash));
-                    }
-                    Err(error) => {
-                        tracing::warn!(%hash, shard, %error, "a frame does not decode");
-                        self.inputs.push_back(Input::FrameMalformed(hash));
-                    }
+                let input = self.checked(frame, &bytes);
+                if input == Input::FrameHeld(frame) {
+                    let round = self.node.applied().map_or(RoundId(0), RoundId::next);
+                    self.keep_frame(round, frame.hash, bytes)?;
                 }
+                self.inputs.push_back(input);
             }
             Done::Frame {
-                hash,
+                frame,
                 result: Err(failed),
-                ..
             } => {
-                tracing::debug!(%hash, error = %failed.error, "frame not fetched");
-                self.inputs.push_back(Input::FrameFailed(hash));
+                tracing::debug!(hash = %frame.hash, error = %failed.error, "frame not fetched");
+                self.inputs.push_back(Input::FrameFailed(frame));
             }
             Done::State {
                 round,

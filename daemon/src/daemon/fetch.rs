@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use gradmesh_compression::TILE_ELEMENTS;
 use gradmesh_protocol::hash::Hash;
+use gradmesh_protocol::header::FrameId;
 use gradmesh_protocol::key::PeerKey;
 use gradmesh_protocol::manifest::RoundId;
 use gradmesh_protocol::merkle;
@@ -59,17 +60,18 @@ impl Contacts {
     }
 }
 
-/// Fetches a frame of exactly `bytes` bytes from the first of `sources` that has it.
+/// Fetches the bytes of a frame from the first of `sources` that has it; no more than its header says.
 pub(super) async fn frame(
     bulk: Bulk,
-    hash: Hash,
-    bytes: u64,
+    frame: FrameId,
     sources: Vec<PeerSource>,
 ) -> Result<Bytes, FetchFailed> {
     let deadline = Instant::now() + FRAME_TIMEOUT;
-    let fetched = bulk.fetch(hash.0, bytes, &sources, deadline).await?;
+    let fetched = bulk
+        .fetch(frame.hash.0, frame.bytes, &sources, deadline)
+        .await?;
     for (peer, blame) in &fetched.report.blamed {
-        tracing::debug!(%peer, ?blame, %hash, "a source of a frame failed");
+        tracing::debug!(%peer, ?blame, hash = %frame.hash, "a source of a frame failed");
     }
     Ok(fetched.bytes)
 }

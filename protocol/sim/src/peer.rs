@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use gradmesh_protocol::agreement::Message;
 use gradmesh_protocol::hash::Hash;
+use gradmesh_protocol::header::FrameId;
 use gradmesh_protocol::key::{Keypair, PeerKey};
 use gradmesh_protocol::manifest::{Manifest, RoundId, RunId};
 use gradmesh_protocol::node::{Effect, Input, Node, NodeConfig, Report, RequestId, Restored};
@@ -199,7 +200,7 @@ pub struct Running {
     worker: Worker,
     requests: BTreeMap<Ticket, RequestId>,
     blobs: BTreeMap<Ticket, BlobPurpose>,
-    frame_fetches: BTreeMap<Hash, FrameFetch>,
+    frame_fetches: BTreeMap<FrameId, FrameFetch>,
     state_fetch: Option<StateFetch>,
     wake: Option<(Instant, u64)>,
     wakes: u64,
@@ -672,12 +673,9 @@ impl Peer {
             }
             Effect::Train { round, seed, steps } => self.train(outside, (round, seed, steps)),
             Effect::StopTraining(round) => self.stop_training(outside, round),
-            Effect::Fetch {
-                hash,
-                bytes,
-                shard,
-                sources,
-            } => self.fetch_frame(outside, (hash, bytes, shard), &sources, inputs),
+            Effect::Fetch { frame, sources } => {
+                self.fetch_frame(outside, frame, &sources, inputs);
+            }
             Effect::Apply { record, ends_epoch } => self.apply(outside, record, ends_epoch),
             Effect::FetchState {
                 round,

@@ -136,9 +136,8 @@ impl Node {
         let round = record.decision.round;
         let headers = record.headers.iter();
         let mut missing = headers
-            .flat_map(|header| &header.header.update.frames)
-            .map(|frame| frame.hash)
-            .filter(|hash| !self.frames.is_held(hash))
+            .flat_map(|header| header.header.update.frame_ids())
+            .filter(|frame| !self.frames.is_held(frame))
             .peekable();
         if missing.peek().is_none() {
             return false;
@@ -146,7 +145,7 @@ impl Node {
         let connected = self.peers.values().filter(|peer| peer.connected);
         let mut told = connected.filter_map(|peer| peer.holdings).peekable();
         let all_say_so = told.peek().is_some() && told.all(|h| h.frames_from > round);
-        all_say_so || missing.any(|hash| self.frames.is_hopeless(&hash))
+        all_say_so || missing.any(|frame| self.frames.is_hopeless(&frame))
     }
 
     pub(super) fn fetch_state(&mut self) -> bool {

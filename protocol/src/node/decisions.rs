@@ -143,20 +143,12 @@ impl Node {
             let mut sources = vec![header.header.peer];
             sources.retain(|author| *author != self.me);
             sources.extend(everyone.iter().filter(|p| **p != header.header.peer));
-            for (shard, frame) in header.header.update.frames.iter().enumerate() {
-                let counts = record
-                    .decision
-                    .shards
-                    .get(shard)
-                    .is_some_and(|s| s.accepted.contains(place));
-                if counts {
-                    let standing = self.frames.want(
-                        round,
-                        *frame,
-                        shard as u32,
-                        sources.clone(),
-                        &mut self.effects,
-                    );
+            let shards = &record.decision.shards;
+            for (frame, shard) in header.header.update.frame_ids().zip(shards) {
+                if shard.accepted.contains(place) {
+                    let standing =
+                        self.frames
+                            .want(round, frame, sources.clone(), &mut self.effects);
                     complete &= standing == Standing::Held;
                 }
             }

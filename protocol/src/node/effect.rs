@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::figures::RoundFigures;
 use crate::hash::Hash;
-use crate::header::{SignedHeader, UpdateSummary};
+use crate::header::{FrameId, SignedHeader, UpdateSummary};
 use crate::key::PeerKey;
 use crate::manifest::RoundId;
 use crate::wire::{DecisionRecord, Decisions, Gossip, JournalEntry, Request};
@@ -52,12 +52,13 @@ pub enum Input {
     },
     /// Training of `round` ended without an update, for a reason that the driver reported.
     TrainingFailed(RoundId),
-    /// A wanted frame is at hand, its hash is right and it decodes.
-    FrameHeld(Hash),
+    /// A wanted frame is at hand: hash and length are right, and it decodes as a frame of its shard.
+    FrameHeld(FrameId),
     /// A wanted frame could not be fetched from any source; it will be asked for again.
-    FrameFailed(Hash),
-    /// A frame with the right hash does not decode. Its author is at fault.
-    FrameMalformed(Hash),
+    FrameFailed(FrameId),
+    /// The bytes with the right hash are of another length or do not decode for the shard. Whoever named them so is at
+    /// fault.
+    FrameMalformed(FrameId),
     /// [`Effect::Apply`] is done and durable.
     Applied {
         /// The round that was applied.
@@ -115,12 +116,8 @@ pub enum Effect {
     /// Get a frame; answer with [`Input::FrameHeld`] (at once if it is at hand), [`Input::FrameFailed`] or
     /// [`Input::FrameMalformed`].
     Fetch {
-        /// Its content hash.
-        hash: Hash,
-        /// Its length; more is refused.
-        bytes: u64,
-        /// The shard it is a frame of.
-        shard: u32,
+        /// Which; more bytes than it says are refused.
+        frame: FrameId,
         /// Who has it, best source first.
         sources: Vec<PeerKey>,
     },

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::decision::{Bitmap, DecidedMember, DecidedShard};
 use crate::hash::Hash;
-use crate::header::SignedHeader;
+use crate::header::{FrameId, SignedHeader};
 use crate::key::PeerKey;
 use crate::manifest::RoundId;
 use crate::time::Time;
@@ -18,7 +18,7 @@ const HEADERS_PER_AUTHOR: usize = 2;
 pub(super) struct Commitment {
     /// The header.
     pub(super) header: SignedHeader,
-    missing: BTreeSet<Hash>,
+    missing: BTreeSet<FrameId>,
     rejected: bool,
     /// When its last frame came, counted from the round's start.
     complete_after: Option<Duration>,
@@ -73,16 +73,20 @@ impl Exchange {
     }
 
     /// Takes in an authentic header of this round by a member.
-    pub(super) fn insert(&mut self, now: Time, header: SignedHeader) -> Insertion {
+    ///
+    /// `named`: a proposal or the decision names it. Then it is taken in whatever else its author signed: an author that
+    /// sends other headers to every peer could otherwise keep them all from ever voting for the same ones. Proposals are
+    /// bounded, and so are the headers that they name.
+    pub(super) fn insert(&mut self, now: Time, header: SignedHeader, named: bool) -> Insertion {
         let (hash, author) = (header.header.hash(), header.header.peer);
         if self.commitments.contains_key(&hash) {
             return Insertion::Known;
         }
         let of_author = self.commitments.values().map(|c| c.header.header.peer);
-        if of_author.filter(|a| *a == author).count() >= HEADERS_PER_AUTHOR {
+        if !named && of_author.filter(|a| *a == author).count() >= HEADERS_PER_AUTHOR {
             return Insertion::Refused;
         }
-        let missing: BTreeSet<Hash> = header.header.update.frames.iter().map(|f| f.hash).collect();
+        let missing: BTreeSet<FrameId> = header.header.update.frame_ids().collect();
         let complete_after = missing.is_empty().then(|| now - self.started);
         self.commitments.insert(
             hash,
@@ -103,7 +107,7 @@ impl Exchange {
     }
 
     /// A frame is at hand.
-    pub(super) fn frame_held(&mut self, now: Time, frame: &Hash) {
+    pub(super) fn frame_held(&mut self, now: Time, frame: &FrameId) {
         for commitment in self.commitments.values_mut() {
             if commitment.missing.remove(frame) && commitment.missing.is_empty() {
                 commitment.complete_after = Some(now - self.started);
@@ -112,7 +116,7 @@ impl Exchange {
     }
 
     /// A frame is no frame: the headers that name it never become complete. Returns their authors.
-    pub(super) fn frame_malformed(&mut self, frame: &Hash) -> Vec<PeerKey> {
+    pub(super) fn frame_malformed(&mut self, frame: &FrameId) -> Vec<PeerKey> {
         let mut authors = Vec::new();
         for commitment in self.commitments.values_mut() {
             if commitment.missing.contains(frame) && !commitment.rejected {
@@ -177,5 +181,55 @@ impl Exchange {
     /// Number of headers kept.
     pub(super) fn len(&self) -> usize {
         self.commitments.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::header::{Header, UpdateSummary};
+    use crate::key::Keypair;
+    use crate::manifest::RunId;
+
+    fn header(loss: u64) -> SignedHeader {
+        let author = Keypair::from_seed(&[1; 32]);
+        let update = UpdateSummary {
+            frames: Vec::new(),
+            feedback_before: Hash::ZERO,
+            feedback_after: Hash::ZERO,
+            segments_root: Hash::ZERO,
+            tokens: 1,
+            steps: 1,
+            loss_first_micronats: loss,
+            loss_last_micronats: loss,
+            build: String::new(),
+            device: String::new(),
+        };
+        let header = Header {
+            run: RunId(Hash::ZERO),
+            round: RoundId(1),
+            peer: author.public(),
+            state_root: Hash::ZERO,
+            update,
+        };
+        header.sign(&author)
+    }
+
+    #[test]
+    fn an_author_of_many_headers_cannot_keep_out_the_one_that_is_named() {
+        let now = Time(0);
+        let mut exchange = Exchange::new(RoundId(1), now, Duration::ZERO);
+        assert_eq!(exchange.insert(now, header(1), false), Insertion::First);
+        assert_eq!(
+            exchange.insert(now, header(2), false),
+            Insertion::Contradiction
+        );
+        assert_eq!(exchange.insert(now, header(3), false), Insertion::Refused);
+        assert_eq!(
+            exchange.insert(now, header(3), true),
+            Insertion::Contradiction
+        );
+        assert_eq!(exchange.is_complete(&header(3).header.hash()), Some(true));
+        assert_eq!(exchange.insert(now, header(4), false), Insertion::Refused);
     }
 }

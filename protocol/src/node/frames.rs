@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::effect::Effect;
-use crate::hash::Hash;
-use crate::header::FrameRef;
+use crate::header::FrameId;
 use crate::key::PeerKey;
 use crate::manifest::RoundId;
 use crate::time::Time;
@@ -33,8 +32,6 @@ pub(super) enum Standing {
 #[derive(Clone, Debug)]
 struct Entry {
     round: RoundId,
-    frame: FrameRef,
-    shard: u32,
     sources: Vec<PeerKey>,
     state: State,
 }
@@ -50,7 +47,7 @@ enum State {
 /// The frames of the rounds at hand. Bounded: at most one entry for each frame of each header that the node keeps.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Frames {
-    entries: BTreeMap<Hash, Entry>,
+    entries: BTreeMap<FrameId, Entry>,
 }
 
 impl Frames {
@@ -59,17 +56,14 @@ impl Frames {
     pub(super) fn want(
         &mut self,
         round: RoundId,
-        frame: FrameRef,
-        shard: u32,
+        frame: FrameId,
         sources: Vec<PeerKey>,
         effects: &mut VecDeque<Effect>,
     ) -> Standing {
-        let entry = self.entries.entry(frame.hash).or_insert_with(|| {
-            effects.push_back(fetch(&frame, shard, &sources));
+        let entry = self.entries.entry(frame).or_insert_with(|| {
+            effects.push_back(fetch(frame, &sources));
             Entry {
                 round,
-                frame,
-                shard,
                 sources: sources.clone(),
                 state: State::Asked { failures: 0 },
             }
@@ -84,13 +78,11 @@ impl Frames {
     }
 
     /// Notes a frame that this peer made itself.
-    pub(super) fn put(&mut self, round: RoundId, frame: FrameRef, shard: u32) {
+    pub(super) fn put(&mut self, round: RoundId, frame: FrameId) {
         self.entries.insert(
-            frame.hash,
+            frame,
             Entry {
                 round,
-                frame,
-                shard,
                 sources: Vec::new(),
                 state: State::Held,
             },
@@ -98,17 +90,17 @@ impl Frames {
     }
 
     /// The frame is at hand. `false` if nobody wanted it.
-    pub(super) fn held(&mut self, hash: &Hash) -> bool {
-        self.settle(hash, State::Held)
+    pub(super) fn held(&mut self, frame: &FrameId) -> bool {
+        self.settle(frame, State::Held)
     }
 
     /// The frame's content is bad. `false` if nobody wanted it.
-    pub(super) fn malformed(&mut self, hash: &Hash) -> bool {
-        self.settle(hash, State::Malformed)
+    pub(super) fn malformed(&mut self, frame: &FrameId) -> bool {
+        self.settle(frame, State::Malformed)
     }
 
-    fn settle(&mut self, hash: &Hash, state: State) -> bool {
-        let Some(entry) = self.entries.get_mut(hash) else {
+    fn settle(&mut self, frame: &FrameId, state: State) -> bool {
+        let Some(entry) = self.entries.get_mut(frame) else {
             return false;
         };
         entry.state = state;
@@ -116,8 +108,8 @@ impl Frames {
     }
 
     /// No source had the frame: pause, then ask again with the sources rotated.
-    pub(super) fn failed(&mut self, now: Time, hash: &Hash) {
-        let Some(entry) = self.entries.get_mut(hash) else {
+    pub(super) fn failed(&mut self, now: Time, frame: &FrameId) {
+        let Some(entry) = self.entries.get_mut(frame) else {
             return;
         };
         if let State::Asked { failures } = entry.state {
@@ -136,12 +128,12 @@ impl Frames {
 
     /// Asks again for every frame whose pause is over.
     pub(super) fn retry(&mut self, now: Time, effects: &mut VecDeque<Effect>) {
-        for entry in self.entries.values_mut() {
+        for (frame, entry) in &mut self.entries {
             if let State::Pausing { failures, until } = entry.state
                 && until <= now
             {
                 entry.state = State::Asked { failures };
-                effects.push_back(fetch(&entry.frame, entry.shard, &entry.sources));
+                effects.push_back(fetch(*frame, &entry.sources));
             }
         }
     }
@@ -156,9 +148,9 @@ impl Frames {
     }
 
     /// Whether a frame was asked of everybody, in vain, so often that nobody is expected to have it, whatever they say.
-    pub(super) fn is_hopeless(&self, hash: &Hash) -> bool {
+    pub(super) fn is_hopeless(&self, frame: &FrameId) -> bool {
         self.entries
-            .get(hash)
+            .get(frame)
             .is_some_and(|entry| match entry.state {
                 State::Asked { failures } | State::Pausing { failures, .. } => {
                     failures >= HOPELESS_FAILURES
@@ -168,8 +160,8 @@ impl Frames {
     }
 
     /// Whether a frame is held.
-    pub(super) fn is_held(&self, hash: &Hash) -> bool {
-        let entry = self.entries.get(hash);
+    pub(super) fn is_held(&self, frame: &FrameId) -> bool {
+        let entry = self.entries.get(frame);
         entry.is_some_and(|entry| entry.state == State::Held)
     }
 
@@ -194,11 +186,9 @@ impl Entry {
     }
 }
 
-fn fetch(frame: &FrameRef, shard: u32, sources: &[PeerKey]) -> Effect {
+fn fetch(frame: FrameId, sources: &[PeerKey]) -> Effect {
     Effect::Fetch {
-        hash: frame.hash,
-        bytes: frame.bytes,
-        shard,
+        frame,
         sources: sources.to_vec(),
     }
 }
@@ -206,11 +196,13 @@ fn fetch(frame: &FrameRef, shard: u32, sources: &[PeerKey]) -> Effect {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hash::Hash;
 
-    fn frame(byte: u8) -> FrameRef {
-        FrameRef {
+    fn frame(byte: u8) -> FrameId {
+        FrameId {
             hash: Hash([byte; 32]),
             bytes: 10,
+            shard: 0,
         }
     }
 
@@ -219,42 +211,55 @@ mod tests {
         let (mut frames, mut effects) = (Frames::default(), VecDeque::new());
         let sources = vec![PeerKey([1; 32]), PeerKey([2; 32])];
         for _ in 0..2 {
-            let standing = frames.want(RoundId(1), frame(1), 0, sources.clone(), &mut effects);
+            let standing = frames.want(RoundId(1), frame(1), sources.clone(), &mut effects);
             assert_eq!(standing, Standing::Missing);
         }
-        assert_eq!(effects, [fetch(&frame(1), 0, &sources)]);
+        assert_eq!(effects, [fetch(frame(1), &sources)]);
         effects.clear();
 
-        frames.failed(Time(1000), &frame(1).hash);
+        frames.failed(Time(1000), &frame(1));
         frames.retry(Time(1249), &mut effects);
         assert!(effects.is_empty());
         assert_eq!(frames.next_retry(), Some(Time(1250)));
         frames.retry(Time(1250), &mut effects);
         let rotated = [sources[1], sources[0]];
-        assert_eq!(effects, [fetch(&frame(1), 0, &rotated)]);
-        frames.failed(Time(2000), &frame(1).hash);
+        assert_eq!(effects, [fetch(frame(1), &rotated)]);
+        frames.failed(Time(2000), &frame(1));
         assert_eq!(frames.next_retry(), Some(Time(2500)));
 
         let newcomer = PeerKey([3; 32]);
-        frames.want(RoundId(1), frame(1), 0, vec![newcomer], &mut effects);
+        frames.want(RoundId(1), frame(1), vec![newcomer], &mut effects);
         effects.clear();
         frames.retry(Time(2500), &mut effects);
         let grown = [sources[0], sources[1], newcomer];
-        assert_eq!(effects, [fetch(&frame(1), 0, &grown)]);
+        assert_eq!(effects, [fetch(frame(1), &grown)]);
 
         for failure in 3..=5 {
-            assert!(
-                !frames.is_hopeless(&frame(1).hash),
-                "before failure {failure}"
-            );
-            frames.failed(Time(10_000), &frame(1).hash);
+            assert!(!frames.is_hopeless(&frame(1)), "before failure {failure}");
+            frames.failed(Time(10_000), &frame(1));
             frames.retry(Time(20_000), &mut effects);
         }
-        assert!(frames.is_hopeless(&frame(1).hash));
+        assert!(frames.is_hopeless(&frame(1)));
 
-        assert!(frames.held(&frame(1).hash));
-        assert!(!frames.is_hopeless(&frame(1).hash));
+        assert!(frames.held(&frame(1)));
+        assert!(!frames.is_hopeless(&frame(1)));
         assert_eq!(frames.next_retry(), None);
-        assert!(!frames.held(&frame(2).hash));
+        assert!(!frames.held(&frame(2)));
+    }
+
+    #[test]
+    fn the_same_bytes_for_another_shard_are_another_frame() {
+        let (mut frames, mut effects) = (Frames::default(), VecDeque::new());
+        let good = frame(1);
+        let wrong_shard = FrameId { shard: 1, ..good };
+        let wrong_length = FrameId { bytes: 9, ..good };
+        frames.put(RoundId(1), good);
+        for other in [wrong_shard, wrong_length] {
+            let standing = frames.want(RoundId(1), other, Vec::new(), &mut effects);
+            assert_eq!(standing, Standing::Missing);
+            assert!(frames.malformed(&other));
+        }
+        assert!(frames.is_held(&good));
+        assert_eq!(effects, [fetch(wrong_shard, &[]), fetch(wrong_length, &[])]);
     }
 }

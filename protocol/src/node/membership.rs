@@ -36,7 +36,19 @@ impl Node {
         }
     }
 
-    pub(super) fn on_leave(&mut self) {
+    /// A member leaves. Anybody may pass its word on, so one of an earlier membership is not listened to.
+    pub(super) fn on_leave_of(&mut self, leave: Leave) {
+        let member = self.roster.position(&leave.peer);
+        let since = member.map(|place| self.roster.members()[place].since);
+        let wanted = leave.run == self.config.run
+            && since.is_some_and(|since| since <= leave.round)
+            && !self.leaves.contains_key(&leave.peer);
+        if wanted && self.leaves.len() < CHANGES_MAX && leave.is_authentic() {
+            self.leaves.insert(leave.peer, leave);
+        }
+    }
+
+    pub(super) fn leave(&mut self) {
         if self.leaving.is_none() {
             let round = self.roster.round();
             let leave = Leave::sign(self.config.run, round, &self.config.keypair);

@@ -12,7 +12,7 @@ use super::exchange::{Exchange, Insertion, Work};
 use super::frames::Standing;
 use super::{Effect, Node, StateTask};
 use crate::hash::Hash;
-use crate::header::{Header, SignedHeader, UpdateSummary};
+use crate::header::{FrameId, Header, SignedHeader, UpdateSummary};
 use crate::manifest::{Manifest, PEERS_MAX, RoundId};
 use crate::time::Time;
 use crate::wire::{Gossip, JournalEntry};
@@ -28,6 +28,7 @@ impl Node {
             && self.pending.is_empty()
             && self.awaiting_headers.is_none()
             && !self.needs_state()
+            && !self.roster.is_empty()
             && self.applied == round.previous();
         if self.exchange.is_some() || !current || round.0 > self.config.manifest.schedule.rounds {
             return false;
@@ -94,8 +95,8 @@ impl Node {
             update,
         };
         let signed = header.sign(&self.config.keypair);
-        for (shard, frame) in signed.header.update.frames.iter().enumerate() {
-            self.frames.put(round, *frame, shard as u32);
+        for frame in signed.header.update.frame_ids() {
+            self.frames.put(round, frame);
         }
         self.effects.push_back(Effect::Journal {
             round,
@@ -152,16 +153,26 @@ impl Node {
             return;
         }
         let hash = header.header.hash();
+        let named = self.is_named(&hash);
         let Some(exchange) = &mut self.exchange else {
             return;
         };
-        match exchange.insert(now, header) {
+        match exchange.insert(now, header, named) {
             Insertion::First => self.want_frames(now, &hash),
             Insertion::Known => {}
             Insertion::Contradiction | Insertion::Refused => {
                 self.blame(author, "signed two headers in one round");
             }
         }
+    }
+
+    /// Whether a proposal that is not judged yet, or the decision, names this header.
+    fn is_named(&self, header: &Hash) -> bool {
+        let proposed = self.proposals.iter().map(|p| &p.value);
+        let decided = self.awaiting_headers.iter().map(|(d, _)| &**d);
+        proposed
+            .chain(decided)
+            .any(|decision| decision.members.iter().any(|m| m.header == *header))
     }
 
     /// What is wrong with a header of the round at hand, if anything. Cheap: no frame is looked at.
@@ -192,31 +203,29 @@ impl Node {
         let Some(signed) = exchange.header(header) else {
             return;
         };
-        let (author, frames) = (signed.header.peer, signed.header.update.frames.clone());
+        let author = signed.header.peer;
+        let frames: Vec<FrameId> = signed.header.update.frame_ids().collect();
         let sources = self.plan.sources(&self.roster, &self.me, &author);
-        for (shard, frame) in frames.into_iter().enumerate() {
-            let standing = self.frames.want(
-                exchange.round,
-                frame,
-                shard as u32,
-                sources.clone(),
-                &mut self.effects,
-            );
+        for frame in frames {
+            let round = exchange.round;
+            let standing = self
+                .frames
+                .want(round, frame, sources.clone(), &mut self.effects);
             match standing {
-                Standing::Held => exchange.frame_held(now, &frame.hash),
+                Standing::Held => exchange.frame_held(now, &frame),
                 Standing::Missing => {}
                 Standing::Malformed => {
-                    exchange.frame_malformed(&frame.hash);
+                    exchange.frame_malformed(&frame);
                 }
             }
         }
     }
 
-    pub(super) fn on_frame_malformed(&mut self, hash: &Hash) {
-        if self.frames.malformed(hash)
+    pub(super) fn on_frame_malformed(&mut self, frame: &FrameId) {
+        if self.frames.malformed(frame)
             && let Some(exchange) = &mut self.exchange
         {
-            for author in exchange.frame_malformed(hash) {
+            for author in exchange.frame_malformed(frame) {
                 self.blame(author, "committed to a frame that does not decode");
             }
         }

@@ -3,6 +3,11 @@
 //! Rule `bytes-before-votes`: a proposal is judged acceptable only if it is sound, names this peer's own state root,
 //! and every byte that it names is here. Until then there is no verdict, and so no vote.
 //!
+//! Rule `members-speak`: messages of the agreement count only from peers that are in the roster, as far as it is known.
+//!
+//! Rule `nobody-fills-up`: a proposer has room for as many proposals as it may rightly need, and no more, so that one
+//! that signs proposals for every attempt of the future leaves room for those of others.
+//!
 //! A decision of the agreement becomes a record once all headers that it names are here.
 
 use std::collections::BTreeSet;
@@ -13,12 +18,21 @@ use crate::agreement::{Message, Output, Proposal, SignedProposal};
 use crate::decision::{Decision, JOINS_MAX};
 use crate::header::SignedHeader;
 use crate::key::PeerKey;
-use crate::manifest::RoundId;
+use crate::manifest::{PEERS_MAX, RoundId};
 use crate::time::Time;
 use crate::wire::{DecisionRecord, Gossip, HEADERS_MAX, JournalEntry, Request};
 
-/// Proposals kept that cannot be judged yet: every attempt within the engine's look-ahead, twice.
+/// Attempts after the one at hand whose proposals are kept; the engine drops messages of later ones too.
+const ATTEMPTS_AHEAD_MAX: i64 = 10;
+/// Proposals kept of one attempt: its proposer may sign two, not fill the room of others.
+const PROPOSALS_PER_ATTEMPT: usize = 2;
+/// Proposals kept that cannot be judged yet: more than the attempt at hand and those ahead can have. When full, the
+/// earliest attempt goes.
 const PROPOSALS_MAX: usize = 24;
+/// Proposals kept for later rounds from one peer.
+const EARLY_PROPOSALS_PER_PEER: usize = 2;
+/// Proposals kept for later rounds: those of a full roster.
+const EARLY_PROPOSALS_MAX: usize = EARLY_PROPOSALS_PER_PEER * PEERS_MAX as usize;
 /// How far ahead of the round at hand the engine keeps messages.
 const EARLY_ROUNDS: u64 = 4;
 
@@ -32,11 +46,14 @@ impl Node {
         if height < current || height.0 > current.0.saturating_add(EARLY_ROUNDS) {
             return;
         }
+        // Rule `members-speak`. The roster of a later round is not known yet: who asked to join may be in it.
+        let asked_to_join = height > current && self.joins.contains_key(&from);
+        if !self.roster.contains(&from) && !asked_to_join {
+            return;
+        }
         if let Message::Proposal(proposal) = &message {
             if height > current {
-                if self.early_proposals.len() < PROPOSALS_MAX {
-                    self.early_proposals.push((**proposal).clone());
-                }
+                self.keep_early_proposal(from, proposal);
             } else {
                 self.keep_proposal(proposal);
                 self.ask_for_headers(now);
@@ -45,12 +62,36 @@ impl Node {
         self.agreement.receive(now, message);
     }
 
-    /// Keeps a proposal for judgement if it is signed by the proposer of its attempt.
+    /// Keeps a proposal of a later round, whose proposer cannot be told yet. Rule `nobody-fills-up`.
+    fn keep_early_proposal(&mut self, from: PeerKey, proposal: &SignedProposal) {
+        let kept = self.early_proposals.iter();
+        let of_peer = kept.filter(|p| p.message.proposer == from).count();
+        if proposal.message.proposer == from
+            && of_peer < EARLY_PROPOSALS_PER_PEER
+            && self.early_proposals.len() < EARLY_PROPOSALS_MAX
+        {
+            self.early_proposals.push(proposal.clone());
+        }
+    }
+
+    /// Keeps a proposal for judgement if it is signed by the proposer of its attempt. Rule `nobody-fills-up`.
     pub(super) fn keep_proposal(&mut self, proposal: &SignedProposal) {
-        let known = self.proposals.contains(&proposal.message);
-        let room = self.proposals.len() < PROPOSALS_MAX;
-        if !known && room && self.agreement.is_authentic(&self.roster, proposal) {
-            self.proposals.push(proposal.message.clone());
+        let attempt = proposal.message.round;
+        let ahead = attempt.as_i64() > i64::from(self.agreement.attempt()) + ATTEMPTS_AHEAD_MAX;
+        let of_attempt = self.proposals.iter().filter(|p| p.round == attempt).count();
+        if ahead
+            || of_attempt >= PROPOSALS_PER_ATTEMPT
+            || self.proposals.contains(&proposal.message)
+            || !self.agreement.is_authentic(&self.roster, proposal)
+        {
+            return;
+        }
+        self.proposals.push(proposal.message.clone());
+        if self.proposals.len() > PROPOSALS_MAX {
+            let attempts = self.proposals.iter().map(|p| p.round).enumerate();
+            if let Some((earliest, _)) = attempts.min_by_key(|(_, attempt)| *attempt) {
+                self.proposals.swap_remove(earliest);
+            }
         }
     }
 

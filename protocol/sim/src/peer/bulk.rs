@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use gradmesh_protocol::hash::Hash;
+use gradmesh_protocol::header::FrameId;
 use gradmesh_protocol::key::PeerKey;
 use gradmesh_protocol::manifest::RoundId;
 use gradmesh_protocol::merkle::Tree;
@@ -22,7 +23,7 @@ const LEAF_TRIES: usize = 3;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlobPurpose {
     /// The frame with this hash.
-    Frame(Hash),
+    Frame(FrameId),
     /// The leaf at this place of the state that is fetched.
     Leaf(usize),
 }
@@ -30,8 +31,6 @@ pub enum BlobPurpose {
 /// A frame on its way.
 #[derive(Debug)]
 pub(super) struct FrameFetch {
-    bytes: u64,
-    shard: u32,
     /// Those not asked yet.
     sources: VecDeque<usize>,
 }
@@ -84,16 +83,17 @@ impl Peer {
     pub(super) fn fetch_frame(
         &mut self,
         outside: &mut Outside,
-        (hash, bytes, shard): (Hash, u64, u32),
+        frame: FrameId,
         sources: &[PeerKey],
         inputs: &mut VecDeque<Input>,
     ) {
-        if let Some(frame) = self.store.frames.get(&hash) {
-            let decodes = outside.shape.decodes(shard as usize, frame);
-            inputs.push_back(if decodes {
-                Input::FrameHeld(hash)
+        if let Some(bytes) = self.store.frames.get(&frame.hash) {
+            let fits = bytes.len() as u64 == frame.bytes;
+            let sound = fits && outside.shape.decodes(frame.shard as usize, bytes);
+            inputs.push_back(if sound {
+                Input::FrameHeld(frame)
             } else {
-                Input::FrameMalformed(hash)
+                Input::FrameMalformed(frame)
             });
             return;
         }
@@ -101,21 +101,17 @@ impl Peer {
         let Some(running) = &mut self.running else {
             return;
         };
-        let fetch = FrameFetch {
-            bytes,
-            shard,
-            sources,
-        };
+        let fetch = FrameFetch { sources };
         // A frame that was wanted in one round can be wanted in the next, when its author lies: it comes once.
-        if running.frame_fetches.contains_key(&hash) {
+        if running.frame_fetches.contains_key(&frame) {
             return;
         }
-        running.frame_fetches.insert(hash, fetch);
+        running.frame_fetches.insert(frame, fetch);
         if running.frame_fetches.len() > FETCHES_MAX {
             let what = format!("more than {FETCHES_MAX} frames are on their way");
             return outside.fail(self.place, "bounded", what);
         }
-        if let Some(failed) = self.next_source(outside, hash) {
+        if let Some(failed) = self.next_source(outside, frame) {
             inputs.push_back(failed);
         }
     }
@@ -133,21 +129,23 @@ impl Peer {
     }
 
     /// Asks the next source for a frame; the input that says so when there is none left.
-    fn next_source(&mut self, outside: &mut Outside, hash: Hash) -> Option<Input> {
+    fn next_source(&mut self, outside: &mut Outside, frame: FrameId) -> Option<Input> {
         let running = self.running.as_mut()?;
-        let fetch = running.frame_fetches.get_mut(&hash)?;
+        let fetch = running.frame_fetches.get_mut(&frame)?;
         let connected = |place: &usize| outside.network.is_connected(self.place, *place);
         while let Some(source) = fetch.sources.pop_front() {
             if connected(&source) {
-                let ticket = self.ask(outside, source, |ticket| Packet::AskBlob(ticket, hash));
+                let ticket = self.ask(outside, source, |ticket| {
+                    Packet::AskBlob(ticket, frame.hash)
+                });
                 let running = self.running.as_mut()?;
-                running.blobs.insert(ticket, BlobPurpose::Frame(hash));
+                running.blobs.insert(ticket, BlobPurpose::Frame(frame));
                 return None;
             }
         }
-        running.frame_fetches.remove(&hash);
+        running.frame_fetches.remove(&frame);
         outside.coverage.meet(Situation::FrameFailed);
-        Some(Input::FrameFailed(hash))
+        Some(Input::FrameFailed(frame))
     }
 
     /// An awaited blob came, or did not.
@@ -161,38 +159,36 @@ impl Peer {
             return;
         };
         match running.blobs.remove(&ticket) {
-            Some(BlobPurpose::Frame(hash)) => self.frame_came(outside, hash, blob),
+            Some(BlobPurpose::Frame(frame)) => self.frame_came(outside, frame, blob),
             Some(BlobPurpose::Leaf(place)) => self.leaf_came(outside, place, blob),
             None => self.hashes_failed(outside, ticket),
         }
     }
 
-    fn frame_came(&mut self, outside: &mut Outside, hash: Hash, blob: Option<Arc<[u8]>>) {
+    fn frame_came(&mut self, outside: &mut Outside, frame: FrameId, blob: Option<Arc<[u8]>>) {
         let at_hand = self.applied().map_or(RoundId::FOUNDING, RoundId::next);
-        let Some(fetch) = self
-            .running
-            .as_mut()
-            .and_then(|r| r.frame_fetches.get(&hash))
-        else {
+        let running = self.running.as_ref();
+        if !running.is_some_and(|r| r.frame_fetches.contains_key(&frame)) {
             return;
-        };
-        let sound =
-            |blob: &Arc<[u8]>| blob.len() as u64 == fetch.bytes && Hash::of_content(blob) == hash;
-        let input = match blob.filter(sound) {
-            Some(blob) if outside.shape.decodes(fetch.shard as usize, &blob) => {
-                self.store.frames.insert(hash, blob.to_vec());
-                self.store.frame_rounds.insert(hash, at_hand);
-                Some(Input::FrameHeld(hash))
+        }
+        let input = match blob.filter(|blob| Hash::of_content(blob) == frame.hash) {
+            Some(blob)
+                if blob.len() as u64 == frame.bytes
+                    && outside.shape.decodes(frame.shard as usize, &blob) =>
+            {
+                self.store.frames.insert(frame.hash, blob.to_vec());
+                self.store.frame_rounds.insert(frame.hash, at_hand);
+                Some(Input::FrameHeld(frame))
             }
             Some(_) => {
                 outside.coverage.meet(Situation::FrameMalformed);
-                Some(Input::FrameMalformed(hash))
+                Some(Input::FrameMalformed(frame))
             }
-            None => self.next_source(outside, hash),
+            None => self.next_source(outside, frame),
         };
         if let Some(input) = input {
             if let Some(running) = &mut self.running {
-                running.frame_fetches.remove(&hash);
+                running.frame_fetches.remove(&frame);
             }
             self.input(outside, input);
         }

@@ -1,0 +1,390 @@
+//! The wire format: its bytes are pinned, what is encoded reads back, and no bytes make a reader panic.
+
+use std::fmt::Write as _;
+
+use arc_malachitebft_core_types::{
+    NilOrVal, PolkaSignature, Round, RoundCertificateType, RoundSignature, Validity, VoteType,
+};
+use gradmesh_protocol::agreement::{
+    CommitCertificate, CommitSignature, Message, PolkaCertificate, Proposal, ProposedValue, Record,
+    RoundCertificate, SignedProposal, SignedVote, Step, TimeoutRecord, Vote,
+};
+use gradmesh_protocol::decision::{Bitmap, DecidedMember, DecidedShard, Decision, Join, Leave};
+use gradmesh_protocol::hash::Hash;
+use gradmesh_protocol::header::{FrameRef, Header, SignedHeader, UpdateSummary};
+use gradmesh_protocol::key::{Keypair, PeerKey, Signature};
+use gradmesh_protocol::manifest::{self, RoundId, RunId, SignedManifest};
+use gradmesh_protocol::ticket::Ticket;
+use gradmesh_protocol::wire::{
+    Contact, DecisionRecord, Decisions, Gossip, JournalEntry, Request, Response,
+};
+use proptest::prelude::*;
+
+const RUN: RunId = RunId(Hash([9; 32]));
+
+fn keypair() -> Keypair {
+    Keypair::from_seed(&[7; 32])
+}
+
+fn peer() -> PeerKey {
+    PeerKey([5; 32])
+}
+
+fn signature() -> Signature {
+    Signature([6; 64])
+}
+
+fn header() -> SignedHeader {
+    let update = UpdateSummary {
+        frames: vec![FrameRef {
+            hash: Hash([1; 32]),
+            bytes: 300,
+        }],
+        feedback_before: Hash([2; 32]),
+        feedback_after: Hash([3; 32]),
+        segments_root: Hash::ZERO,
+        tokens: 40,
+        steps: 5,
+        loss_first_micronats: 7_000_000,
+        loss_last_micronats: 6_000_000,
+        build: "build".into(),
+        device: "cpu".into(),
+    };
+    SignedHeader {
+        header: Header {
+            run: RUN,
+            round: RoundId(4),
+            peer: peer(),
+            state_root: Hash([8; 32]),
+            update,
+        },
+        signature: signature(),
+    }
+}
+
+fn join() -> Join {
+    Join {
+        run: RUN,
+        peer: peer(),
+        round: RoundId(3),
+        state_root: Hash([8; 32]),
+        signature: signature(),
+    }
+}
+
+fn leave() -> Leave {
+    Leave {
+        run: RUN,
+        peer: peer(),
+        round: RoundId(3),
+        signature: signature(),
+    }
+}
+
+fn decision() -> Decision {
+    Decision {
+        run: RUN,
+        round: RoundId(4),
+        previous: Hash([1; 32]),
+        state_root: Hash([8; 32]),
+        members: vec![DecidedMember {
+            peer: peer(),
+            header: Hash([4; 32]),
+        }],
+        shards: vec![DecidedShard {
+            reduced: None,
+            accepted: Bitmap::full(1),
+        }],
+        joins: vec![join()],
+        leaves: vec![leave()],
+    }
+}
+
+fn vote() -> SignedVote {
+    let vote = Vote {
+        kind: VoteType::Precommit,
+        height: RoundId(4),
+        round: Round::new(2),
+        value: NilOrVal::Val(Hash([4; 32])),
+        voter: peer(),
+    };
+    SignedVote::new(vote, signature())
+}
+
+fn proposal() -> SignedProposal {
+    let proposal = Proposal {
+        height: RoundId(4),
+        round: Round::new(2),
+        value: decision(),
+        pol_round: Round::new(0),
+        proposer: peer(),
+    };
+    SignedProposal::new(proposal, signature())
+}
+
+fn polka() -> PolkaCertificate {
+    PolkaCertificate {
+        height: RoundId(4),
+        round: Round::new(2),
+        value_id: Hash([4; 32]),
+        polka_signatures: vec![PolkaSignature::new(peer(), signature())],
+    }
+}
+
+fn round_certificate() -> RoundCertificate {
+    RoundCertificate {
+        height: RoundId(4),
+        round: Round::new(2),
+        cert_type: RoundCertificateType::Skip,
+        round_signatures: vec![RoundSignature::new(
+            VoteType::Prevote,
+            NilOrVal::Nil,
+            peer(),
+            signature(),
+        )],
+    }
+}
+
+fn record() -> DecisionRecord {
+    DecisionRecord {
+        decision: decision(),
+        certificate: CommitCertificate {
+            height: RoundId(4),
+            attempt: 2,
+            value: decision().id(),
+            signatures: vec![CommitSignature {
+                voter: peer(),
+                signature: signature(),
+            }],
+        },
+        headers: vec![header()],
+    }
+}
+
+fn contact() -> Contact {
+    Contact {
+        control: vec!["/ip4/10.0.0.1/udp/1/quic-v1".into()],
+        bulk: "10.0.0.1:2".parse().unwrap(),
+    }
+}
+
+fn signed_manifest() -> SignedManifest {
+    SignedManifest {
+        manifest: manifest::example(keypair().public()),
+        signature: signature(),
+    }
+}
+
+fn gossip() -> Vec<(&'static str, Gossip)> {
+    vec![
+        ("header", Gossip::Header(Box::new(header()))),
+        (
+            "proposal",
+            Gossip::Agreement(Message::Proposal(Box::new(proposal()))),
+        ),
+        ("vote", Gossip::Agreement(Message::Vote(vote()))),
+        ("polka", Gossip::Agreement(Message::Polka(polka()))),
+        (
+            "round certificate",
+            Gossip::Agreement(Message::RoundCertificate(round_certificate())),
+        ),
+        ("status", Gossip::Status(Some(RoundId(3)))),
+        ("status of a beginner", Gossip::Status(None)),
+        ("join", Gossip::Join(join())),
+        ("leave", Gossip::Leave(leave())),
+        ("contact", Gossip::Contact(contact())),
+    ]
+}
+
+fn requests() -> Vec<(&'static str, Request)> {
+    let (from, count) = (RoundId(3), 64);
+    vec![
+        ("ask manifest", Request::Manifest),
+        ("ask contact", Request::Contact),
+        ("ask decisions", Request::Decisions { from, count }),
+        ("ask headers", Request::Headers(vec![Hash([4; 32])])),
+        ("ask snapshot", Request::Snapshot(RoundId(3))),
+        ("ask data", Request::Data),
+    ]
+}
+
+fn responses() -> Vec<(&'static str, Response)> {
+    let decisions = Decisions {
+        records: vec![record()],
+        decided: Some(RoundId(4)),
+        snapshot: RoundId(2),
+        frames_from: RoundId(1),
+    };
+    let (round, leaves) = (RoundId(2), vec![Hash([1; 32]), Hash([2; 32])]);
+    vec![
+        ("manifest", Response::Manifest(Box::new(signed_manifest()))),
+        ("contact answer", Response::Contact(contact())),
+        ("decisions", Response::Decisions(decisions)),
+        ("headers", Response::Headers(vec![header()])),
+        ("snapshot", Response::Snapshot { round, leaves }),
+        ("data", Response::Data(vec![1, 2, 3])),
+        ("refused", Response::Refused("busy".into())),
+    ]
+}
+
+fn journal() -> Vec<(&'static str, JournalEntry)> {
+    let proposed = ProposedValue {
+        height: RoundId(4),
+        round: Round::new(2),
+        valid_round: Round::Nil,
+        proposer: peer(),
+        value: decision(),
+        validity: Validity::Valid,
+    };
+    let (step, attempt) = (Step::Precommit, 2);
+    let timeout = TimeoutRecord { step, attempt };
+    let agreement = |record| JournalEntry::Agreement(Box::new(record));
+    vec![
+        ("journal header", JournalEntry::Header(Box::new(header()))),
+        ("journal vote", agreement(Record::Vote(vote()))),
+        (
+            "journal proposal",
+            agreement(Record::Proposal(Box::new(proposal()))),
+        ),
+        ("journal polka", agreement(Record::Polka(polka()))),
+        ("journal timeout", agreement(Record::Timeout(timeout))),
+        (
+            "journal verdict",
+            agreement(Record::Proposed(Box::new(proposed))),
+        ),
+    ]
+}
+
+fn ticket() -> Ticket {
+    Ticket::sign(RUN, vec!["/ip4/10.0.0.1".into()], &keypair())
+}
+
+/// Name, bytes, of one message of each kind.
+fn samples() -> Vec<(&'static str, Vec<u8>)> {
+    let mut samples = vec![("ticket", ticket().to_string().into_bytes())];
+    samples.extend(gossip().iter().map(|(n, m)| (*n, m.encode(&RUN))));
+    samples.extend(requests().iter().map(|(n, m)| (*n, m.encode(&RUN))));
+    samples.extend(responses().iter().map(|(n, m)| (*n, m.encode())));
+    samples.extend(journal().iter().map(|(n, m)| (*n, m.encode(RoundId(4)))));
+    samples.push(("record", record().encode()));
+    samples
+}
+
+/// Reads `bytes` as everything that a peer or a disk may give; what is read must be well-formed enough to be written.
+fn read_all(bytes: &[u8]) {
+    if let Ok(message) = Gossip::decode(&RUN, bytes) {
+        let again = message.encode(&RUN);
+        assert_eq!(Gossip::decode(&RUN, &again), Ok(message));
+    }
+    if let Ok(request) = Request::decode(&RUN, bytes) {
+        assert_eq!(Request::decode(&RUN, &request.encode(&RUN)), Ok(request));
+    }
+    if let Ok(response) = Response::decode(bytes) {
+        assert_eq!(Response::decode(&response.encode()), Ok(response));
+    }
+    if let Ok(record) = DecisionRecord::decode(bytes) {
+        assert_eq!(DecisionRecord::decode(&record.encode()), Ok(record));
+    }
+    if let Ok((round, entry)) = JournalEntry::decode(bytes) {
+        assert_eq!(
+            JournalEntry::decode(&entry.encode(round)),
+            Ok((round, entry))
+        );
+    }
+}
+
+#[test]
+fn the_bytes_of_every_message_are_pinned() {
+    let mut found = String::new();
+    for (name, bytes) in samples() {
+        let hex = bytes.iter().fold(String::new(), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        });
+        let _ = writeln!(found, "{name}: {hex}");
+    }
+    let pinned = include_str!("wire.golden");
+    for (found, pinned) in found.lines().zip(pinned.lines()) {
+        assert_eq!(found, pinned);
+    }
+    assert_eq!(found.lines().count(), pinned.lines().count(), "{found}");
+}
+
+#[test]
+fn what_is_signed_and_voted_on_has_pinned_hashes() {
+    let manifest = manifest::example(keypair().public());
+    let hashes = [
+        ("run", manifest.run().0),
+        ("header", header().header.hash()),
+        ("decision", decision().id()),
+        ("vote", vote().message.hash(&RUN)),
+        ("proposal", proposal().message.hash(&RUN)),
+    ];
+    let found: String = hashes
+        .iter()
+        .map(|(n, hash)| format!("{n} {hash}\n"))
+        .collect();
+    assert_eq!(found, include_str!("hashes.golden"));
+}
+
+#[test]
+fn every_message_reads_back_as_what_was_written() {
+    for (name, message) in gossip() {
+        assert_eq!(
+            Gossip::decode(&RUN, &message.encode(&RUN)),
+            Ok(message),
+            "{name}"
+        );
+    }
+    for (name, request) in requests() {
+        assert_eq!(
+            Request::decode(&RUN, &request.encode(&RUN)),
+            Ok(request),
+            "{name}"
+        );
+    }
+    for (name, response) in responses() {
+        assert_eq!(Response::decode(&response.encode()), Ok(response), "{name}");
+    }
+    for (name, entry) in journal() {
+        let bytes = entry.encode(RoundId(4));
+        assert_eq!(
+            JournalEntry::decode(&bytes),
+            Ok((RoundId(4), entry)),
+            "{name}"
+        );
+    }
+    assert_eq!(DecisionRecord::decode(&record().encode()), Ok(record()));
+}
+
+#[test]
+fn a_message_cut_off_anywhere_does_not_panic() {
+    for (_, bytes) in samples() {
+        for end in 0..bytes.len() {
+            read_all(&bytes[..end]);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn bytes_changed_anywhere_do_not_panic(
+        sample in any::<prop::sample::Index>(),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        end in any::<prop::sample::Index>(),
+    ) {
+        let samples = samples();
+        let mut bytes = samples[sample.index(samples.len())].1.clone();
+        for (place, byte) in changes {
+            let place = place.index(bytes.len());
+            bytes[place] = byte;
+        }
+        read_all(&bytes);
+        read_all(&bytes[..end.index(bytes.len())]);
+    }
+
+    #[test]
+    fn any_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        read_all(&bytes);
+    }
+}
