@@ -1,4 +1,4 @@
-//! Tells the binary where libtorch lies, so that it runs without `LD_LIBRARY_PATH`.
+//! Tells the executables where libtorch lies, so that they run without `LD_LIBRARY_PATH`.
 //!
 //! Two places, in this order: `lib` beside the executable, for a packaged gradmesh, and the directory that torch-sys
 //! linked against (`LIBTORCH`, the Python torch, or the link `libtorch` in the checkout: see scripts/libtorch.py).

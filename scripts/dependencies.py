@@ -26,6 +26,7 @@ CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 PROTOCOL = "gradmesh-protocol"
 COMPRESSION = "gradmesh-compression"
 TRAINER = "gradmesh-trainer"
+LIBTORCH = "gradmesh-libtorch"
 SIM = "gradmesh-sim"
 DAEMON = "gradmesh"
 CHAIN = "gradmesh-chain"
@@ -36,11 +37,12 @@ BENCH = "gradmesh-bench"
 DIRECTIONS = {
     PROTOCOL: set(),
     COMPRESSION: set(),
-    TRAINER: {PROTOCOL, COMPRESSION},
+    LIBTORCH: set(),
+    TRAINER: {PROTOCOL, COMPRESSION, LIBTORCH},
     SIM: {PROTOCOL, COMPRESSION, TRAINER},
     CHAIN: {PROTOCOL},
     DEVCHAIN: set(),
-    DAEMON: {PROTOCOL, COMPRESSION, TRAINER, CHAIN, DEVCHAIN},
+    DAEMON: {PROTOCOL, COMPRESSION, LIBTORCH, TRAINER, CHAIN, DEVCHAIN},
     BENCH: {PROTOCOL, COMPRESSION, TRAINER, SIM, DAEMON, CHAIN, DEVCHAIN},
 }
 
@@ -56,6 +58,7 @@ FORBIDDEN = {
     PROTOCOL: PURE,
     COMPRESSION: PURE,
     SIM: TORCH,
+    LIBTORCH: TORCH,
 }
 
 # (crate, the crate that brings it, the features it may have, reason).

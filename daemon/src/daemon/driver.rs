@@ -20,7 +20,8 @@ use gradmesh_protocol::roster::Roster;
 use gradmesh_protocol::ticket::Ticket;
 use gradmesh_protocol::time::Time;
 use gradmesh_protocol::wire::{
-    Contact, DECISIONS_MAX, DecisionRecord, Decisions, Gossip, Request, Response,
+    Contact, DECISIONS_MAX, DecisionRecord, Decisions, Gossip, RESPONSE_BYTES_MAX, Request,
+    Response,
 };
 use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
@@ -43,7 +44,7 @@ use crate::status::{
     CheckpointStatus, PeerStatus, Phase, RoundStatus, StatusHandle, Traffic, nats,
 };
 use crate::store::Store;
-use crate::worker::{Command, Event, FrameCheck, Snapshot, Standing, Worker};
+use crate::worker::{Command, Event, Snapshot, Standing, Worker};
 
 /// How often status and traffic figures are brought up to date.
 const STATUS_PERIOD: Duration = Duration::from_millis(250);
@@ -54,6 +55,8 @@ const FINISHED_GRACE: Duration = Duration::from_secs(20);
 /// Bytes in front of each gossip message. Gossip drops what it has seen, but a header or vote that is sent again must
 /// reach whoever missed it: the nonce makes it new.
 const NONCE_BYTES: usize = 8;
+/// Bytes of decisions in one answer: half of the longest response, and at least one record of the longest kind.
+const RECORDS_BYTES_MAX: usize = RESPONSE_BYTES_MAX / 2;
 /// Snapshots served at once: the newest one, and the one that somebody may still be fetching.
 const SNAPSHOTS_SERVED: usize = 2;
 
@@ -788,8 +791,15 @@ impl Driver {
             }
             Request::Decisions { from, count } => {
                 let count = count.min(DECISIONS_MAX as u32);
+                let mut records =
+                    tokio::task::block_in_place(|| self.store.decisions(from, count))?;
+                let mut bytes = 0;
+                records.retain(|record| {
+                    bytes += record.encode().len();
+                    bytes <= RECORDS_BYTES_MAX
+                });
                 Response::Decisions(Decisions {
-                    records: tokio::task::block_in_place(|| self.store.decisions(from, count))?,
+                    records,
                     decided: self.node.decided(),
                     snapshot: self.snapshot_on_offer(),
                     frames_from: self.frames_from,

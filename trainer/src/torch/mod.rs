@@ -16,13 +16,12 @@
 
 pub mod device;
 mod llama;
-mod version;
 
+pub use gradmesh_libtorch::{VersionError, version_check};
 use tch::{Kind, Tensor, no_grad_guard};
 
 use self::device::Device;
 use self::llama::Llama;
-pub use self::version::{VersionError, version_check};
 use crate::model::{ModelConfig, ParameterSpec, Precision, elements};
 use crate::optimizer::{InnerOptimizer, InnerState};
 use crate::training::{

@@ -1,4 +1,5 @@
-//! The executable: reads the command line, says what went wrong.
+//! The daemon and all commands, started by `gradmesh` once libtorch is known to fit (gradmesh.rs): reads the command
+//! line, says what went wrong.
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage.
 
