@@ -30,6 +30,8 @@ const RUN_FILE: &str = include_str!("../assets/demo.toml");
 
 /// How often the peers are asked: faster than the shortest round, far slower than what it costs.
 const ASK_EVERY: Duration = Duration::from_millis(250);
+/// How long a killed peer stays away: two rounds or more, so that its absence shows.
+const RESUME_AFTER: Duration = Duration::from_secs(15);
 /// How long nothing may change before the demo gives up: several times the longest deadline of its run file.
 const STALL_MAX: Duration = Duration::from_secs(300);
 
@@ -90,7 +92,10 @@ async fn train(args: &DemoArgs, out: &Path) -> anyhow::Result<Summary> {
     for number in 1..args.peers {
         peers.push(Peer::join(out, number, &ticket, threads)?);
     }
-    let statuses = watch(&mut peers, &mut progress).await?;
+    let statuses = watch(&mut peers, &mut progress, |number| {
+        Peer::resume(out, number, threads)
+    })
+    .await?;
     progress.finish();
     let wall = started.elapsed();
     for peer in &mut peers {
@@ -191,12 +196,40 @@ async fn wait_for_ticket(launcher: &mut Peer) -> anyhow::Result<String> {
 }
 
 /// Shows what the peers do until all are finished; their last statuses, in the order of the peers.
-async fn watch(peers: &mut [Peer], progress: &mut Progress) -> anyhow::Result<Vec<Status>> {
+///
+/// A joiner that somebody kills is started again by `resume` after a while, so that both can be seen: that the others go
+/// on, and that it comes back. The launcher has new ports after a restart, which the others do not know: its end is that
+/// of the demo.
+async fn watch(
+    peers: &mut [Peer],
+    progress: &mut Progress,
+    resume: impl Fn(u32) -> anyhow::Result<Peer>,
+) -> anyhow::Result<Vec<Status>> {
+    let mut killed: Vec<Option<Instant>> = vec![None; peers.len()];
     let mut newest: Vec<Option<Status>> = vec![None; peers.len()];
     let mut changed = Instant::now();
     let mut seen = None;
     loop {
-        for (peer, newest) in peers.iter_mut().zip(&mut newest) {
+        for ((peer, newest), killed) in peers.iter_mut().zip(&mut newest).zip(&mut killed) {
+            if peer.number() > 0
+                && let Some(signal) = peer.killed_by()
+            {
+                let since = *killed.get_or_insert_with(|| {
+                    progress.say(&format!(
+                        "peer {} was killed (signal {signal}): the others go on, it starts again in {} s",
+                        peer.number(),
+                        RESUME_AFTER.as_secs()
+                    ));
+                    Instant::now()
+                });
+                *newest = None;
+                if since.elapsed() >= RESUME_AFTER {
+                    *peer = resume(peer.number())?;
+                    *killed = None;
+                    progress.say(&format!("peer {} starts again", peer.number()));
+                }
+                continue;
+            }
             peer.check_alive()?;
             if let Some(status) = peer.status().await {
                 *newest = Some(status);

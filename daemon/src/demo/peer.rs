@@ -1,6 +1,7 @@
 //! One peer of the demo: a child process, its log and its status.
 
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -45,6 +46,13 @@ impl Peer {
         })
     }
 
+    /// Starts a joiner again in its state directory, after it died.
+    pub(super) fn resume(out: &Path, number: u32, threads: usize) -> anyhow::Result<Peer> {
+        Peer::start(out, number, threads, |command| {
+            command.arg("join");
+        })
+    }
+
     /// Called on the main thread: the parent-death signal that the child asks for comes when the thread that started it
     /// ends, and the main thread ends last.
     fn start(
@@ -55,7 +63,11 @@ impl Peer {
     ) -> anyhow::Result<Peer> {
         let dir = StateDir::new(out.join(format!("peer-{number}")));
         let log = out.join(format!("peer-{number}.log"));
-        let sink = File::create(&log).with_context(|| format!("{}", log.display()))?;
+        let sink = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .with_context(|| format!("{}", log.display()))?;
         let errors = sink
             .try_clone()
             .with_context(|| format!("{}", log.display()))?;
@@ -89,6 +101,16 @@ impl Peer {
             log,
             child,
         })
+    }
+
+    /// Its number.
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// The signal that ended the process, if one did.
+    pub(super) fn killed_by(&mut self) -> Option<i32> {
+        self.child.try_wait().ok().flatten()?.signal()
     }
 
     /// An error with the end of its log if the process has ended.

@@ -112,7 +112,7 @@ impl Summary {
         line(
             "loss",
             format!(
-                "{:.3} -> {:.3} nats per byte (held out) in {} rounds with {} peers",
+                "{:.3} -> {:.3} nats per byte (the last on held-out text) in {} rounds with {} peers",
                 self.loss_first, self.loss_last, self.rounds, self.peers
             ),
         );
