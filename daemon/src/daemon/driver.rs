@@ -740,13 +740,15 @@ impl Driver {
             .filter_map(|address| address.parse().ok())
             .collect();
         if !self.connected.contains_key(&from)
-            && let Err(error) = self.control.keep(peer, addresses.clone()).await
+            && let Err(error) = self.control.keep(peer, addresses).await
         {
             tracing::debug!(%peer, %error, "not kept");
         }
-        let known = self.connected.get(&from).cloned();
-        let address = known.or_else(|| addresses.into_iter().next());
-        if let Some(bulk) = bulk_address(contact, address) {
+        // A peer that is not connected yet says it again once it is.
+        let connected_from = self.connected.get(&from).cloned();
+        if connected_from.is_some()
+            && let Some(bulk) = bulk_address(contact, connected_from)
+        {
             self.contacts.insert(from, bulk);
         }
     }
@@ -798,21 +800,15 @@ impl Driver {
                     bytes += record.encode().len();
                     bytes <= RECORDS_BYTES_MAX
                 });
+                let kept = self.snapshots.iter().map(|snapshot| snapshot.round);
                 Response::Decisions(Decisions {
                     records,
                     decided: self.node.decided(),
-                    snapshot: self.snapshot_on_offer(),
+                    snapshot: self.node.snapshot_to_offer(kept),
                     frames_from: self.frames_from,
                 })
             }
         })
-    }
-
-    /// The newest state here whose root is decided, so that it can be verified. That of the last round never is.
-    fn snapshot_on_offer(&self) -> RoundId {
-        let rounds = self.snapshots.iter().rev().map(|s| s.round);
-        let mut decided = rounds.filter(|round| self.node.decided_root(*round).is_some());
-        decided.next().unwrap_or(RoundId::FOUNDING)
     }
 
     fn contact(&self) -> Contact {

@@ -31,16 +31,23 @@ const PIECES_AT_ONCE: usize = 16;
 /// The longest leaf: a tile of theta and one of momentum, f32.
 const LEAF_BYTES_MAX: u64 = 2 * 4 * TILE_ELEMENTS as u64;
 
-/// Where peers' bulk planes listen. Bounded by the peers that the driver puts in: those connected.
+/// Peers whose bulk plane is known: as many as the control plane has connections.
+const CONTACTS_MAX: usize = crate::net::control::CONNECTIONS_MAX as usize;
+
+/// Where peers' bulk planes listen. Bounded by [`CONTACTS_MAX`].
 #[derive(Clone, Debug, Default)]
 pub(super) struct Contacts {
     addresses: Arc<RwLock<BTreeMap<PeerKey, SocketAddr>>>,
 }
 
 impl Contacts {
+    /// Notes where `peer` listens. When full, newcomers are not noted: they say it again every few seconds, and places
+    /// become free when peers disconnect.
     pub(super) fn insert(&self, peer: PeerKey, address: SocketAddr) {
         let mut addresses = self.addresses.write().unwrap_or_else(|e| e.into_inner());
-        addresses.insert(peer, address);
+        if addresses.len() < CONTACTS_MAX || addresses.contains_key(&peer) {
+            addresses.insert(peer, address);
+        }
     }
 
     pub(super) fn remove(&self, peer: &PeerKey) {

@@ -503,7 +503,9 @@ impl Peer {
                 Response::Decisions(Decisions {
                     records,
                     decided: running.node.decided(),
-                    snapshot: self.snapshot_on_offer(&running.node),
+                    snapshot: running
+                        .node
+                        .snapshot_to_offer(self.store.snapshots.keys().copied()),
                     frames_from: self.store.frames_from,
                 })
             }

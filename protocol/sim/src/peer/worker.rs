@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::manifest::RoundId;
-use gradmesh_protocol::node::{Input, Node};
+use gradmesh_protocol::node::Input;
 use gradmesh_protocol::wire::DecisionRecord;
 
 use super::{Life, Outside, Peer, Timer, state_in};
@@ -266,14 +266,5 @@ impl Peer {
                 keep
             });
         }
-    }
-
-    /// The newest state that others can fetch: only one whose root is decided can be verified.
-    pub(super) fn snapshot_on_offer(&self, node: &Node) -> RoundId {
-        let mut rounds = self.store.snapshots.keys().rev();
-        rounds
-            .find(|round| node.decided_root(**round).is_some())
-            .copied()
-            .unwrap_or_default()
     }
 }
