@@ -64,6 +64,51 @@ pub struct PeerArgs {
     /// End when the run is finished, instead of serving those who still need its last rounds
     #[arg(long)]
     pub exit_when_finished: bool,
+    /// How it stands on the chain.
+    #[command(flatten)]
+    pub chain: ChainArgs,
+}
+
+/// Which chain, and as whom. Only runs on a subnet need it.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Chain")]
+pub struct ChainArgs {
+    /// The chain: finney, test, local or a ws:// or wss:// URL; more URLs behind commas are used when it fails
+    /// [default: as the run says]
+    #[arg(long, value_name = "CHAIN")]
+    pub chain: Option<String>,
+    /// As whom.
+    #[command(flatten)]
+    pub wallet: WalletArgs,
+    /// The address, with the port of the control plane, at which others reach this daemon; it is published on chain
+    /// [default: where it listens]
+    #[arg(long, value_name = "IP:PORT")]
+    pub axon: Option<SocketAddr>,
+    /// Register the hotkey if it is not on the subnet, paying at most this from the wallet's coldkey
+    #[arg(long, value_name = "TAO", value_parser = parse_tao)]
+    pub register_up_to: Option<Rao>,
+}
+
+/// An amount of TAO, in units of 10^-9.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rao(pub u64);
+
+/// Decimal digits of a TAO.
+const TAO_DIGITS: usize = 9;
+
+/// Reads an amount in TAO, such as `0.25`.
+fn parse_tao(text: &str) -> Result<Rao, String> {
+    let wrong = || format!("{text:?} is no amount in TAO, such as 0.25, with at most {TAO_DIGITS} decimals");
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+    let sound = !text.is_empty() && text != "." && fraction.len() <= TAO_DIGITS;
+    if !sound || !digits(whole) || !digits(fraction) {
+        return Err(wrong());
+    }
+    format!("{whole}{fraction:0<TAO_DIGITS$}")
+        .parse()
+        .map(Rao)
+        .map_err(|_| wrong())
 }
 
 /// The commands.
@@ -82,6 +127,12 @@ pub enum Command {
     /// Checkpoints of a run
     #[command(subcommand)]
     Checkpoint(CheckpointCommand),
+    /// A chain for development, and what stands on a chain
+    #[command(subcommand)]
+    Chain(ChainCommand),
+    /// Bittensor wallets of this machine
+    #[command(subcommand)]
+    Wallet(WalletCommand),
     /// Check libtorch, device, clock, disk and ports of this machine
     Doctor(DoctorArgs),
 }
@@ -132,8 +183,11 @@ pub struct LaunchArgs {
 /// `gradmesh join`
 #[derive(Clone, Debug, Args)]
 pub struct JoinArgs {
-    /// The ticket that `gradmesh launch` printed; without it, the run of --dir goes on
+    /// The ticket that `gradmesh launch` printed; without it and --netuid, the run of --dir goes on
     pub ticket: Option<String>,
+    /// The subnet whose run is joined: run, peers and the newest attested checkpoint are read from the chain
+    #[arg(long, value_name = "N", conflicts_with = "ticket")]
+    pub netuid: Option<u16>,
     /// Directory with the run's training text, byte for byte the launcher's [default: fetched from the other peers]
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
@@ -155,6 +209,13 @@ pub enum CheckpointCommand {
         /// The checkpoint
         #[arg(value_name = "DIR")]
         checkpoint: PathBuf,
+        /// Compare with what is attested on this chain: finney, test, local or a URL [default: as the settings file says,
+        /// and none if it says nothing]
+        #[arg(long, value_name = "CHAIN")]
+        chain: Option<String>,
+        /// The subnet on which it is attested [default: the one that attestation.json beside the weights names]
+        #[arg(long, value_name = "N")]
+        netuid: Option<u16>,
         /// Print JSON
         #[command(flatten)]
         json: JsonArg,
@@ -171,6 +232,73 @@ pub enum CheckpointCommand {
         #[command(flatten)]
         json: JsonArg,
     },
+}
+
+/// `gradmesh chain`
+#[derive(Clone, Debug, Subcommand)]
+pub enum ChainCommand {
+    /// Start a chain of one's own, with funded development keys; further flags: `gradmesh chain dev --help`
+    #[command(disable_help_flag = true)]
+    Dev {
+        /// Given to gradmesh-devchain as they are
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "FLAG")]
+        flags: Vec<String>,
+    },
+    /// Stake, weights, incentive, emission and attestations of a subnet
+    Info {
+        /// The subnet [default: all, in one line each]
+        #[arg(long, value_name = "N")]
+        netuid: Option<u16>,
+        /// The chain: finney, test, local or a URL [default: as the settings file says]
+        #[arg(long, value_name = "CHAIN")]
+        chain: Option<String>,
+        /// Print JSON
+        #[command(flatten)]
+        json: JsonArg,
+    },
+}
+
+/// `gradmesh wallet`
+#[derive(Clone, Debug, Subcommand)]
+pub enum WalletCommand {
+    /// Make a wallet with a coldkey and a hotkey; what is there is never overwritten
+    New {
+        /// Which wallet.
+        #[command(flatten)]
+        wallet: WalletArgs,
+        /// Only a hotkey, in a wallet that is there
+        #[arg(long)]
+        hotkey_only: bool,
+        /// Leave the coldkey unencrypted; for development keys only
+        #[arg(long)]
+        no_password: bool,
+        /// Print JSON
+        #[command(flatten)]
+        json: JsonArg,
+    },
+    /// Addresses of a wallet, and whether its files are sound; secrets are never shown
+    Show {
+        /// Which wallet.
+        #[command(flatten)]
+        wallet: WalletArgs,
+        /// Print JSON
+        #[command(flatten)]
+        json: JsonArg,
+    },
+}
+
+/// Which wallet.
+#[derive(Clone, Debug, Default, Args)]
+pub struct WalletArgs {
+    /// The wallet [default: default]
+    #[arg(long, value_name = "NAME")]
+    pub wallet: Option<String>,
+    /// Its hotkey [default: default]
+    #[arg(long, value_name = "NAME")]
+    pub hotkey: Option<String>,
+    /// Where wallets lie [default: ~/.bittensor/wallets]
+    #[arg(long, value_name = "DIR")]
+    pub wallet_path: Option<PathBuf>,
 }
 
 /// `gradmesh doctor`
@@ -207,10 +335,15 @@ mod tests {
             "gradmesh launch run.toml --json --dir d --listen /ip4/127.0.0.1/udp/0/quic-v1 --bulk-listen 127.0.0.1:0",
             "gradmesh --dir d join gm1abc --data d --status-listen 127.0.0.1:0 --threads 2 --device cuda:1",
             "gradmesh join --dir d",
+            "gradmesh join --netuid 3 --chain ws://127.0.0.1:9944 --wallet w --hotkey h --register-up-to 0.5 --axon 1.2.3.4:4700",
+            "gradmesh chain dev --block-ms 250 --json",
+            "gradmesh chain info --netuid 3 --chain finney --json",
+            "gradmesh wallet new --wallet w --hotkey h --no-password --json",
+            "gradmesh wallet show --json",
             "gradmesh status --json",
             "gradmesh leave --dir d --json",
             "gradmesh checkpoint list --json",
-            "gradmesh checkpoint verify c --json",
+            "gradmesh checkpoint verify c --chain local --netuid 3 --json",
             "gradmesh checkpoint export c --round 3",
             "gradmesh doctor --json --log debug",
         ] {
@@ -229,9 +362,29 @@ mod tests {
             "gradmesh join t --device tpu",
             "gradmesh launch r --listen 127.0.0.1:1",
             "gradmesh status --colour",
+            "gradmesh join gm1abc --netuid 3",
+            "gradmesh join --netuid 70000",
+            "gradmesh join --netuid 3 --register-up-to -1",
         ] {
             let error = parse(words).map(|_| ()).expect_err(words);
             assert_eq!(error.exit_code(), 2, "{words}");
+        }
+    }
+
+    #[test]
+    fn amounts_are_exact() {
+        for (text, rao) in [
+            ("0", 0),
+            ("1", 1_000_000_000),
+            ("0.25", 250_000_000),
+            (".5", 500_000_000),
+            ("0.000000001", 1),
+            ("18446744073.709551615", u64::MAX),
+        ] {
+            assert_eq!(parse_tao(text), Ok(Rao(rao)), "{text}");
+        }
+        for text in ["", ".", "-1", "1e3", "0.0000000001", "18446744073.709551616", "1.2.3", "1,5"] {
+            assert!(parse_tao(text).is_err(), "{text}");
         }
     }
 

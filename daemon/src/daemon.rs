@@ -16,7 +16,8 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use gradmesh_protocol::key::{Keypair, PeerKey};
-use gradmesh_protocol::manifest::SignedManifest;
+use gradmesh_protocol::hash::Hash;
+use gradmesh_protocol::manifest::{RoundId, RunId, SignedManifest};
 use gradmesh_protocol::ticket::Ticket;
 use libp2p::{Multiaddr, PeerId};
 use tokio::sync::{mpsc, watch};
@@ -67,13 +68,52 @@ pub enum Role {
     },
     /// To join a run.
     Join {
-        /// The launcher's ticket.
-        ticket: Ticket,
+        /// The way into it.
+        entry: Entry,
         /// Where the data lies; fetched from other peers if absent.
         data_dir: Option<PathBuf>,
     },
     /// To go on with the run of the state directory.
     Resume,
+}
+
+/// How a run may be entered: from a ticket, or from what stands on chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The run.
+    pub run: RunId,
+    /// Peers that take part in it, to be asked in this order. At least one.
+    pub peers: Vec<EntryPeer>,
+    /// A round and the state root after it that the chain attests; a history that does not pass through it is refused.
+    pub attested: Option<(RoundId, Hash)>,
+}
+
+/// A peer by which a run may be entered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntryPeer {
+    /// Its key.
+    pub key: PeerKey,
+    /// Where its control plane listens.
+    pub addresses: Vec<Multiaddr>,
+}
+
+impl EntryPeer {
+    fn id(&self) -> Option<PeerId> {
+        peer_id(&self.key)
+    }
+}
+
+impl From<&Ticket> for Entry {
+    fn from(ticket: &Ticket) -> Entry {
+        Entry {
+            run: ticket.run,
+            peers: vec![EntryPeer {
+                key: ticket.launcher,
+                addresses: bootstrap::parse(&ticket.addresses),
+            }],
+            attested: None,
+        }
+    }
 }
 
 /// The peer id of a key: both name the same ed25519 public key. `None` if the bytes are no point of the curve.

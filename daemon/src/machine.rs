@@ -13,7 +13,7 @@ use gradmesh_trainer::torch::device;
 use libp2p::Multiaddr;
 use serde::Deserialize;
 
-use crate::cli::PeerArgs;
+use crate::cli::{PeerArgs, WalletArgs};
 
 /// Where the control plane listens: any address, so that others reach this peer. The port is ours, not registered.
 pub const LISTEN: &str = "/ip4/0.0.0.0/udp/4700/quic-v1";
@@ -40,6 +40,16 @@ pub struct MachineFile {
     pub device: Option<String>,
     /// As `--log`.
     pub log: Option<String>,
+    /// As `--chain`.
+    pub chain: Option<String>,
+    /// As `--wallet`.
+    pub wallet: Option<String>,
+    /// As `--hotkey`.
+    pub hotkey: Option<String>,
+    /// As `--wallet-path`.
+    pub wallet_path: Option<PathBuf>,
+    /// As `--axon`.
+    pub axon: Option<SocketAddr>,
 }
 
 /// Why the settings cannot be used.
@@ -76,6 +86,12 @@ pub struct Machine {
     pub threads: usize,
     /// `auto`, `cpu` or `cuda:N`.
     pub device: String,
+    /// The chain, if one was named.
+    pub chain: Option<String>,
+    /// As whom it stands there.
+    pub wallet: WalletArgs,
+    /// The address that is published there; where it listens if `None`.
+    pub axon: Option<SocketAddr>,
 }
 
 impl MachineFile {
@@ -98,6 +114,23 @@ impl MachineFile {
                 Ok(MachineFile::default())
             }
             Err(source) => Err(MachineError::Read { path: file, source }),
+        }
+    }
+
+    /// The chain that is meant: `flag` over the file.
+    pub fn chain(&self, flag: Option<&String>) -> Option<String> {
+        flag.or(self.chain.as_ref()).cloned()
+    }
+
+    /// The wallet that is meant: `flags` over the file.
+    pub fn wallet(&self, flags: &WalletArgs) -> WalletArgs {
+        WalletArgs {
+            wallet: flags.wallet.clone().or_else(|| self.wallet.clone()),
+            hotkey: flags.hotkey.clone().or_else(|| self.hotkey.clone()),
+            wallet_path: flags
+                .wallet_path
+                .clone()
+                .or_else(|| self.wallet_path.clone()),
         }
     }
 
@@ -139,6 +172,9 @@ impl Machine {
                 .or(file.threads)
                 .unwrap_or_else(cores),
             device: device.cloned().unwrap_or_else(|| "auto".to_owned()),
+            chain: file.chain(flags.chain.chain.as_ref()),
+            wallet: file.wallet(&flags.chain.wallet),
+            axon: flags.chain.axon.or(file.axon),
         }
     }
 }

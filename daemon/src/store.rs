@@ -1,4 +1,4 @@
-//! What a peer must not forget: decisions, the journal of the open round, the manifest.
+//! What a peer must not forget: decisions, the journal of the open round, the manifest, what is still to be attested.
 //!
 //! Rule `durable-first`: when a call that writes returns `Ok`, what it wrote survives the loss of power; when it returns
 //! an error, nothing of it is there and everything from before still is. Each call is one transaction with one fsync.
@@ -18,21 +18,27 @@ use std::path::{Path, PathBuf};
 use gradmesh_protocol::manifest::{RoundId, SignedManifest};
 use gradmesh_protocol::wire::{DecisionRecord, JournalEntry};
 use redb::{
-    Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
+    Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
     TableError,
 };
 
 use crate::state_dir::{Lock, StateDir, StateDirError};
+pub use record::QueuedAttestation;
 use record::{Meta, SCHEMA};
 
 const DECISIONS: TableDefinition<u64, &[u8]> = TableDefinition::new("decisions");
 /// Key: round, place in the round's journal.
 const JOURNAL: TableDefinition<(u64, u64), &[u8]> = TableDefinition::new("journal");
+/// Key: epoch.
+const ATTESTATIONS: TableDefinition<u64, &[u8]> = TableDefinition::new("attestations");
 const VALUES: TableDefinition<&str, &[u8]> = TableDefinition::new("values");
 
 const KEY_SCHEMA: &str = "schema";
 const KEY_MANIFEST: &str = "manifest";
 const KEY_META: &str = "meta";
+
+/// Attestations kept while the chain is away. When full, the oldest goes: a later one attests the same history.
+pub const ATTESTATIONS_QUEUED_MAX: usize = 4096;
 
 /// Memory that the database keeps for pages. The store is small and mostly written; redb's default is 1 GiB.
 const CACHE_BYTES: usize = 16 << 20;
@@ -330,6 +336,50 @@ impl Store {
         self.set_value(KEY_META, &record::seal_meta(&meta))
     }
 
+    /// Remembers that an epoch is to be attested. The same epoch again replaces what was queued for it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn queue_attestation(&self, attestation: &QueuedAttestation) -> Result<(), StoreError> {
+        let bytes = record::seal_attestation(attestation);
+        self.write(|transaction| {
+            let mut queue = transaction.open_table(ATTESTATIONS)?;
+            queue.insert(attestation.epoch, bytes.as_slice())?;
+            while queue.len()? > ATTESTATIONS_QUEUED_MAX as u64 {
+                queue.pop_first()?;
+            }
+            Ok(())
+        })
+    }
+
+    /// What is still to be attested, by epoch.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn queued_attestations(&self) -> Result<Vec<QueuedAttestation>, StoreError> {
+        let transaction = self.read()?;
+        let table = self.done(transaction.open_table(ATTESTATIONS))?;
+        let mut queued = Vec::new();
+        for item in self.done(table.iter())? {
+            let (key, value) = self.done(item)?;
+            let attestation = record::unseal_attestation(value.value())
+                .map_err(|r| self.damaged(format!("attestation of epoch {}: {r}", key.value())))?;
+            queued.push(attestation);
+        }
+        Ok(queued)
+    }
+
+    /// Forgets the attestation of `epoch`, which stands on chain.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn attestation_sent(&self, epoch: u64) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            transaction.open_table(ATTESTATIONS)?.remove(epoch)?;
+            Ok(())
+        })
+    }
+
     fn meta(&self) -> Result<Meta, StoreError> {
         match self.value(KEY_META)? {
             None => Ok(Meta::default()),
@@ -358,6 +408,7 @@ impl Store {
             Err(TableError::TableDoesNotExist(_)) => self.write(|transaction| {
                 transaction.open_table(DECISIONS)?;
                 transaction.open_table(JOURNAL)?;
+                transaction.open_table(ATTESTATIONS)?;
                 let mut values = transaction.open_table(VALUES)?;
                 values.insert(KEY_SCHEMA, SCHEMA.to_le_bytes().as_slice())?;
                 Ok(())

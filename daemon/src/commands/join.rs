@@ -5,7 +5,7 @@ use gradmesh_protocol::ticket::Ticket;
 
 use super::{existing_dir, keypair, peer};
 use crate::cli::{GlobalArgs, JoinArgs};
-use crate::daemon::Role;
+use crate::daemon::{Entry, Role};
 use crate::machine::MachineFile;
 use crate::state_dir::StateDir;
 use crate::store::Store;
@@ -42,7 +42,8 @@ pub(super) async fn run(
                 }
             };
             keypair(&dir)?;
-            if let Some(stored) = Store::open(&dir)?.manifest()?
+            let store = Store::open(&dir)?;
+            if let Some(stored) = store.manifest()?
                 && stored.manifest.run() != ticket.run
             {
                 bail!(
@@ -52,7 +53,9 @@ pub(super) async fn run(
                     ticket.run
                 );
             }
-            (dir, Role::Join { ticket, data_dir })
+            store.set_launcher_addresses(&ticket.addresses)?;
+            let entry = Entry::from(&ticket);
+            (dir, Role::Join { entry, data_dir })
         }
         None => {
             let dir = existing_dir(global)?;

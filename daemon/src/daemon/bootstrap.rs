@@ -1,4 +1,4 @@
-//! From a role to a run that can be driven: its manifest and its data, from this machine's disk or from the launcher.
+//! From a role to a run that can be driven: its manifest and its data, from this machine's disk or from other peers.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,9 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use gradmesh_protocol::hash::Hash;
-use gradmesh_protocol::key::PeerKey;
-use gradmesh_protocol::manifest::{RunId, SignedManifest};
-use gradmesh_protocol::ticket::Ticket;
+use gradmesh_protocol::manifest::{RoundId, RunId, SignedManifest};
 use gradmesh_protocol::wire::{Request, Response};
 use gradmesh_trainer::data::DataManifest;
 use libp2p::multiaddr::Protocol;
@@ -18,13 +16,13 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
 use super::fetch::{self, DataFetchError};
-use super::{Role, peer_id, rpc};
+use super::{Entry, EntryPeer, Role, rpc};
 use crate::net::bulk::{Bulk, PeerSource};
 use crate::net::control::{ControlEvent, ControlHandle};
 use crate::state_dir::StateDir;
 use crate::store::Store;
 
-/// How long a joiner tries to reach the launcher before it tells the operator.
+/// How long a joiner tries to reach anybody before it tells the operator.
 const REACH_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long one answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -36,8 +34,10 @@ pub(super) struct Prepared {
     pub(super) manifest: SignedManifest,
     pub(super) data: DataManifest,
     pub(super) data_dir: PathBuf,
-    /// The launcher, to connect to; `None` for the launcher itself.
-    pub(super) launcher: Option<(PeerId, Vec<Multiaddr>)>,
+    /// Peers to connect to; none for a launcher, which the others come to.
+    pub(super) entry: Vec<EntryPeer>,
+    /// A state that the chain says this run passes through.
+    pub(super) attested: Option<(RoundId, Hash)>,
     pub(super) launches: bool,
 }
 
@@ -59,9 +59,16 @@ impl Bootstrap {
             Role::Launch { manifest, data_dir } => {
                 self.store.set_manifest(&manifest)?;
                 self.store.set_data_dir(&data_dir)?;
-                self.local(*manifest, data_dir, None, true).await
+                self.local(*manifest, data_dir, Vec::new(), true).await
             }
-            Role::Join { ticket, data_dir } => self.join(&ticket, data_dir).await,
+            Role::Join { entry, data_dir } => {
+                let attested = entry.attested;
+                let prepared = self.join(entry, data_dir).await?;
+                Ok(Prepared {
+                    attested,
+                    ..prepared
+                })
+            }
             Role::Resume => {
                 let Some(manifest) = self.store.manifest()? else {
                     bail!(
@@ -71,12 +78,13 @@ impl Bootstrap {
                 };
                 let data_dir = self.store.data_dir()?;
                 let data_dir = data_dir.unwrap_or_else(|| self.fetched_data_dir());
-                let addresses = self.store.launcher_addresses()?;
-                let launcher = peer_id(&manifest.manifest.launcher)
-                    .filter(|launcher| *launcher != self.control.peer_id())
-                    .map(|launcher| (launcher, parse(&addresses)));
-                let launches = launcher.is_none();
-                self.local(manifest, data_dir, launcher, launches).await
+                let launcher = EntryPeer {
+                    key: manifest.manifest.launcher,
+                    addresses: parse(&self.store.launcher_addresses()?),
+                };
+                let launches = launcher.id() == Some(self.control.peer_id());
+                let entry = if launches { Vec::new() } else { vec![launcher] };
+                self.local(manifest, data_dir, entry, launches).await
             }
         }
     }
@@ -90,7 +98,7 @@ impl Bootstrap {
         &mut self,
         manifest: SignedManifest,
         data_dir: PathBuf,
-        launcher: Option<(PeerId, Vec<Multiaddr>)>,
+        entry: Vec<EntryPeer>,
         launches: bool,
     ) -> anyhow::Result<Prepared> {
         let wanted = manifest.manifest.data.root;
@@ -107,78 +115,69 @@ impl Bootstrap {
             manifest,
             data,
             data_dir,
-            launcher,
+            entry,
+            attested: None,
             launches,
         })
     }
 
-    async fn join(
-        &mut self,
-        ticket: &Ticket,
-        data_dir: Option<PathBuf>,
-    ) -> anyhow::Result<Prepared> {
-        let launcher = peer_id(&ticket.launcher).context("the ticket names no usable launcher")?;
-        if launcher == self.control.peer_id() {
-            bail!(
-                "this peer launched the run: start it again with `gradmesh launch`, not with its own ticket"
-            );
+    async fn join(&mut self, entry: Entry, data_dir: Option<PathBuf>) -> anyhow::Result<Prepared> {
+        let Entry { run, peers, .. } = entry;
+        for peer in &peers {
+            let id = peer.id();
+            let id = id.with_context(|| format!("{} is no usable peer key", peer.key))?;
+            if id == self.control.peer_id() {
+                bail!(
+                    "this peer launched the run: start it again with `gradmesh launch`, not with its own ticket"
+                );
+            }
+            self.control.keep(id, peer.addresses.clone()).await?;
         }
-        let addresses = parse(&ticket.addresses);
-        self.store.set_launcher_addresses(&ticket.addresses)?;
-        self.control.keep(launcher, addresses.clone()).await?;
         let stored = self.store.manifest()?;
-        let manifest = match stored.filter(|m| m.manifest.run() == ticket.run) {
+        let manifest = match stored.filter(|m| m.manifest.run() == run) {
             Some(manifest) => manifest,
             None => {
-                self.reach(launcher, ticket).await?;
-                let response = self.ask(launcher, ticket.run, &Request::Manifest).await;
-                let response = response.context("the launcher did not give the manifest")?;
+                let asked = self.ask_any(&peers, run, &Request::Manifest, "the manifest");
+                let (_, response) = asked.await?;
                 let Response::Manifest(manifest) = response else {
-                    bail!("the launcher did not give the manifest, but something else");
+                    bail!("asked for the manifest, a peer gave something else");
                 };
                 // Once more through its bytes: run, signature and every range are checked there.
-                SignedManifest::decode(&manifest.encode(), Some(ticket.run))?
+                SignedManifest::decode(&manifest.encode(), Some(run))?
             }
         };
         self.store.set_manifest(&manifest)?;
-        let launcher_addresses = Some((launcher, addresses));
         if let Some(data_dir) = data_dir {
             self.store.set_data_dir(&data_dir)?;
-            return self
-                .local(manifest, data_dir, launcher_addresses, false)
-                .await;
+            return self.local(manifest, data_dir, peers, false).await;
         }
         let data_dir = self.fetched_data_dir();
         if let Ok(data) = scan(data_dir.clone()).await
             && Hash(data.root()) == manifest.manifest.data.root
         {
-            return self
-                .local(manifest, data_dir, launcher_addresses, false)
-                .await;
+            return self.local(manifest, data_dir, peers, false).await;
         }
-        self.reach(launcher, ticket).await?;
-        let data = self
-            .fetch_data(ticket.launcher, launcher, &manifest, &data_dir)
-            .await?;
+        let data = self.fetch_data(&peers, &manifest, &data_dir).await?;
         Ok(Prepared {
             manifest,
             data,
             data_dir,
-            launcher: launcher_addresses,
+            entry: peers,
+            attested: None,
             launches: false,
         })
     }
 
     async fn fetch_data(
         &mut self,
-        key: PeerKey,
-        launcher: PeerId,
+        peers: &[EntryPeer],
         manifest: &SignedManifest,
         dir: &std::path::Path,
     ) -> anyhow::Result<DataManifest> {
         let run = manifest.manifest.run();
-        let response = self.ask(launcher, run, &Request::Data).await;
-        let bytes = match response.map_err(DataFetchError::Manifest)? {
+        let asked = self.ask_any(peers, run, &Request::Data, "the list of data files");
+        let (source, response) = asked.await?;
+        let bytes = match response {
             Response::Data(bytes) => bytes,
             _ => return Err(DataFetchError::Manifest(rpc::RpcError::Unexpected).into()),
         };
@@ -186,23 +185,37 @@ impl Bootstrap {
         if Hash(data.root()) != manifest.manifest.data.root {
             return Err(DataFetchError::OtherData.into());
         }
-        let response = self.ask(launcher, run, &Request::Contact).await;
+        let response = self.ask(source, run, &Request::Contact).await;
         let Response::Contact(contact) = response.map_err(DataFetchError::Manifest)? else {
             return Err(DataFetchError::Manifest(rpc::RpcError::Unexpected).into());
         };
-        let Some(addr) = super::driver::bulk_address(&contact, self.address_of(launcher)) else {
-            bail!(
-                "launcher {key} does not say where its bulk plane listens; ask it for a new ticket"
-            );
+        let Some(addr) = super::driver::bulk_address(&contact, self.address_of(source)) else {
+            bail!("peer {source} does not say where its bulk plane listens; try again");
         };
-        let source = PeerSource {
-            peer: launcher,
-            addr,
-        };
+        let source = PeerSource { peer: source, addr };
         let files = data.files().len();
         tracing::info!(files, bytes = data.total_bytes(), "fetching the run's data");
         fetch::data(&self.bulk, &data, dir, source).await?;
         Ok(data)
+    }
+
+    /// The first answer of `peers`, in their order among those that are connected, and who gave it.
+    async fn ask_any(
+        &mut self,
+        peers: &[EntryPeer],
+        run: RunId,
+        request: &Request,
+        what: &str,
+    ) -> anyhow::Result<(PeerId, Response)> {
+        let reached = self.reach(peers).await?;
+        let mut failed = Vec::new();
+        for peer in reached {
+            match self.ask(peer, run, request).await {
+                Ok(response) => return Ok((peer, response)),
+                Err(error) => failed.push(format!("{peer}: {error}")),
+            }
+        }
+        bail!("nobody gave {what}: {}", failed.join("; "));
     }
 
     /// The address from which `peer` is connected.
@@ -213,27 +226,40 @@ impl Bootstrap {
         })
     }
 
-    /// Waits until the launcher is connected.
-    async fn reach(&mut self, launcher: PeerId, ticket: &Ticket) -> anyhow::Result<()> {
+    /// Waits until at least one of `peers` is connected; all that are, in their order.
+    async fn reach(&mut self, peers: &[EntryPeer]) -> anyhow::Result<Vec<PeerId>> {
         let deadline = Instant::now() + REACH_TIMEOUT;
-        while !self.control.connected().await?.contains(&launcher) {
+        loop {
+            let connected = self.control.connected().await?;
+            let reached: Vec<PeerId> = peers
+                .iter()
+                .filter_map(EntryPeer::id)
+                .filter(|id| connected.contains(id))
+                .collect();
+            if !reached.is_empty() {
+                return Ok(reached);
+            }
+            if Instant::now() >= deadline {
+                let addresses: Vec<String> = peers
+                    .iter()
+                    .flat_map(|peer| &peer.addresses)
+                    .map(Multiaddr::to_string)
+                    .collect();
+                bail!(
+                    "nobody answers at {} after {} s: is a daemon of the run running there, and are its UDP ports open to \
+                     this machine?",
+                    addresses.join(", "),
+                    REACH_TIMEOUT.as_secs()
+                );
+            }
             let pause = (Instant::now() + Duration::from_millis(200)).min(deadline);
             while let Ok(Some(event)) = timeout_at(pause, self.events.recv()).await {
                 self.note(event).await;
             }
-            if Instant::now() >= deadline {
-                bail!(
-                    "the launcher does not answer at {} after {} s: is it running, and are its UDP ports open to this \
-                     machine?",
-                    ticket.addresses.join(", "),
-                    REACH_TIMEOUT.as_secs()
-                );
-            }
         }
-        Ok(())
     }
 
-    /// Asks the launcher and waits, keeping other events for the driver.
+    /// Asks `peer` and waits, keeping other events for the driver.
     async fn ask(
         &mut self,
         peer: PeerId,
@@ -286,8 +312,8 @@ async fn scan(dir: PathBuf) -> anyhow::Result<DataManifest> {
     Ok(scanned?)
 }
 
-/// The addresses of a ticket without the peer id at their end.
-fn parse(addresses: &[String]) -> Vec<Multiaddr> {
+/// Multiaddresses without the peer id at their end; what is none is left out.
+pub(super) fn parse(addresses: &[String]) -> Vec<Multiaddr> {
     let parsed = addresses
         .iter()
         .filter_map(|text| text.parse::<Multiaddr>().ok());

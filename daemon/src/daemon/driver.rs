@@ -32,7 +32,7 @@ use tokio::time::{Instant, sleep_until};
 use super::bootstrap::Prepared;
 use super::fetch::{self, Contacts, FetchedState, StateError};
 use super::meter::Meter;
-use super::peer_key;
+use super::{peer_id, peer_key};
 use super::rpc::{Call, Caller, Rpc};
 use crate::blob::BlobStore;
 use crate::net::bulk::{Bulk, FetchFailed};
@@ -307,8 +307,10 @@ impl Driver {
         mut leaves: mpsc::Receiver<()>,
     ) -> anyhow::Result<()> {
         self.control.subscribe(&self.topic).await?;
-        if let Some((launcher, addresses)) = self.prepared.launcher.clone() {
-            self.control.keep(launcher, addresses).await?;
+        for peer in self.prepared.entry.clone() {
+            if let Some(id) = peer_id(&peer.key) {
+                self.control.keep(id, peer.addresses).await?;
+            }
         }
         for event in std::mem::take(&mut self.seen) {
             self.on_control(event).await?;

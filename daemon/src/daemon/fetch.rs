@@ -174,11 +174,11 @@ async fn leaves(
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DataFetchError {
     #[error(
-        "the launcher does not serve its data manifest ({0}); try again, or give the data with --data DIR"
+        "nobody serves the list of the data files ({0}); try again, or give the data with --data DIR"
     )]
     Manifest(rpc::RpcError),
     #[error(
-        "the launcher serves another data manifest than the run names; ask it for a new ticket"
+        "the asked peer serves other data than the run names; try again, or give the data with --data DIR"
     )]
     OtherData,
     #[error("data file {path}: {reason}; try again, or give the data with --data DIR")]

@@ -6,7 +6,7 @@
 use bincode::{Decode, Encode};
 
 /// The layout of the tables and records below; raised with every change of either.
-pub(super) const SCHEMA: u32 = 1;
+pub(super) const SCHEMA: u32 = 2;
 
 /// Bytes of BLAKE3 kept: enough against accidents, which is all that a local file needs.
 const CHECKSUM_BYTES: usize = 8;
@@ -38,6 +38,19 @@ pub(crate) struct InFlight {
     pub(crate) loss_last_micronats: u64,
     pub(crate) build: String,
     pub(crate) device: String,
+}
+
+/// What is to be attested on chain about one epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct QueuedAttestation {
+    /// The epoch; 0 stands for the start of the run.
+    pub epoch: u64,
+    /// Its last round.
+    pub round: u64,
+    /// The state root after that round.
+    pub state_root: [u8; 32],
+    /// Hash of the epoch's score table; zeros for epoch 0.
+    pub scores: [u8; 32],
 }
 
 #[derive(Encode, Decode)]
@@ -103,6 +116,16 @@ pub(crate) fn seal_in_flight(in_flight: &Option<InFlight>) -> Vec<u8> {
 
 /// Reads what [`seal_in_flight`] wrote.
 pub(crate) fn unseal_in_flight(bytes: &[u8]) -> Result<Option<InFlight>, String> {
+    decode(&unseal(bytes)?)
+}
+
+/// Bytes of a queued attestation, sealed.
+pub(super) fn seal_attestation(attestation: &QueuedAttestation) -> Vec<u8> {
+    seal(bincode::encode_to_vec(attestation, config()).expect("plain fields encode"))
+}
+
+/// Reads what [`seal_attestation`] wrote.
+pub(super) fn unseal_attestation(bytes: &[u8]) -> Result<QueuedAttestation, String> {
     decode(&unseal(bytes)?)
 }
 

@@ -220,3 +220,25 @@ fn a_full_disk_is_told_as_such() {
         assert!(matches!(error, StoreError::Full { .. }), "{kind}");
     }
 }
+
+#[test]
+fn attestations_wait_in_order_until_they_are_sent() {
+    let (_temp, dir) = state_dir();
+    let queued = |epoch: u64| QueuedAttestation {
+        epoch,
+        round: epoch * 10,
+        state_root: [epoch as u8; 32],
+        scores: [7; 32],
+    };
+    let store = Store::open(&dir).unwrap();
+    for epoch in [2, 0, 1] {
+        store.queue_attestation(&queued(epoch)).unwrap();
+    }
+    drop(store);
+    let store = Store::open(&dir).unwrap();
+    let waiting = store.queued_attestations().unwrap();
+    assert_eq!(waiting, [queued(0), queued(1), queued(2)]);
+    store.attestation_sent(0).unwrap();
+    store.attestation_sent(0).unwrap();
+    assert_eq!(store.queued_attestations().unwrap().len(), 2);
+}

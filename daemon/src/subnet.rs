@@ -1,0 +1,393 @@
+//! The daemon's side of the chain, in a run that lives on a subnet.
+//!
+//! | task | what |
+//! |---|---|
+//! | [`follow`] | finalized blocks: registry snapshots for the node, peers to connect to, figures for people |
+//! | [`serve`] | publishes where this daemon listens, with its peer key: that binds the peer to the hotkey |
+//! | [`attest`] | sends what the store has queued, in order, once each |
+//! | [`pay`] | turns the scores of the newest epoch into weights when the chain takes them |
+//!
+//! Rule `training-first`: nothing here ever holds up a round. While the chain is away snapshots stop, so that nobody
+//! joins or is removed; attestations wait in the store, the newest scores in memory (they follow from the store), and all
+//! of it goes on by itself when the chain is back.
+//!
+//! Decides nothing about the run: what a snapshot means is the node's business.
+
+mod attest;
+pub mod discovery;
+mod follow;
+mod pay;
+mod serve;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use gradmesh_chain::{AccountId, Advice, BlockRef, ChainError, Client, Key, Settings};
+use gradmesh_protocol::hash::Hash;
+use gradmesh_protocol::key::PeerKey;
+use gradmesh_protocol::manifest::{self, Manifest, RoundId, RunId};
+use gradmesh_protocol::registry::Registry;
+use gradmesh_protocol::score::ScoreTable;
+use libp2p::PeerId;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::daemon::EntryPeer;
+use crate::state_dir::StateDir;
+use crate::status::{ChainStatus, StatusHandle};
+use crate::store::Store;
+
+/// Snapshots on their way to the driver. When it does not keep up, the follower waits: blocks are not lost by that.
+const EVENTS_MAX: usize = 16;
+/// The first pause after a failure; it doubles up to [`PAUSE_MAX`].
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+/// The longest pause: a chain that is back is used within a few blocks of twelve seconds.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// As whom, and through which endpoints, a daemon stands on the chain.
+pub struct Access {
+    /// The endpoints.
+    pub settings: Settings,
+    /// The hotkey that signs.
+    pub hotkey: Key,
+    /// The address to publish; where the control plane listens if `None`.
+    pub axon: Option<SocketAddr>,
+}
+
+/// What the driver is told.
+pub(crate) enum Event {
+    /// A finalized block at which the registry is read.
+    Snapshot {
+        /// Who may take part.
+        registry: Registry,
+        /// Registered peers that say where they listen.
+        peers: Vec<EntryPeer>,
+    },
+}
+
+/// The registered peers; all may pass until the first snapshot is there. Clones share one list.
+#[derive(Clone, Default)]
+pub(crate) struct Gate {
+    registered: Arc<RwLock<Option<BTreeSet<PeerId>>>>,
+}
+
+impl Gate {
+    /// Whether `peer` may be talked to.
+    pub(crate) fn admits(&self, peer: &PeerId) -> bool {
+        let registered = self.registered.read().unwrap_or_else(|e| e.into_inner());
+        registered.as_ref().is_none_or(|peers| peers.contains(peer))
+    }
+
+    fn set(&self, peers: BTreeSet<PeerId>) {
+        *self.registered.write().unwrap_or_else(|e| e.into_inner()) = Some(peers);
+    }
+}
+
+/// Which hotkey each peer says it works for; signed by the peer, as all it says. Clones share one table.
+#[derive(Clone, Default)]
+pub(crate) struct Claims {
+    hotkeys: Arc<RwLock<BTreeMap<PeerKey, AccountId>>>,
+}
+
+/// Claims kept: as many as a registry has peers.
+const CLAIMS_MAX: usize = gradmesh_protocol::registry::ENTRIES_MAX;
+
+impl Claims {
+    /// Notes what `peer` says of itself. When full, newcomers are not noted: a peer that only one hotkey names needs no
+    /// claim.
+    pub(crate) fn note(&self, peer: PeerKey, hotkey: AccountId) {
+        let mut hotkeys = self.hotkeys.write().unwrap_or_else(|e| e.into_inner());
+        if hotkeys.len() < CLAIMS_MAX || hotkeys.contains_key(&peer) {
+            hotkeys.insert(peer, hotkey);
+        }
+    }
+
+    fn of(&self, peer: &PeerKey) -> Option<AccountId> {
+        let hotkeys = self.hotkeys.read().unwrap_or_else(|e| e.into_inner());
+        hotkeys.get(peer).copied()
+    }
+}
+
+/// What the tasks share.
+struct Shared {
+    access: Access,
+    subnet: manifest::Subnet,
+    manifest: Arc<Manifest>,
+    run: RunId,
+    me: PeerKey,
+    store: Arc<Store>,
+    state_dir: StateDir,
+    status: StatusHandle,
+    gate: Gate,
+    claims: Claims,
+    events: mpsc::Sender<Event>,
+    /// Told when the store has something new to attest.
+    queued: Notify,
+    scores: watch::Sender<Option<Arc<(u64, ScoreTable)>>>,
+    listening: watch::Sender<Option<SocketAddr>>,
+}
+
+/// What [`SubnetLink::start`] needs.
+pub(crate) struct Parts {
+    pub(crate) access: Access,
+    pub(crate) subnet: manifest::Subnet,
+    pub(crate) manifest: Arc<Manifest>,
+    pub(crate) me: PeerKey,
+    pub(crate) store: Arc<Store>,
+    pub(crate) state_dir: StateDir,
+    pub(crate) status: StatusHandle,
+    pub(crate) gate: Gate,
+}
+
+/// The driver's end of the tasks; they end when it is dropped.
+pub(crate) struct SubnetLink {
+    shared: Arc<Shared>,
+    events: mpsc::Receiver<Event>,
+    _tasks: JoinSet<()>,
+}
+
+impl SubnetLink {
+    /// Starts the tasks; the chain need not answer yet.
+    pub(crate) fn start(parts: Parts) -> SubnetLink {
+        let (events, received) = mpsc::channel(EVENTS_MAX);
+        let hotkey = parts.access.hotkey.account();
+        parts.status.set_chain(ChainStatus {
+            netuid: parts.subnet.netuid,
+            hotkey: hotkey.to_string(),
+            ..ChainStatus::default()
+        });
+        let claims = Claims::default();
+        claims.note(parts.me, hotkey);
+        let shared = Arc::new(Shared {
+            run: parts.manifest.run(),
+            access: parts.access,
+            subnet: parts.subnet,
+            manifest: parts.manifest,
+            me: parts.me,
+            store: parts.store,
+            state_dir: parts.state_dir,
+            status: parts.status,
+            gate: parts.gate,
+            claims,
+            events,
+            queued: Notify::new(),
+            scores: watch::Sender::new(None),
+            listening: watch::Sender::new(None),
+        });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(run(Arc::clone(&shared)));
+        SubnetLink {
+            shared,
+            events: received,
+            _tasks: tasks,
+        }
+    }
+
+    /// The next thing that the driver has to know.
+    pub(crate) async fn event(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+
+    /// The control plane listens at `address`.
+    pub(crate) fn listening(&self, address: SocketAddr) {
+        let axon = self.shared.access.axon.unwrap_or(address);
+        self.shared.listening.send_if_modified(|known| {
+            let better = known.is_none_or(|known| reach(&axon) > reach(&known));
+            if better {
+                *known = Some(axon);
+            }
+            better
+        });
+    }
+
+    /// The hotkey that this daemon works for.
+    pub(crate) fn hotkey(&self) -> AccountId {
+        self.shared.access.hotkey.account()
+    }
+
+    /// What other peers say of their hotkeys.
+    pub(crate) fn claims(&self) -> &Claims {
+        &self.shared.claims
+    }
+
+    /// Attests the start of the run, so that others find it.
+    ///
+    /// # Errors
+    /// What the store said.
+    pub(crate) fn launched(&self, genesis_root: Hash) -> anyhow::Result<()> {
+        attest::queue_start(&self.shared, genesis_root)
+    }
+
+    /// The epoch that ends with `round` ended with `state_root`: it is attested, and its scores become weights.
+    ///
+    /// # Errors
+    /// What the store said.
+    pub(crate) fn epoch_ended(&self, round: RoundId, state_root: Hash) -> anyhow::Result<()> {
+        let (epoch, table) = attest::queue_epoch(&self.shared, round, state_root)?;
+        self.shared.scores.send_replace(Some(Arc::new((epoch, table))));
+        Ok(())
+    }
+}
+
+/// How far an address can be reached from: of several, the farthest is published.
+fn reach(address: &SocketAddr) -> u8 {
+    match address.ip() {
+        ip if ip.is_unspecified() || ip.is_multicast() => 0,
+        ip if ip.is_loopback() => 1,
+        std::net::IpAddr::V4(ip) if ip.is_private() || ip.is_link_local() => 2,
+        std::net::IpAddr::V6(ip) if ip.is_unique_local() || ip.is_unicast_link_local() => 2,
+        _ => 3,
+    }
+}
+
+async fn run(shared: Arc<Shared>) {
+    let Some(client) = connect(&shared).await else {
+        return;
+    };
+    tokio::join!(
+        follow::run(&shared, &client),
+        serve::run(&shared, &client),
+        attest::run(&shared, &client),
+        pay::run(&shared, &client),
+    );
+}
+
+/// Connects, for as long as it takes; `None` when the endpoints serve another chain than the run's.
+async fn connect(shared: &Shared) -> Option<Client> {
+    let mut pause = Pause::new();
+    loop {
+        match Client::connect(shared.access.settings.clone()).await {
+            Ok(client) if Hash(client.genesis()) != shared.subnet.genesis => {
+                let problem = format!(
+                    "{} serves the chain with genesis {}, the run lives on {}: name an endpoint of that one with --chain",
+                    client.endpoint(),
+                    Hash(client.genesis()),
+                    shared.subnet.genesis
+                );
+                tracing::error!(problem);
+                shared.problem("connect", Some(problem));
+                return None;
+            }
+            Ok(client) => {
+                shared.problem("connect", None);
+                shared.status.change_chain(|chain| chain.endpoint = client.endpoint());
+                return Some(client);
+            }
+            Err(error) => shared.failed("connect", &error),
+        }
+        pause.wait().await;
+    }
+}
+
+impl Shared {
+    /// Says what is wrong with one task, or that it is over.
+    fn problem(&self, task: &'static str, problem: Option<String>) {
+        self.status.change_chain(|chain| match problem {
+            Some(problem) => drop(chain.problems.insert(task.to_owned(), problem)),
+            None => drop(chain.problems.remove(task)),
+        });
+    }
+
+    /// Says that a task failed and what to do; logs it once.
+    fn failed(&self, task: &'static str, error: &ChainError) {
+        let problem = format!("{error}: {}", error.what_to_do());
+        let mut known = false;
+        self.status.change_chain(|chain| {
+            known = chain.problems.insert(task.to_owned(), problem.clone()).as_ref() == Some(&problem);
+        });
+        if !known {
+            tracing::warn!(task, advice = ?error.advice(), problem, "chain");
+        }
+    }
+}
+
+/// Pauses between attempts that grow from [`PAUSE_MIN`] to [`PAUSE_MAX`].
+struct Pause {
+    next: Duration,
+}
+
+impl Pause {
+    fn new() -> Pause {
+        Pause { next: PAUSE_MIN }
+    }
+
+    fn reset(&mut self) {
+        self.next = PAUSE_MIN;
+    }
+
+    async fn wait(&mut self) {
+        tokio::time::sleep(self.next).await;
+        self.next = (self.next * 2).min(PAUSE_MAX);
+    }
+
+    /// Waits as long as `error` is worth: what nobody can mend by waiting is tried again rarely.
+    async fn wait_after(&mut self, error: &ChainError) {
+        if error.advice() != Advice::Retry {
+            self.next = PAUSE_MAX;
+        }
+        self.wait().await;
+    }
+}
+
+/// The file beside a checkpoint's weights that says where it is attested.
+pub fn receipt_path(checkpoint: &Path) -> PathBuf {
+    checkpoint.join("attestation.json")
+}
+
+/// Where an attestation stands on chain; content of `attestation.json`.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttestationReceipt {
+    /// Hash of the chain's genesis block.
+    pub genesis: Hash,
+    /// The subnet.
+    pub netuid: u16,
+    /// The attester, ss58.
+    pub hotkey: String,
+    /// The run.
+    pub run: Hash,
+    /// The epoch.
+    pub epoch: u64,
+    /// Rounds applied in the checkpoint.
+    pub round: u64,
+    /// Its state root.
+    pub state_root: Hash,
+    /// Hash of the epoch's score table.
+    pub scores: Hash,
+    /// The finalized block that holds the attestation.
+    pub block_number: u64,
+    /// Its hash.
+    pub block_hash: Hash,
+    /// The place of the extrinsic in it.
+    pub extrinsic_index: u32,
+}
+
+impl AttestationReceipt {
+    /// The block of the receipt.
+    pub fn block(&self) -> BlockRef {
+        BlockRef {
+            number: self.block_number,
+            hash: self.block_hash.0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_that_reaches_farthest_is_published() {
+        let mut addresses: Vec<SocketAddr> = ["10.1.2.3:1", "127.0.0.1:1", "8.8.8.8:1", "0.0.0.0:1", "[::1]:1"]
+            .iter()
+            .map(|text| text.parse().unwrap())
+            .collect();
+        addresses.sort_by_key(reach);
+        assert_eq!(addresses.last().unwrap().to_string(), "8.8.8.8:1");
+        assert_eq!(addresses[0].to_string(), "0.0.0.0:1");
+        assert_eq!(addresses[3].to_string(), "10.1.2.3:1");
+    }
+}
