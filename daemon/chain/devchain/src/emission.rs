@@ -29,13 +29,20 @@ pub fn split(pending: u64, owner_cut: u16) -> Split {
     let owner = part(pending, owner_cut);
     let rest = pending - owner;
     let servers = rest / 2;
-    Split { owner, servers, validators: rest - servers }
+    Split {
+        owner,
+        servers,
+        validators: rest - servers,
+    }
 }
 
 /// Divides `earned` rao of a validator: its take rounded down, what remains to its nominators.
 pub fn delegate_take(earned: u64, take: u16) -> Earnings {
     let delegate = part(earned, take);
-    Earnings { delegate, nominators: earned - delegate }
+    Earnings {
+        delegate,
+        nominators: earned - delegate,
+    }
 }
 
 /// floor(amount * parts / 65,535), at most `amount`.
