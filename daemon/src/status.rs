@@ -9,10 +9,13 @@ pub mod client;
 mod metrics;
 pub mod server;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 
+use gradmesh_chain::Neuron;
+use gradmesh_protocol::concentration::Concentration;
 use gradmesh_protocol::hash::Hash;
+use gradmesh_protocol::key::PeerKey;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -197,6 +200,104 @@ pub struct CheckpointStatus {
     pub loss_held_out: Option<f64>,
 }
 
+/// Where a run on a subnet stands on the chain.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ChainStatus {
+    /// The endpoint in use; empty before the first connection.
+    pub endpoint: String,
+    /// The subnet.
+    pub netuid: u16,
+    /// This daemon's hotkey, ss58.
+    pub hotkey: String,
+    /// Its uid at the newest snapshot; absent while it is not registered.
+    pub uid: Option<u16>,
+    /// The newest finalized block.
+    pub block: Option<u64>,
+    /// The neurons at the newest snapshot, by uid.
+    pub neurons: Vec<NeuronStatus>,
+    /// How their stake is spread; absent while there is none.
+    pub concentration: Option<Concentration>,
+    /// The newest attestation of this daemon that is final.
+    pub attested: Option<AttestedStatus>,
+    /// Attestations that wait for the chain.
+    pub attestations_queued: usize,
+    /// The newest weights that it published.
+    pub weights: Option<WeightsStatus>,
+    /// What is wrong and not over, by task, with what to do.
+    pub problems: BTreeMap<String, String>,
+}
+
+impl ChainStatus {
+    /// This daemon's own neuron.
+    pub fn own(&self) -> Option<&NeuronStatus> {
+        self.neurons.iter().find(|neuron| Some(neuron.uid) == self.uid)
+    }
+}
+
+/// A neuron of the subnet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NeuronStatus {
+    /// Its uid at the snapshot.
+    pub uid: u16,
+    /// Its hotkey, ss58.
+    pub hotkey: String,
+    /// The first eight hex digits of the peer key that it published.
+    pub peer: Option<String>,
+    /// Its stake on the subnet.
+    pub stake_rao: u64,
+    /// What the last epoch of the chain paid it.
+    pub emission_rao: u64,
+    /// Its share of what miners are paid, of 65535.
+    pub incentive: u16,
+    /// Its share of what validators are paid, of 65535.
+    pub dividends: u16,
+    /// Whether it may set weights.
+    pub validator_permit: bool,
+}
+
+impl From<&Neuron> for NeuronStatus {
+    fn from(neuron: &Neuron) -> NeuronStatus {
+        NeuronStatus {
+            uid: neuron.uid,
+            hotkey: neuron.hotkey.to_string(),
+            peer: neuron.peer_key.map(|key| PeerKey(key).short()),
+            stake_rao: neuron.stake_rao,
+            emission_rao: neuron.emission_rao,
+            incentive: neuron.incentive,
+            dividends: neuron.dividends,
+            validator_permit: neuron.validator_permit,
+        }
+    }
+}
+
+/// An attestation in a finalized block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttestedStatus {
+    /// The epoch; 0 is the start of the run.
+    pub epoch: u64,
+    /// Its last round.
+    pub round: u64,
+    /// The state root after it.
+    pub state_root: Hash,
+    /// The block.
+    pub block: u64,
+    /// The place of the extrinsic in it.
+    pub extrinsic_index: u32,
+}
+
+/// Published weights.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WeightsStatus {
+    /// The epoch whose scores they are.
+    pub epoch: u64,
+    /// The finalized block of the call.
+    pub block: u64,
+    /// The round of the beacon that reveals them; absent if they were set in the clear.
+    pub reveal_round: Option<u64>,
+    /// Weight of each uid, of 65535.
+    pub weights: Vec<(u16, u16)>,
+}
+
 /// What does not change while a daemon runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
@@ -260,6 +361,8 @@ pub struct Status {
     pub checkpoint: Option<CheckpointStatus>,
     /// Whether the last round of the run is applied.
     pub finished: bool,
+    /// Where the run stands on the chain; absent in a run without one.
+    pub chain: Option<ChainStatus>,
 }
 
 impl Status {
@@ -413,6 +516,20 @@ impl StatusHandle {
     /// A checkpoint was written.
     pub fn set_checkpoint(&self, checkpoint: CheckpointStatus) {
         self.set(|status| status.checkpoint = Some(checkpoint));
+    }
+
+    /// The run lives on a subnet.
+    pub fn set_chain(&self, chain: ChainStatus) {
+        self.set(|status| status.chain = Some(chain));
+    }
+
+    /// Something about the chain is new; nothing happens in a run without one.
+    pub fn change_chain(&self, change: impl FnOnce(&mut ChainStatus)) {
+        self.set(|status| {
+            if let Some(chain) = &mut status.chain {
+                change(chain);
+            }
+        });
     }
 
     fn set(&self, change: impl FnOnce(&mut Status)) {
