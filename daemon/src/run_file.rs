@@ -661,6 +661,9 @@ impl RunFile {
                 propose_ms: self.timing.propose_ms,
                 vote_ms: self.timing.vote_ms,
             },
+            chain: match self.chain {
+                Chain::None => manifest::Chain::None,
+            },
         }
     }
 }

@@ -28,6 +28,7 @@ pub use certificate::{CertificateError, CommitCertificate, CommitSignature, quor
 pub use context::{Context, Proposal, Vote};
 
 use crate::decision::Decision;
+use crate::hash::Hash;
 use crate::key::Keypair;
 use crate::manifest::{Manifest, RoundId, RunId, Timing};
 use crate::roster::Roster;
@@ -297,6 +298,12 @@ impl Agreement {
         message.height == roster.round()
             && message.proposer == expected
             && expected.verify(&message.hash(&self.surface.run), &proposal.signature)
+    }
+
+    /// Whether a quorum is known to have prevoted for the decision `value` in some attempt of the round at hand.
+    pub fn is_vouched_for(&self, value: &Hash) -> bool {
+        let certificates = self.engine.driver.polka_certificates();
+        certificates.iter().any(|polka| polka.value_id == *value)
     }
 
     /// Proposes `decision` in the attempt at hand, after an [`Output::Propose`].

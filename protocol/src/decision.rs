@@ -3,12 +3,15 @@
 //! Rule `decision-sound`: a decision of round r is well-formed for the roster of r when it links to the decision
 //! before, its members are roster members in canonical order, its shards are as many as the run has and their
 //! bitmaps cover exactly the members, each member has at least one accepted shard, and joins and leaves are signed,
-//! for this run, sorted by key and without repetition. Whether the named bytes are at hand is another question, which
-//! each voter answers for itself before it votes.
+//! for this run, sorted by key and without repetition. Its changes of power are of a form that rule `registered-only`
+//! of [`crate::registry`] allows: none in a run without a chain; otherwise sorted by key, one for each join, and only
+//! those of members that the rule has at this round. Whether the named bytes and the named snapshot of the registry are
+//! at hand is another question, which each voter answers for itself before it votes.
 
 use crate::hash::Hash;
 use crate::key::{Keypair, PeerKey, Signature};
-use crate::manifest::{RoundId, RunId};
+use crate::manifest::{Chain, Manifest, RoundId, RunId};
+use crate::registry::RegistryMark;
 use crate::roster::Roster;
 use crate::wire;
 
@@ -194,6 +197,11 @@ pub struct Decision {
     pub joins: Vec<Join>,
     /// Who leaves with the next round, sorted by key.
     pub leaves: Vec<Leave>,
+    /// The snapshot of the registry that `powers` are from; `None` if there are none.
+    pub registry: Option<RegistryMark>,
+    /// Powers that change with the next round, sorted by key: of peers that join, of members whose power is another one,
+    /// and 0 of members that are no longer registered.
+    pub powers: Vec<(PeerKey, u32)>,
 }
 
 /// Why a decision is not sound for its round.
@@ -229,6 +237,19 @@ pub enum DecisionFault {
     /// A leave is unsigned, repeated or not of a member.
     #[error("leave of {0} is not acceptable")]
     Leave(PeerKey),
+    /// A snapshot is named without a change by it, or the other way round, or it is one that may not be named.
+    #[error("the snapshot {found:?} with {powers} powers may not follow {last:?}")]
+    Registry {
+        /// The snapshot that it names.
+        found: Option<RegistryMark>,
+        /// Number of its powers.
+        powers: usize,
+        /// The newest snapshot that a decision before it named.
+        last: Option<RegistryMark>,
+    },
+    /// A power is repeated, out of order, of nobody who joins or stays, missing, or not to be changed in this round.
+    #[error("power of {0} is not acceptable")]
+    Power(PeerKey),
 }
 
 impl Decision {
@@ -245,15 +266,23 @@ impl Decision {
             .is_some_and(|place| self.shards.iter().any(|s| s.accepted.contains(place)))
     }
 
+    /// The power that `peer` has from the next round on, if it changes.
+    pub fn power_of(&self, peer: &PeerKey) -> Option<u32> {
+        let place = self.powers.binary_search_by_key(peer, |change| change.0);
+        place.ok().map(|place| self.powers[place].1)
+    }
+
     /// Checks rule `decision-sound`.
     ///
-    /// `roster`: of the decision's round. `previous`: id of the decision before. `shards`: shards of the run.
+    /// `manifest`: of `run`. `roster`: of the decision's round. `previous`: id of the decision before. `shards`: shards of
+    /// the run.
     ///
     /// # Errors
     /// The first fault found. Signatures of joins and leaves are checked last, being dearest.
     pub fn check(
         &self,
         run: &RunId,
+        manifest: &Manifest,
         roster: &Roster,
         previous: &Hash,
         shards: usize,
@@ -286,7 +315,52 @@ impl Decision {
         if let Some(idle) = self.members.iter().find(|m| !self.accepts_any_of(&m.peer)) {
             return Err(DecisionFault::Idle(idle.peer));
         }
+        self.check_powers(manifest, roster)?;
         self.check_changes(roster)
+    }
+
+    fn check_powers(&self, manifest: &Manifest, roster: &Roster) -> Result<(), DecisionFault> {
+        let fits = match (&manifest.chain, &self.registry) {
+            (Chain::None, Some(_)) => false,
+            (Chain::None | Chain::Subnet(_), None) => self.powers.is_empty(),
+            (Chain::Subnet(subnet), Some(mark)) => {
+                !self.powers.is_empty()
+                    && mark.block.is_multiple_of(subnet.snapshot_blocks.into())
+                    && mark.follows(roster.registry())
+            }
+        };
+        if !fits {
+            return Err(DecisionFault::Registry {
+                found: self.registry,
+                powers: self.powers.len(),
+                last: roster.registry(),
+            });
+        }
+        let epoch = manifest.begins_epoch(self.round);
+        let mut last = None;
+        for (peer, power) in &self.powers {
+            let acceptable = last < Some(*peer)
+                && match roster.member(peer) {
+                    Some(member) => {
+                        let due = *power == 0 || epoch && *power != member.power;
+                        due && self.leaves.iter().all(|leave| leave.peer != *peer)
+                    }
+                    None => *power > 0 && self.joins.iter().any(|join| join.peer == *peer),
+                };
+            if !acceptable {
+                return Err(DecisionFault::Power(*peer));
+            }
+            last = Some(*peer);
+        }
+        let chain = matches!(manifest.chain, Chain::Subnet(_));
+        match self
+            .joins
+            .iter()
+            .find(|join| chain && self.power_of(&join.peer).is_none())
+        {
+            Some(join) => Err(DecisionFault::Power(join.peer)),
+            None => Ok(()),
+        }
     }
 
     fn check_changes(&self, roster: &Roster) -> Result<(), DecisionFault> {

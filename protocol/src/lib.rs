@@ -13,6 +13,7 @@ pub mod manifest;
 pub mod merkle;
 pub mod node;
 pub mod plan;
+pub mod registry;
 pub mod roster;
 pub mod ticket;
 pub mod time;

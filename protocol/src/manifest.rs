@@ -14,6 +14,9 @@ use crate::wire::{self, WireError};
 pub const MANIFEST_VERSION: u32 = 1;
 /// The most peers in a roster: the most voters for which one all-to-all vote stays cheap (DESIGN: committee above).
 pub const PEERS_MAX: u32 = 64;
+/// The most blocks between two snapshots of the registry: a day of the 12 s blocks of subtensor. A node that does not
+/// keep old states has the last 256; with at most a third of that between snapshots, a peer that starts finds two.
+pub const SNAPSHOT_BLOCKS_MAX: u64 = 7200;
 /// The longest model configuration, in bytes: ten times the longest that we have met.
 pub const MODEL_CONFIG_BYTES_MAX: usize = 64 * 1024;
 
@@ -118,6 +121,39 @@ pub struct Manifest {
     pub trust: Trust,
     /// Deadlines and timeouts.
     pub timing: Timing,
+    /// Who may be a member, and with which power.
+    pub chain: Chain,
+}
+
+/// The chain of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chain {
+    /// No chain: whoever holds a ticket may be a member, and each member has one vote.
+    None,
+    /// A Bittensor subnet: only peers that it registers may be members (see [`crate::registry`]).
+    Subnet(Subnet),
+}
+
+/// The subnet of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subnet {
+    /// The chain, by the hash of its genesis block.
+    pub genesis: Hash,
+    /// The subnet's number on it.
+    pub netuid: u16,
+    /// What gives a member its voting power.
+    pub powers: Powers,
+    /// Blocks between two snapshots of the registry: they are taken at the finalized blocks whose number is a multiple.
+    pub snapshot_blocks: u32,
+}
+
+/// What gives a registered peer its voting power.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Powers {
+    /// Each has one vote. A second registration is a second vote, at the price of a registration.
+    Equal,
+    /// In proportion to stake (rule `stake-votes` of [`crate::registry`]).
+    Stake,
 }
 
 /// The model of a run.
@@ -322,6 +358,10 @@ impl Manifest {
             DAY_MS,
         );
         range("timing.vote_ms", self.timing.vote_ms.into(), 1, DAY_MS);
+        if let Chain::Subnet(subnet) = &self.chain {
+            let blocks = subnet.snapshot_blocks.into();
+            range("chain.snapshot_blocks", blocks, 1, SNAPSHOT_BLOCKS_MAX);
+        }
         faults
     }
 
@@ -354,6 +394,14 @@ impl Manifest {
         body.extend_from_slice(&round.0.to_le_bytes());
         body.extend_from_slice(&previous.0);
         Hash::in_domain("gradmesh assign v1", &body)
+    }
+
+    /// Whether `round` is the first of an epoch. The founding round is one for itself.
+    pub fn begins_epoch(&self, round: RoundId) -> bool {
+        let per_epoch = self.schedule.rounds_per_epoch.into();
+        round
+            .previous()
+            .is_none_or(|before| before.0.is_multiple_of(per_epoch))
     }
 
     /// Whether `round` ends an epoch.
@@ -488,6 +536,7 @@ pub fn example(launcher: PeerKey) -> Manifest {
             propose_ms: 2_000,
             vote_ms: 500,
         },
+        chain: Chain::None,
     }
 }
 
@@ -550,5 +599,9 @@ mod tests {
             .filter(|r| manifest.ends_epoch(RoundId(*r)))
             .collect();
         assert_eq!(ends, [4, 8, 10]);
+        let begins: Vec<_> = (0..=10)
+            .filter(|r| manifest.begins_epoch(RoundId(*r)))
+            .collect();
+        assert_eq!(begins, [0, 1, 5, 9]);
     }
 }

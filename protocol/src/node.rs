@@ -17,7 +17,8 @@
 //! not the decided one does the same, in place.
 //!
 //! This file holds what the driver calls and the node's fields; the steps stand in the submodules, each with its rules:
-//! `round` (1), `voting` (2 and 3), `decisions` (4), `catch_up` (the paragraph above), `membership` and `heartbeat`.
+//! `round` (1), `voting` (2 and 3), `decisions` (4), `catch_up` (the paragraph above), `membership`, `registration` and
+//! `heartbeat`.
 
 mod catch_up;
 mod deadline;
@@ -27,7 +28,9 @@ mod exchange;
 mod frames;
 mod heartbeat;
 mod membership;
+mod registration;
 mod round;
+mod snapshots;
 mod view;
 mod voting;
 
@@ -51,6 +54,7 @@ use crate::wire::{DecisionRecord, Gossip, JournalEntry, Request};
 use exchange::{Exchange, Work};
 use frames::Frames;
 use heartbeat::HEARTBEAT;
+use snapshots::Snapshots;
 
 /// Decisions kept that are not yet applied. When there are more, the oldest go and a state is fetched instead.
 const PENDING_MAX: usize = 1024;
@@ -179,6 +183,11 @@ pub struct Node {
     leaving: Option<Leave>,
     left: bool,
     finished: bool,
+
+    // The chain.
+    snapshots: Snapshots,
+    /// Whether the newest snapshot has this peer, to tell when that changes.
+    registered: Option<bool>,
 }
 
 impl Node {
@@ -238,6 +247,8 @@ impl Node {
             leaving: None,
             left: false,
             finished: false,
+            snapshots: Snapshots::default(),
+            registered: None,
             config,
         };
         node.restore(restored.records, restored.journal);
@@ -307,6 +318,7 @@ impl Node {
             Input::Applied { round, state_root } => self.on_applied(round, state_root),
             Input::StateFetched { round, records } => self.on_state_fetched(round, records),
             Input::StateFailed(round) => self.on_state_failed(round),
+            Input::Registry(registry) => self.on_registry(registry),
             Input::Leave => self.leave(),
         }
         self.advance(now);

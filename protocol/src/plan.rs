@@ -72,6 +72,8 @@ mod tests {
                 .map(|key| Join::sign(run, RoundId::FOUNDING, Hash::ZERO, key))
                 .collect(),
             leaves: Vec::new(),
+            registry: None,
+            powers: Vec::new(),
         };
         let manifest = example(keys[0].public());
         Roster::founding(&manifest).after(&decision, &manifest)

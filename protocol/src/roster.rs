@@ -1,14 +1,16 @@
 //! The roster: who is in a round, in canonical order, and how rosters follow from decisions.
 //!
 //! Rule `roster-follows`: the roster of round r + 1 is a pure function of the roster of round r and the decision of
-//! round r. Leaves go first, then peers that were absent too often, then joins come in, up to the manifest's limit.
-//! A peer is absent in a round whose decision accepts none of its shards. Nobody votes on an absence: every peer
-//! counts it in the decisions.
+//! round r. Leaves go first, then peers that the registry of the decision no longer has, then peers that were absent too
+//! often, then joins come in, up to the manifest's limit. A peer is absent in a round whose decision accepts none of its
+//! shards. Nobody votes on an absence: every peer counts it in the decisions. Powers change with the roster: a decision is
+//! voted on with the powers that the decisions before it gave.
 
 use crate::decision::Decision;
 use crate::hash::Hash;
 use crate::key::PeerKey;
 use crate::manifest::{Manifest, RoundId};
+use crate::registry::RegistryMark;
 
 const ROSTER_DOMAIN: &str = "gradmesh roster v1";
 
@@ -21,17 +23,20 @@ pub struct Member {
     pub since: RoundId,
     /// Decided rounds in a row without it.
     pub absent_rounds: u32,
+    /// Its votes, at least one; one for everybody in a run without a chain.
+    pub power: u32,
 }
 
-/// The members of one round, sorted by key. Each has one vote.
+/// The members of one round, sorted by key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Roster {
     round: RoundId,
     members: Vec<Member>,
+    registry: Option<RegistryMark>,
 }
 
 impl Roster {
-    /// The roster of the founding round: the launcher alone.
+    /// The roster of the founding round: the launcher alone, registered or not. Its own decision puts it out if it is not.
     pub fn founding(manifest: &Manifest) -> Roster {
         Roster {
             round: RoundId::FOUNDING,
@@ -39,7 +44,9 @@ impl Roster {
                 peer: manifest.launcher,
                 since: RoundId::FOUNDING,
                 absent_rounds: 0,
+                power: 1,
             }],
+            registry: None,
         }
     }
 
@@ -73,6 +80,21 @@ impl Roster {
         self.members.binary_search_by_key(peer, |m| m.peer).ok()
     }
 
+    /// The member `peer`.
+    pub fn member(&self, peer: &PeerKey) -> Option<&Member> {
+        self.position(peer).map(|place| &self.members[place])
+    }
+
+    /// The voting power of all members together: below 2^38, so that shares of it are computed in u64.
+    pub fn power(&self) -> u64 {
+        self.members.iter().map(|m| u64::from(m.power)).sum()
+    }
+
+    /// The newest snapshot of the registry that a decision before this round named.
+    pub fn registry(&self) -> Option<RegistryMark> {
+        self.registry
+    }
+
     /// The roster of the next round, by rule `roster-follows`.
     ///
     /// `decision`: of this roster's round, already checked against it.
@@ -86,7 +108,9 @@ impl Roster {
             .members
             .iter()
             .filter(|member| decision.leaves.iter().all(|l| l.peer != member.peer))
+            .filter(|member| decision.power_of(&member.peer) != Some(0))
             .map(|member| Member {
+                power: decision.power_of(&member.peer).unwrap_or(member.power),
                 absent_rounds: if self.round == RoundId::FOUNDING
                     || decision.accepts_any_of(&member.peer)
                 {
@@ -108,6 +132,7 @@ impl Roster {
                     peer: join.peer,
                     since: next,
                     absent_rounds: 0,
+                    power: decision.power_of(&join.peer).unwrap_or(1),
                 });
             }
         }
@@ -115,17 +140,27 @@ impl Roster {
         Roster {
             round: next,
             members,
+            registry: decision.registry.or(self.registry),
         }
     }
 
-    /// A hash over round and members, for logs and comparisons.
+    /// A hash over round, registry and members, for logs and comparisons.
     pub fn hash(&self) -> Hash {
-        let mut body = Vec::with_capacity(8 + 44 * self.members.len());
+        let mut body = Vec::with_capacity(48 + 48 * self.members.len());
         body.extend_from_slice(&self.round.0.to_le_bytes());
+        match &self.registry {
+            None => body.push(0),
+            Some(mark) => {
+                body.push(1);
+                body.extend_from_slice(&mark.block.to_le_bytes());
+                body.extend_from_slice(&mark.block_hash.0);
+            }
+        }
         for member in &self.members {
             body.extend_from_slice(&member.peer.0);
             body.extend_from_slice(&member.since.0.to_le_bytes());
             body.extend_from_slice(&member.absent_rounds.to_le_bytes());
+            body.extend_from_slice(&member.power.to_le_bytes());
         }
         Hash::in_domain(ROSTER_DOMAIN, &body)
     }

@@ -19,9 +19,11 @@ use crate::hash::Hash;
 use crate::header::{FrameRef, Header, SignedHeader, UpdateSummary};
 use crate::key::{PeerKey, Signature};
 use crate::manifest::{
-    self, Codec, CodecKind, Data, Inner, MANIFEST_VERSION, Manifest, Model, ModelDtype, Outer,
-    OuterRule, PEERS_MAX, RoundId, RunId, Schedule, SignedManifest, Timing, Trust, TrustMode,
+    self, Chain, Codec, CodecKind, Data, Inner, MANIFEST_VERSION, Manifest, Model, ModelDtype,
+    Outer, OuterRule, PEERS_MAX, Powers, RoundId, RunId, Schedule, SignedManifest, Subnet, Timing,
+    Trust, TrustMode,
 };
+use crate::registry::RegistryMark;
 use crate::ticket::{ADDRESSES_MAX, Ticket};
 
 #[allow(missing_docs, clippy::all, unreachable_pub)]
@@ -621,8 +623,51 @@ impl From<&Manifest> for pb::Manifest {
                 propose_ms: m.timing.propose_ms,
                 vote_ms: m.timing.vote_ms,
             }),
-            chain: "none".into(),
+            chain: match m.chain {
+                Chain::None => NO_CHAIN.into(),
+                Chain::Subnet(_) => SUBNET.into(),
+            },
+            subnet: match &m.chain {
+                Chain::None => None,
+                Chain::Subnet(subnet) => Some(subnet.into()),
+            },
         }
+    }
+}
+
+/// The kinds of chain.
+const NO_CHAIN: &str = "none";
+const SUBNET: &str = "subnet";
+
+impl From<&Subnet> for pb::Subnet {
+    fn from(subnet: &Subnet) -> pb::Subnet {
+        pb::Subnet {
+            genesis: subnet.genesis.0.to_vec(),
+            netuid: subnet.netuid.into(),
+            powers: match subnet.powers {
+                Powers::Equal => 1,
+                Powers::Stake => 2,
+            },
+            snapshot_blocks: subnet.snapshot_blocks,
+        }
+    }
+}
+
+impl TryFrom<pb::Subnet> for Subnet {
+    type Error = WireError;
+
+    fn try_from(subnet: pb::Subnet) -> Wire<Subnet> {
+        const NAME: &str = "subnet";
+        Ok(Subnet {
+            genesis: hash(NAME, "genesis", &subnet.genesis)?,
+            netuid: u16::try_from(subnet.netuid).map_err(|_| bad(NAME, "netuid"))?,
+            powers: match subnet.powers {
+                1 => Powers::Equal,
+                2 => Powers::Stake,
+                _ => return Err(bad(NAME, "powers")),
+            },
+            snapshot_blocks: subnet.snapshot_blocks,
+        })
     }
 }
 
@@ -634,9 +679,11 @@ impl TryFrom<pb::Manifest> for Manifest {
         if m.version != MANIFEST_VERSION {
             return Err(bad(NAME, "version"));
         }
-        if m.chain != "none" {
-            return Err(bad(NAME, "chain"));
-        }
+        let chain = match (m.chain.as_str(), m.subnet) {
+            (NO_CHAIN, None) => Chain::None,
+            (SUBNET, Some(subnet)) => Chain::Subnet(subnet.try_into()?),
+            _ => return Err(bad(NAME, "chain")),
+        };
         let model = present(NAME, "model", m.model)?;
         let data = present(NAME, "data", m.data)?;
         let inner = present(NAME, "inner", m.inner)?;
@@ -714,6 +761,7 @@ impl TryFrom<pb::Manifest> for Manifest {
                 propose_ms: timing.propose_ms,
                 vote_ms: timing.vote_ms,
             },
+            chain,
         })
     }
 }
@@ -940,7 +988,30 @@ impl From<&Decision> for pb::Decision {
                 .collect(),
             joins: decision.joins.iter().map(Into::into).collect(),
             leaves: decision.leaves.iter().map(Into::into).collect(),
+            registry: decision.registry.as_ref().map(|mark| pb::RegistryMark {
+                block: mark.block,
+                block_hash: mark.block_hash.0.to_vec(),
+            }),
+            powers: decision
+                .powers
+                .iter()
+                .map(|(peer, power)| pb::Power {
+                    peer: peer.0.to_vec(),
+                    power: *power,
+                })
+                .collect(),
         }
+    }
+}
+
+impl TryFrom<pb::RegistryMark> for RegistryMark {
+    type Error = WireError;
+
+    fn try_from(mark: pb::RegistryMark) -> Wire<RegistryMark> {
+        Ok(RegistryMark {
+            block: mark.block,
+            block_hash: hash("registry mark", "block_hash", &mark.block_hash)?,
+        })
     }
 }
 
@@ -950,6 +1021,7 @@ impl TryFrom<pb::Decision> for Decision {
     fn try_from(decision: pb::Decision) -> Wire<Decision> {
         const NAME: &str = "decision";
         const VOTERS_MAX: usize = PEERS_MAX as usize;
+        const POWERS_MAX: usize = VOTERS_MAX + JOINS_MAX;
         let members = list(NAME, "members", decision.members, VOTERS_MAX, |member| {
             Ok(DecidedMember {
                 peer: key(NAME, "members.peer", &member.peer)?,
@@ -976,6 +1048,10 @@ impl TryFrom<pb::Decision> for Decision {
             joins: list(NAME, "joins", decision.joins, JOINS_MAX, |j| j.try_into())?,
             leaves: list(NAME, "leaves", decision.leaves, VOTERS_MAX, |l| {
                 l.try_into()
+            })?,
+            registry: decision.registry.map(TryInto::try_into).transpose()?,
+            powers: list(NAME, "powers", decision.powers, POWERS_MAX, |change| {
+                Ok((key(NAME, "powers.peer", &change.peer)?, change.power))
             })?,
         })
     }

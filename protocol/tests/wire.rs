@@ -97,6 +97,8 @@ fn decision() -> Decision {
         }],
         joins: vec![join()],
         leaves: vec![leave()],
+        registry: None,
+        powers: Vec::new(),
     }
 }
 

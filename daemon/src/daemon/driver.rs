@@ -897,6 +897,9 @@ impl Driver {
                 tracing::info!(%round, "left the run");
                 self.end = Some(End::Left);
             }
+            Report::NotRegistered { block } => {
+                tracing::warn!(block, peer = %self.me, "the subnet does not register this peer");
+            }
         }
     }
 
@@ -904,7 +907,7 @@ impl Driver {
         let view = self.node.view(self.now());
         let waits = view.to_string();
         let (phase, waits) = match view.activity {
-            Activity::Founding { .. } | Activity::AwaitingLauncher => {
+            Activity::Founding { .. } | Activity::AwaitingLauncher | Activity::AwaitingRegistry => {
                 (Phase::Gathering, Some(waits))
             }
             Activity::CatchingUp { .. } | Activity::FetchingState(_) | Activity::AwaitingState => {
@@ -919,7 +922,7 @@ impl Driver {
             }
             Activity::Exchanging => (Phase::Exchanging, Some(waits)),
             Activity::Deciding { .. } => (Phase::Deciding, Some(waits)),
-            Activity::Observing => (Phase::Joining, Some(waits)),
+            Activity::Observing | Activity::NotRegistered { .. } => (Phase::Joining, Some(waits)),
             Activity::Finished => (Phase::Finished, None),
             Activity::Left => (Phase::Left, None),
         };

@@ -20,6 +20,8 @@ fn decision(round: u64) -> DecisionRecord {
             shards: Vec::new(),
             joins: Vec::new(),
             leaves: Vec::new(),
+            registry: None,
+            powers: Vec::new(),
         },
         certificate: CommitCertificate {
             height: RoundId(round),

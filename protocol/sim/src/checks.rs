@@ -146,10 +146,11 @@ impl Checks {
     }
 
     /// The votes that a decision of `roster` needs, by definition: more than 2/3 or more than 1/2 of all.
-    pub fn quorum(&self, roster: &Roster) -> usize {
+    pub fn quorum(&self, roster: &Roster) -> u64 {
+        let all: u64 = roster.members().iter().map(|m| u64::from(m.power)).sum();
         match self.trust {
-            TrustMode::Byzantine => roster.len() * 2 / 3 + 1,
-            TrustMode::Crash => roster.len() / 2 + 1,
+            TrustMode::Byzantine => all * 2 / 3 + 1,
+            TrustMode::Crash => all / 2 + 1,
         }
     }
 
@@ -178,7 +179,7 @@ impl Checks {
                 )
             });
         }
-        self.check_decision(shape, &record.decision, &record.headers)?;
+        self.check_decision(manifest, shape, &record.decision, &record.headers)?;
         let root_after = self
             .oracle
             .replay(shape, record)
@@ -201,6 +202,7 @@ impl Checks {
             format!("the certificate is of {:?}", certificate.value)
         })?;
         let mut voters = Vec::new();
+        let mut votes = 0;
         for CommitSignature { voter, signature } in &certificate.signatures {
             let vote = Vote {
                 kind: VoteType::Precommit,
@@ -216,30 +218,25 @@ impl Checks {
                 })?;
                 self.verified.insert((hash, *voter), *signature);
             }
-            ensure(
-                roster.contains(voter) && !voters.contains(voter),
-                "certified",
-                || {
-                    format!(
-                        "{voter:?} has no vote in round {}, or not two",
-                        roster.round()
-                    )
-                },
-            )?;
+            let member = roster.members().iter().find(|m| m.peer == *voter);
+            let power = member.filter(|_| !voters.contains(voter)).map(|m| m.power);
+            ensure(power.is_some(), "certified", || {
+                let round = roster.round();
+                format!("{voter:?} has no vote in round {round}, or not twice")
+            })?;
             voters.push(*voter);
+            votes += u64::from(power.unwrap_or(0));
         }
-        ensure(voters.len() >= self.quorum(roster), "certified", || {
-            format!(
-                "{} of {} votes decide round {}",
-                voters.len(),
-                roster.len(),
-                roster.round()
-            )
+        let needed = self.quorum(roster);
+        ensure(votes >= needed, "certified", || {
+            let round = roster.round();
+            format!("{votes} votes decide round {round}; {needed} are needed")
         })
     }
 
     fn check_decision(
         &self,
+        manifest: &Manifest,
         shape: &Shape,
         decision: &Decision,
         headers: &[SignedHeader],
@@ -249,8 +246,9 @@ impl Checks {
             Some(decided) => (decided.id, decided.root_after),
             None => (Hash::ZERO, shape.root(shape.genesis())),
         };
+        let roster = &self.rosters[place];
         decision
-            .check(&self.run, &self.rosters[place], &previous, shape.shards())
+            .check(&self.run, manifest, roster, &previous, shape.shards())
             .map_err(|fault| ("decision-sound", fault.to_string()))?;
         ensure(decision.state_root == root, "decision-sound", || {
             format!("claims the root {:?}; it is {root:?}", decision.state_root)

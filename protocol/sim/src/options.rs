@@ -8,8 +8,8 @@ use std::fmt;
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::key::Keypair;
 use gradmesh_protocol::manifest::{
-    Codec, CodecKind, Data, Inner, Manifest, Model, ModelDtype, Outer, OuterRule, Schedule, Timing,
-    Trust, TrustMode,
+    Chain, Codec, CodecKind, Data, Inner, Manifest, Model, ModelDtype, Outer, OuterRule, Schedule,
+    Timing, Trust, TrustMode,
 };
 
 use crate::queue::{Clock, Instant};
@@ -326,6 +326,7 @@ fn manifest(r: &mut Random, seed: u64, launcher: &Keypair, peers: usize, step_us
             propose_ms: r.within(800..=3000) as u32,
             vote_ms: r.within(300..=1000) as u32,
         },
+        chain: Chain::None,
     }
 }
 

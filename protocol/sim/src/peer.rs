@@ -795,7 +795,7 @@ impl Peer {
                 }
             }
             Report::LeftOut(_) => outside.coverage.meet(Situation::UpdateLeftOut),
-            Report::Applied { .. } => {}
+            Report::Applied { .. } | Report::NotRegistered { .. } => {}
         }
     }
 }

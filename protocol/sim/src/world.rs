@@ -462,7 +462,8 @@ impl World {
             let place = self.outside.places[&member.peer];
             place != peer && self.is_living(place)
         });
-        living.count() >= checks.quorum(roster)
+        let votes: u64 = living.map(|member| u64::from(member.power)).sum();
+        votes >= checks.quorum(roster)
     }
 
     /// Whether a peer is up or will be.

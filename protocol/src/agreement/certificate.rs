@@ -27,9 +27,9 @@ pub fn thresholds(trust: TrustMode) -> ThresholdParams {
     }
 }
 
-/// How many of `voters` a decision needs.
-pub fn quorum(trust: TrustMode, voters: usize) -> usize {
-    thresholds(trust).quorum.min_expected(voters as u64) as usize
+/// The voting power that a decision needs of `power`, that of all voters together (see [`Roster::power`]).
+pub fn quorum(trust: TrustMode, power: u64) -> u64 {
+    thresholds(trust).quorum.min_expected(power)
 }
 
 /// A voter's signature in a commit certificate.

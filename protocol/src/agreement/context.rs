@@ -75,10 +75,11 @@ impl bft::Timeouts<Context> for NodeTimeouts {
     }
 }
 
-/// One voter: a roster member with one vote.
+/// One voter: a roster member with its votes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Voter {
     key: PeerKey,
+    power: u32,
 }
 
 impl Voter {
@@ -90,7 +91,10 @@ impl Voter {
 
 impl From<&Member> for Voter {
     fn from(member: &Member) -> Voter {
-        Voter { key: member.peer }
+        Voter {
+            key: member.peer,
+            power: member.power,
+        }
     }
 }
 
@@ -104,7 +108,7 @@ impl bft::Validator<Context> for Voter {
     }
 
     fn voting_power(&self) -> u64 {
-        1
+        self.power.into()
     }
 }
 
@@ -118,13 +122,43 @@ impl From<&Roster> for Voters {
     }
 }
 
+/// 2^64 divided by the golden ratio: its multiples, modulo 2^64, spread evenly over the line from the first on (Knuth, The
+/// Art of Computer Programming, volume 3, section 6.4).
+const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+
+impl Voters {
+    /// Whose turn the `turn`-th is, by rule `turns-follow-power`.
+    ///
+    /// With unequal powers the voters lie side by side on a line, each as long as its power, and the turns fall on it at
+    /// multiples of the golden ratio. A voter with a share p of the power has about every 1 / p-th turn, and two turns in a
+    /// row are 0.38 of the line apart: one that is gone, with less than a third, never has both. If each had its turn
+    /// whatever its power, many small members that are gone could make most attempts fail.
+    fn of_turn(&self, turn: u64) -> &Voter {
+        let (first, last) = match self.0.as_slice() {
+            [] => panic!("a roster without members decides nothing"),
+            [first, ..] => (first, &self.0[self.0.len() - 1]),
+        };
+        if self.0.iter().all(|voter| voter.power == first.power) {
+            return &self.0[(turn % self.0.len() as u64) as usize];
+        }
+        let line = u128::from(bft::ValidatorSet::total_voting_power(self));
+        let point = (u128::from(turn.wrapping_mul(GOLDEN)) * line) >> 64;
+        let mut end = 0;
+        let hit = self.0.iter().find(|voter| {
+            end += u128::from(voter.power);
+            point < end
+        });
+        hit.unwrap_or(last)
+    }
+}
+
 impl bft::ValidatorSet<Context> for Voters {
     fn count(&self) -> usize {
         self.0.len()
     }
 
     fn total_voting_power(&self) -> u64 {
-        self.0.len() as u64
+        self.0.iter().map(|voter| u64::from(voter.power)).sum()
     }
 
     fn get_by_address(&self, address: &PeerKey) -> Option<&Voter> {
@@ -318,13 +352,11 @@ impl bft::Context for Context {
     type Extension = Vec<u8>;
     type SigningScheme = Ed25519;
 
-    /// The proposer rotates over the roster with rounds and attempts.
+    /// The proposer changes with rounds and attempts. Rule `turns-follow-power`: members of equal power take turns;
+    /// otherwise each proposes in proportion to its power, spread evenly.
     fn select_proposer<'a>(&self, voters: &'a Voters, height: RoundId, round: Round) -> &'a Voter {
         let attempt = u64::from(round.as_u32().unwrap_or(0));
-        let count = voters.0.len() as u64;
-        assert!(count > 0, "a roster without members decides nothing");
-        let place = height.0.wrapping_add(attempt) % count;
-        &voters.0[place as usize]
+        voters.of_turn(height.0.wrapping_add(attempt))
     }
 
     fn new_proposal(

@@ -87,7 +87,8 @@ impl Node {
     fn check_record(&self, record: &DecisionRecord) -> Result<(), &'static str> {
         let decision = &record.decision;
         let shards = self.config.shards as usize;
-        if let Err(fault) = decision.check(&self.config.run, &self.roster, &self.previous, shards) {
+        let (run, manifest) = (&self.config.run, &self.config.manifest);
+        if let Err(fault) = decision.check(run, manifest, &self.roster, &self.previous, shards) {
             tracing::warn!(round = %decision.round, %fault, "unsound decision record");
             return Err("sent a decision that is not sound");
         }

@@ -7,6 +7,7 @@ use crate::hash::Hash;
 use crate::header::{FrameId, SignedHeader, UpdateSummary};
 use crate::key::PeerKey;
 use crate::manifest::RoundId;
+use crate::registry::Registry;
 use crate::wire::{DecisionRecord, Decisions, Gossip, JournalEntry, Request};
 
 /// Ties a response to the request that asked for it.
@@ -75,6 +76,10 @@ pub enum Input {
     },
     /// [`Effect::FetchState`] failed with all its sources.
     StateFailed(RoundId),
+    /// A snapshot of the registry of a chain run, read from this peer's own node of the chain at a finalized block whose
+    /// number is a multiple of the manifest's `snapshot_blocks`. Newer ones only, in order; some may be left out. At the
+    /// start the newest two, so that a peer that was restarted can tell what others go by (rule `last-but-one`).
+    Registry(Registry),
     /// The operator wants this peer to leave the run.
     Leave,
 }
@@ -196,6 +201,12 @@ pub enum Report {
     Finished(RoundId),
     /// This peer is out of the roster by its own wish.
     Left(RoundId),
+    /// The newest snapshot of the registry lacks this peer: it cannot be a member before its hotkey is registered on the
+    /// subnet and serves an axon with this peer's key. Reported again only after it was registered in between.
+    NotRegistered {
+        /// Block of the snapshot.
+        block: u64,
+    },
 }
 
 /// Why the driver is to wake the node.

@@ -21,7 +21,8 @@ impl Node {
         let wanted = join.peer == from
             && join.run == self.config.run
             && fresh
-            && !self.roster.contains(&from);
+            && !self.roster.contains(&from)
+            && self.admits(&from);
         if !wanted {
             return;
         }
@@ -73,6 +74,7 @@ impl Node {
             && !self.roster.contains(&self.me)
             && self.leaving.is_none()
             && !self.finished
+            && self.may_be_member()
     }
 
     pub(super) fn ask_to_join(&mut self) {

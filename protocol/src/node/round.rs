@@ -131,6 +131,7 @@ impl Node {
         if round == current && self.exchange.is_some() {
             self.insert_header(now, header);
         } else if (round == current || round == current.next())
+            && self.admits(&author)
             && (self.early_headers.len() < EARLY_HEADERS_MAX
                 || self.early_headers.contains_key(&author))
         {

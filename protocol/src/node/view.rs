@@ -16,7 +16,7 @@ use crate::time::Time;
 pub enum Activity {
     /// The run has not begun: too few peers asked to join.
     Founding {
-        /// Peers that asked, the launcher included.
+        /// Peers that asked, the launcher included; in a chain run those of them that are registered.
         present: u32,
         /// Peers with which the run begins.
         needed: u32,
@@ -44,13 +44,20 @@ pub enum Activity {
     Deciding {
         /// The attempt.
         attempt: u32,
-        /// Members of the roster that are connected, this peer included.
-        connected: u32,
+        /// Votes of the members that are connected, this peer included.
+        connected: u64,
         /// Votes that a decision needs.
-        quorum: u32,
+        quorum: u64,
     },
     /// Not in the roster (yet): the run is followed.
     Observing,
+    /// A chain run, and no snapshot of the registry has come yet.
+    AwaitingRegistry,
+    /// Not in the roster, and not to come into it: the subnet does not register this peer.
+    NotRegistered {
+        /// Block of the newest snapshot of the registry.
+        block: u64,
+    },
     /// The last round is applied.
     Finished,
     /// This peer left the run.
@@ -93,6 +100,8 @@ pub struct Sizes {
     pub proposals: usize,
     /// Joins and leaves not yet decided.
     pub changes: usize,
+    /// Snapshots of the registry.
+    pub snapshots: usize,
     /// Peers known.
     pub peers: usize,
     /// Effects not yet taken.
@@ -127,6 +136,7 @@ impl Node {
                 early_headers: self.early_headers.len(),
                 proposals: self.proposals.len() + self.early_proposals.len(),
                 changes: self.joins.len() + self.leaves.len(),
+                snapshots: self.snapshots.len(),
                 peers: self.peers.len(),
                 effects: self.effects.len(),
             },
@@ -145,6 +155,11 @@ impl Node {
         if self.finished {
             return Activity::Finished;
         }
+        if let Some(block) = self.not_registered_at()
+            && !self.roster.contains(&self.me)
+        {
+            return Activity::NotRegistered { block };
+        }
         if let Some(target) = self.behind() {
             return Activity::CatchingUp {
                 decided: self.decided,
@@ -157,12 +172,16 @@ impl Node {
         if let Some(record) = self.pending.front() {
             return Activity::Applying(record.decision.round);
         }
-        if self.roster.round() == RoundId::FOUNDING {
+        let founding = self.roster.round() == RoundId::FOUNDING;
+        if (founding || !self.roster.contains(&self.me)) && self.lacks_registry() {
+            return Activity::AwaitingRegistry;
+        }
+        if founding {
             if !self.roster.contains(&self.me) {
                 return Activity::AwaitingLauncher;
             }
             return Activity::Founding {
-                present: self.joins.len() as u32 + 1,
+                present: self.founders(),
                 needed: self.config.manifest.trust.peers_min,
             };
         }
@@ -171,11 +190,11 @@ impl Node {
         }
         if self.agreement.is_started() {
             let members = self.roster.members().iter();
-            let connected = members.filter(|m| self.is_connected(&m.peer)).count();
+            let connected = members.filter(|m| self.is_connected(&m.peer));
             return Activity::Deciding {
                 attempt: self.agreement.attempt(),
-                connected: connected as u32,
-                quorum: quorum(self.config.manifest.trust.mode, self.roster.len()) as u32,
+                connected: connected.map(|m| u64::from(m.power)).sum(),
+                quorum: quorum(self.config.manifest.trust.mode, self.roster.power()),
             };
         }
         match self.exchange.as_ref().map(|e| e.work) {
@@ -229,6 +248,14 @@ impl fmt::Display for View {
                 Ok(())
             }
             Activity::Observing => write!(f, "following round {round}, not a member yet"),
+            Activity::AwaitingRegistry => {
+                f.write_str("waiting for the chain to say who is registered on the subnet")
+            }
+            Activity::NotRegistered { block } => write!(
+                f,
+                "following round {round}; the subnet does not register this peer at block {block}: register its hotkey and \
+                 serve an axon with this peer's key"
+            ),
             Activity::Finished => f.write_str("the run is finished"),
             Activity::Left => f.write_str("left the run"),
         }

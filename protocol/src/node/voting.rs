@@ -1,7 +1,8 @@
 //! The agreement on a round: what is proposed, what is voted for, and the headers that are missing to tell.
 //!
 //! Rule `bytes-before-votes`: a proposal is judged acceptable only if it is sound, names this peer's own state root,
-//! and every byte that it names is here. Until then there is no verdict, and so no vote.
+//! and every byte that it names is here, and the snapshot of the registry. Until then there is no verdict, and so no
+//! vote.
 //!
 //! Rule `members-speak`: messages of the agreement count only from peers that are in the roster, as far as it is known.
 //!
@@ -104,8 +105,8 @@ impl Node {
             return false;
         }
         let ready = if exchange.round == RoundId::FOUNDING {
-            let needed = self.config.manifest.trust.peers_min as usize;
-            self.me != self.config.manifest.launcher || self.joins.len() + 1 >= needed
+            let needed = self.config.manifest.trust.peers_min;
+            self.me != self.config.manifest.launcher || self.founders() >= needed
         } else {
             let members = self.roster.members();
             exchange.deadline <= now || members.iter().all(|m| exchange.has_update_of(&m.peer))
@@ -152,7 +153,8 @@ impl Node {
         };
         let room =
             (self.config.manifest.trust.peers_max as usize).saturating_sub(self.roster.len());
-        Decision {
+        let basis = self.basis();
+        let decision = Decision {
             run: self.config.run,
             round,
             previous: self.previous,
@@ -163,6 +165,7 @@ impl Node {
                 .joins
                 .values()
                 .filter(|join| !self.roster.contains(&join.peer) && join.round <= round)
+                .filter(|join| basis.admits(&join.peer))
                 .take(JOINS_MAX.min(room))
                 .copied()
                 .collect(),
@@ -176,7 +179,10 @@ impl Node {
                 })
                 .copied()
                 .collect(),
-        }
+            registry: None,
+            powers: Vec::new(),
+        };
+        basis.complete(decision, &self.roster, &self.config.manifest)
     }
 
     /// Judges proposals whose bytes are here. Rule `bytes-before-votes`.
@@ -205,14 +211,18 @@ impl Node {
     fn judge(&mut self, now: Time, proposal: &Proposal) -> Verdict {
         let decision = &proposal.value;
         let shards = self.config.shards as usize;
-        if let Err(fault) = decision.check(&self.config.run, &self.roster, &self.previous, shards) {
+        let (run, manifest) = (&self.config.run, &self.config.manifest);
+        if let Err(fault) = decision.check(run, manifest, &self.roster, &self.previous, shards) {
             tracing::warn!(round = %decision.round, %fault, "unsound proposal");
             return Verdict::Unacceptable("proposed a decision that is not sound");
         }
         if decision.state_root != self.state_root {
             return Verdict::Unacceptable("proposed another state root than this peer's");
         }
-        let mut verdict = Verdict::Acceptable;
+        let mut verdict = self.judge_registry(decision);
+        if let Verdict::Unacceptable(_) = verdict {
+            return verdict;
+        }
         for member in &decision.members {
             let Some(exchange) = &self.exchange else {
                 return Verdict::NotYet;
@@ -306,7 +316,7 @@ impl Node {
 
 /// The answer to a proposal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
+pub(super) enum Verdict {
     Acceptable,
     Unacceptable(&'static str),
     NotYet,
