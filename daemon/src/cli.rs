@@ -98,7 +98,9 @@ const TAO_DIGITS: usize = 9;
 
 /// Reads an amount in TAO, such as `0.25`.
 fn parse_tao(text: &str) -> Result<Rao, String> {
-    let wrong = || format!("{text:?} is no amount in TAO, such as 0.25, with at most {TAO_DIGITS} decimals");
+    let wrong = || {
+        format!("{text:?} is no amount in TAO, such as 0.25, with at most {TAO_DIGITS} decimals")
+    };
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
     let sound = !text.is_empty() && text != "." && fraction.len() <= TAO_DIGITS;
@@ -241,7 +243,11 @@ pub enum ChainCommand {
     #[command(disable_help_flag = true)]
     Dev {
         /// Given to gradmesh-devchain as they are
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "FLAG")]
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "FLAG"
+        )]
         flags: Vec<String>,
     },
     /// Stake, weights, incentive, emission and attestations of a subnet
@@ -288,7 +294,7 @@ pub enum WalletCommand {
 }
 
 /// Which wallet.
-#[derive(Clone, Debug, Default, Args)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 pub struct WalletArgs {
     /// The wallet [default: default]
     #[arg(long, value_name = "NAME")]
@@ -383,7 +389,16 @@ mod tests {
         ] {
             assert_eq!(parse_tao(text), Ok(Rao(rao)), "{text}");
         }
-        for text in ["", ".", "-1", "1e3", "0.0000000001", "18446744073.709551616", "1.2.3", "1,5"] {
+        for text in [
+            "",
+            ".",
+            "-1",
+            "1e3",
+            "0.0000000001",
+            "18446744073.709551616",
+            "1.2.3",
+            "1,5",
+        ] {
             assert!(parse_tao(text).is_err(), "{text}");
         }
     }

@@ -1,5 +1,6 @@
 //! One module per command. Each prints its result on stdout, for people or as JSON; logs go to stderr.
 
+pub(crate) mod chain;
 mod checkpoint;
 mod doctor;
 mod join;
@@ -7,6 +8,8 @@ mod launch;
 mod leave;
 mod peer;
 mod status;
+mod subnet;
+mod wallet;
 
 use std::path::Path;
 
@@ -32,7 +35,9 @@ pub async fn run(cli: Cli, settings: &MachineFile) -> anyhow::Result<()> {
         Command::Join(args) => join::run(&global, settings, args).await,
         Command::Status(args) => status::run(&global, args.json).await,
         Command::Leave(args) => leave::run(&global, args.json).await,
-        Command::Checkpoint(command) => checkpoint::run(&global, command),
+        Command::Checkpoint(command) => checkpoint::run(&global, settings, command).await,
+        Command::Chain(command) => chain::run(settings, command).await,
+        Command::Wallet(command) => wallet::run(settings, command).await,
         Command::Doctor(args) => doctor::run(&global, settings, &args),
     }
 }

@@ -14,10 +14,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::Context;
-use gradmesh_protocol::key::{Keypair, PeerKey};
+use anyhow::{Context, bail};
 use gradmesh_protocol::hash::Hash;
-use gradmesh_protocol::manifest::{RoundId, RunId, SignedManifest};
+use gradmesh_protocol::key::{Keypair, PeerKey};
+use gradmesh_protocol::manifest::{Chain, RoundId, RunId, SignedManifest};
 use gradmesh_protocol::ticket::Ticket;
 use libp2p::{Multiaddr, PeerId};
 use tokio::sync::{mpsc, watch};
@@ -30,6 +30,7 @@ use crate::run_settings::RunSettings;
 use crate::state_dir::StateDir;
 use crate::status::{Identity, StatusHandle, server};
 use crate::store::Store;
+use crate::subnet::{self, Gate, SubnetLink};
 use crate::worker::{Worker, WorkerConfig};
 use bootstrap::Bootstrap;
 use driver::{Driver, Parts};
@@ -53,6 +54,8 @@ pub struct DaemonOptions {
     pub device: String,
     /// Why it is started.
     pub role: Role,
+    /// As whom it stands on the chain; needed in a run on a subnet.
+    pub chain: Option<subnet::Access>,
     /// Whether to end once the run is finished and the others have it too.
     pub exit_when_finished: bool,
 }
@@ -145,6 +148,8 @@ pub async fn run(options: DaemonOptions, mut stop: watch::Receiver<bool>) -> any
     let server = server::serve(options.status_listen, status.clone(), &state_dir, leave).await?;
     tracing::info!(peer = %keypair.public(), status = %server.address(), "gradmesh starts");
 
+    let gate = Gate::default();
+    let served = gate.clone();
     let blobs = Arc::new(BlobStore::new(FRAMES_BYTES_MAX));
     let bulk = Bulk::spawn(
         BulkConfig {
@@ -153,7 +158,7 @@ pub async fn run(options: DaemonOptions, mut stop: watch::Receiver<bool>) -> any
             limits: BulkLimits::default(),
         },
         blobs.clone(),
-        Arc::new(|_| true),
+        Arc::new(move |peer| served.admits(peer)),
     )
     .context("bulk plane: choose another address with --bulk-listen")?;
     let (control, events) = Control::spawn(ControlConfig {
@@ -177,12 +182,39 @@ pub async fn run(options: DaemonOptions, mut stop: watch::Receiver<bool>) -> any
         store: Arc::clone(&store),
         state_dir: state_dir.clone(),
     };
-    let prepared = tokio::select! {
-        prepared = bootstrap.prepare(options.role) => prepared?,
+    let found = tokio::select! {
+        found = bootstrap.find(options.role) => found?,
         _ = stop.wait_for(|stop| *stop) => return Ok(()),
     };
-    let manifest = &prepared.manifest.manifest;
-    let settings = RunSettings::of(manifest)?;
+    let manifest = Arc::new(found.manifest.manifest.clone());
+    // Before the data: in a run on a subnet the others serve only whom they find registered.
+    let subnet = match (&manifest.chain, options.chain) {
+        (Chain::None, _) => None,
+        (Chain::Subnet(subnet), Some(access)) => Some(SubnetLink::start(subnet::Parts {
+            access,
+            subnet: *subnet,
+            manifest: Arc::clone(&manifest),
+            me: keypair.public(),
+            store: Arc::clone(&store),
+            state_dir: state_dir.clone(),
+            status: status.clone(),
+            gate: gate.clone(),
+        })),
+        (Chain::Subnet(subnet), None) => bail!(
+            "this run lives on subnet {} of the chain with genesis {}: name an endpoint of that chain with --chain, and \
+             the wallet whose hotkey is registered there with --wallet and --hotkey",
+            subnet.netuid,
+            subnet.genesis
+        ),
+    };
+    if let Some(subnet) = &subnet {
+        bootstrap.publish(subnet).await;
+    }
+    let prepared = tokio::select! {
+        prepared = bootstrap.data(found) => prepared?,
+        _ = stop.wait_for(|stop| *stop) => return Ok(()),
+    };
+    let settings = RunSettings::of(&manifest)?;
     let config = WorkerConfig {
         state_dir: state_dir.clone(),
         store: Arc::clone(&store),
@@ -208,6 +240,12 @@ pub async fn run(options: DaemonOptions, mut stop: watch::Receiver<bool>) -> any
         parameters_dense: standing.parameters_dense,
         device: standing.device.clone(),
     });
+    if let Some(subnet) = subnet
+        .as_ref()
+        .filter(|_| prepared.launches && standing.applied.is_none())
+    {
+        subnet.launched(standing.genesis_root)?;
+    }
     let driver = Driver::new(Parts {
         keypair,
         prepared,
@@ -221,6 +259,8 @@ pub async fn run(options: DaemonOptions, mut stop: watch::Receiver<bool>) -> any
         status,
         events: bootstrap.events,
         seen: bootstrap.seen,
+        subnet,
+        gate,
         exit_when_finished: options.exit_when_finished,
     })?;
     driver.run(stop, leaves).await

@@ -15,5 +15,6 @@ pub mod run_settings;
 pub mod state_dir;
 pub mod status;
 pub mod store;
+pub mod subnet;
 pub mod terminal;
 mod worker;

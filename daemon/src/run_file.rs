@@ -11,16 +11,19 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use gradmesh_chain::Settings;
 use gradmesh_compression::TILE_ELEMENTS;
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::key::PeerKey;
 use gradmesh_protocol::manifest::{
-    self, CodecKind, Manifest, ModelDtype, OuterRule, PEERS_MAX, TrustMode,
+    self, CodecKind, Manifest, ModelDtype, OuterRule, PEERS_MAX, Powers, TrustMode,
 };
 use gradmesh_protocol::wire::SHARDS_MAX;
 use gradmesh_trainer::ModelConfig;
 use gradmesh_trainer::data::{DataError, DataManifest, VOCAB};
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The longest run file or `config.json` that is read: a hundred times the longest that we have met.
 const TEXT_BYTES_MAX: u64 = 1 << 20;
@@ -61,13 +64,99 @@ pub struct RunFile {
     pub timing: Timing,
 }
 
-/// The chain of a run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// The chain of a run: `chain = "none"`, or a section `[chain]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Chain {
     /// No chain: nobody is paid, nothing is attested.
     #[default]
     None,
+    /// A subnet of a chain.
+    Subnet(Subnet),
+}
+
+/// `[chain]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Subnet {
+    /// `finney`, `test`, `local` or a ws:// or wss:// URL; `--chain` wins. Default local: a node on this machine.
+    pub network: String,
+    /// The subnet's number. Default: a new one is registered at the first launch, for at most `--register-up-to`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub netuid: Option<u16>,
+    /// `equal` or `stake`: what gives a member its votes. Default equal.
+    pub powers: PowersName,
+    /// Blocks between two looks at who is registered. Default 25: five minutes of blocks of 12 s.
+    pub snapshot_blocks: u32,
+}
+
+impl Default for Subnet {
+    fn default() -> Self {
+        Subnet {
+            network: "local".to_owned(),
+            netuid: None,
+            powers: PowersName::Equal,
+            snapshot_blocks: 25,
+        }
+    }
+}
+
+impl Subnet {
+    /// What the manifest says of it once chain and number are known.
+    pub fn on(&self, genesis: Hash, netuid: u16) -> manifest::Chain {
+        manifest::Chain::Subnet(manifest::Subnet {
+            genesis,
+            netuid,
+            powers: match self.powers {
+                PowersName::Equal => Powers::Equal,
+                PowersName::Stake => Powers::Stake,
+            },
+            snapshot_blocks: self.snapshot_blocks,
+        })
+    }
+}
+
+/// Values of `chain.powers`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PowersName {
+    /// Each member has one vote.
+    Equal,
+    /// Votes in proportion to stake.
+    Stake,
+}
+
+impl Serialize for Chain {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Chain::None => serializer.serialize_str("none"),
+            Chain::Subnet(subnet) => subnet.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Chain {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Chain, D::Error> {
+        struct NoneOrSection;
+        impl<'de> Visitor<'de> for NoneOrSection {
+            type Value = Chain;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("\"none\", or a section [chain]")
+            }
+
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<Chain, E> {
+                match word {
+                    "none" => Ok(Chain::None),
+                    _ => Err(E::invalid_value(de::Unexpected::Str(word), &self)),
+                }
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Chain, A::Error> {
+                Subnet::deserialize(MapAccessDeserializer::new(map)).map(Chain::Subnet)
+            }
+        }
+        deserializer.deserialize_any(NoneOrSection)
+    }
 }
 
 /// `[model]`
@@ -432,12 +521,20 @@ impl LoadedRunFile {
 
     /// The manifest of a run from this file.
     ///
-    /// `seed`: taken unless the file names one. `data`: of [`LoadedRunFile::data_dir`].
-    pub fn manifest(&self, launcher: PeerKey, seed: Hash, data: &DataFacts) -> Manifest {
+    /// `seed`: taken unless the file names one. `data`: of [`LoadedRunFile::data_dir`]. `chain`: what [`RunFile::chain`]
+    /// turned out to mean.
+    pub fn manifest(
+        &self,
+        launcher: PeerKey,
+        seed: Hash,
+        data: &DataFacts,
+        chain: manifest::Chain,
+    ) -> Manifest {
         let seed = self.file.seed.unwrap_or(seed);
         // Rates were checked in `load`.
+        let none = &mut Vec::new();
         self.file
-            .to_manifest(launcher, seed, data, &self.config_json, &mut Vec::new())
+            .to_manifest(launcher, seed, data, &self.config_json, chain, none)
     }
 }
 
@@ -503,7 +600,16 @@ impl RunFile {
             files: 1,
         };
         let json = model.as_ref().map_or("", |(json, _)| json);
-        let trial = self.to_manifest(PeerKey([0; 32]), Hash::ZERO, &any, json, faults);
+        let chain = match &self.chain {
+            Chain::None => manifest::Chain::None,
+            Chain::Subnet(subnet) => {
+                if let Err(error) = Settings::network(&subnet.network) {
+                    push(faults, "chain.network", error.to_string());
+                }
+                subnet.on(Hash::ZERO, subnet.netuid.unwrap_or(1))
+            }
+        };
+        let trial = self.to_manifest(PeerKey([0; 32]), Hash::ZERO, &any, json, chain, faults);
         for fault in trial.validate() {
             push(faults, fault.field, fault.problem);
         }
@@ -582,6 +688,7 @@ impl RunFile {
         seed: Hash,
         data: &DataFacts,
         config_json: &str,
+        chain: manifest::Chain,
         faults: &mut Vec<RunFileFault>,
     ) -> Manifest {
         let mut ppm = |key: &str, value: f64| {
@@ -661,9 +768,7 @@ impl RunFile {
                 propose_ms: self.timing.propose_ms,
                 vote_ms: self.timing.vote_ms,
             },
-            chain: match self.chain {
-                Chain::None => manifest::Chain::None,
-            },
+            chain,
         }
     }
 }

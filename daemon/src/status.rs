@@ -12,7 +12,7 @@ pub mod server;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 
-use gradmesh_chain::Neuron;
+use gradmesh_chain::types::Neuron;
 use gradmesh_protocol::concentration::Concentration;
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::key::PeerKey;
@@ -215,8 +215,8 @@ pub struct ChainStatus {
     pub block: Option<u64>,
     /// The neurons at the newest snapshot, by uid.
     pub neurons: Vec<NeuronStatus>,
-    /// How their stake is spread; absent while there is none.
-    pub concentration: Option<Concentration>,
+    /// How their stake is spread; absent before the first snapshot.
+    pub concentration: Option<ConcentrationStatus>,
     /// The newest attestation of this daemon that is final.
     pub attested: Option<AttestedStatus>,
     /// Attestations that wait for the chain.
@@ -230,7 +230,9 @@ pub struct ChainStatus {
 impl ChainStatus {
     /// This daemon's own neuron.
     pub fn own(&self) -> Option<&NeuronStatus> {
-        self.neurons.iter().find(|neuron| Some(neuron.uid) == self.uid)
+        self.neurons
+            .iter()
+            .find(|neuron| Some(neuron.uid) == self.uid)
     }
 }
 
@@ -266,6 +268,33 @@ impl From<&Neuron> for NeuronStatus {
             incentive: neuron.incentive,
             dividends: neuron.dividends,
             validator_permit: neuron.validator_permit,
+        }
+    }
+}
+
+/// How stake is spread over the neurons of a subnet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConcentrationStatus {
+    /// Share of the largest holder, parts per million.
+    pub top_1_ppm: u32,
+    /// Share of the five largest.
+    pub top_5_ppm: u32,
+    /// Share of the ten largest.
+    pub top_10_ppm: u32,
+    /// How many of the largest together hold more than half.
+    pub nakamoto: usize,
+    /// Gini coefficient, parts per million.
+    pub gini_ppm: u32,
+}
+
+impl From<Concentration> for ConcentrationStatus {
+    fn from(of: Concentration) -> ConcentrationStatus {
+        ConcentrationStatus {
+            top_1_ppm: of.top_1_ppm,
+            top_5_ppm: of.top_5_ppm,
+            top_10_ppm: of.top_10_ppm,
+            nakamoto: of.nakamoto,
+            gini_ppm: of.gini_ppm,
         }
     }
 }

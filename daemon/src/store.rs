@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 use gradmesh_protocol::manifest::{RoundId, SignedManifest};
 use gradmesh_protocol::wire::{DecisionRecord, JournalEntry};
 use redb::{
-    Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
-    TableError,
+    Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable,
+    ReadableTableMetadata, TableDefinition, TableError,
 };
 
 use crate::state_dir::{Lock, StateDir, StateDirError};

@@ -20,12 +20,15 @@ mod pay;
 mod serve;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use gradmesh_chain::{AccountId, Advice, BlockRef, ChainError, Client, Key, Settings};
+use anyhow::Context;
+use gradmesh_chain::types::BlockRef;
+use gradmesh_chain::{AccountId, Advice, ChainError, Client, Key, Settings};
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::key::PeerKey;
 use gradmesh_protocol::manifest::{self, Manifest, RoundId, RunId};
@@ -126,7 +129,7 @@ struct Shared {
     events: mpsc::Sender<Event>,
     /// Told when the store has something new to attest.
     queued: Notify,
-    scores: watch::Sender<Option<Arc<(u64, ScoreTable)>>>,
+    scores: watch::Sender<Option<Arc<ScoreTable>>>,
     listening: watch::Sender<Option<SocketAddr>>,
 }
 
@@ -226,8 +229,8 @@ impl SubnetLink {
     /// # Errors
     /// What the store said.
     pub(crate) fn epoch_ended(&self, round: RoundId, state_root: Hash) -> anyhow::Result<()> {
-        let (epoch, table) = attest::queue_epoch(&self.shared, round, state_root)?;
-        self.shared.scores.send_replace(Some(Arc::new((epoch, table))));
+        let table = attest::queue_epoch(&self.shared, round, state_root)?;
+        self.shared.scores.send_replace(Some(Arc::new(table)));
         Ok(())
     }
 }
@@ -273,7 +276,9 @@ async fn connect(shared: &Shared) -> Option<Client> {
             }
             Ok(client) => {
                 shared.problem("connect", None);
-                shared.status.change_chain(|chain| chain.endpoint = client.endpoint());
+                shared
+                    .status
+                    .change_chain(|chain| chain.endpoint = client.endpoint());
                 return Some(client);
             }
             Err(error) => shared.failed("connect", &error),
@@ -296,7 +301,11 @@ impl Shared {
         let problem = format!("{error}: {}", error.what_to_do());
         let mut known = false;
         self.status.change_chain(|chain| {
-            known = chain.problems.insert(task.to_owned(), problem.clone()).as_ref() == Some(&problem);
+            known = chain
+                .problems
+                .insert(task.to_owned(), problem.clone())
+                .as_ref()
+                == Some(&problem);
         });
         if !known {
             tracing::warn!(task, advice = ?error.advice(), problem, "chain");
@@ -332,12 +341,7 @@ impl Pause {
     }
 }
 
-/// The file beside a checkpoint's weights that says where it is attested.
-pub fn receipt_path(checkpoint: &Path) -> PathBuf {
-    checkpoint.join("attestation.json")
-}
-
-/// Where an attestation stands on chain; content of `attestation.json`.
+/// Where an attestation stands on chain; content of the file `attestation.json` beside a checkpoint's weights.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AttestationReceipt {
@@ -366,6 +370,51 @@ pub struct AttestationReceipt {
 }
 
 impl AttestationReceipt {
+    /// The longest that is read: ten times one of ours.
+    const BYTES_MAX: u64 = 8192;
+
+    /// Where it lies in a checkpoint.
+    pub fn path(checkpoint: &Path) -> PathBuf {
+        checkpoint.join("attestation.json")
+    }
+
+    /// Writes it into `checkpoint`, in the place of one that is there.
+    ///
+    /// # Errors
+    /// What the operating system said.
+    pub fn write(&self, checkpoint: &Path) -> std::io::Result<()> {
+        let json = serde_json::to_string_pretty(self).expect("plain fields make JSON");
+        let path = AttestationReceipt::path(checkpoint);
+        let new = path.with_extension("json.new");
+        std::fs::write(&new, json + "\n")?;
+        std::fs::rename(new, path)
+    }
+
+    /// The receipt in `checkpoint`; `None` if there is none.
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    pub fn read(checkpoint: &Path) -> anyhow::Result<Option<AttestationReceipt>> {
+        let path = AttestationReceipt::path(checkpoint);
+        let file = match std::fs::File::open(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.with_context(|| path.display().to_string())?,
+        };
+        let mut text = String::new();
+        let read = file
+            .take(AttestationReceipt::BYTES_MAX)
+            .read_to_string(&mut text);
+        read.with_context(|| path.display().to_string())?;
+        let receipt = serde_json::from_str(&text);
+        let what = || {
+            format!(
+                "{}: no receipt of an attestation; delete it",
+                path.display()
+            )
+        };
+        receipt.with_context(what).map(Some)
+    }
+
     /// The block of the receipt.
     pub fn block(&self) -> BlockRef {
         BlockRef {
@@ -381,10 +430,16 @@ mod tests {
 
     #[test]
     fn the_address_that_reaches_farthest_is_published() {
-        let mut addresses: Vec<SocketAddr> = ["10.1.2.3:1", "127.0.0.1:1", "8.8.8.8:1", "0.0.0.0:1", "[::1]:1"]
-            .iter()
-            .map(|text| text.parse().unwrap())
-            .collect();
+        let mut addresses: Vec<SocketAddr> = [
+            "10.1.2.3:1",
+            "127.0.0.1:1",
+            "8.8.8.8:1",
+            "0.0.0.0:1",
+            "[::1]:1",
+        ]
+        .iter()
+        .map(|text| text.parse().unwrap())
+        .collect();
         addresses.sort_by_key(reach);
         assert_eq!(addresses.last().unwrap().to_string(), "8.8.8.8:1");
         assert_eq!(addresses[0].to_string(), "0.0.0.0:1");

@@ -88,9 +88,35 @@ pub fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
+/// An amount in TAO, exact, with four decimals at least.
+pub fn tao(rao: u64) -> String {
+    const RAO: u64 = 1_000_000_000;
+    let fraction = format!("{:09}", rao % RAO);
+    let kept = fraction.trim_end_matches('0').len().max(4);
+    format!("{}.{}", rao / RAO, &fraction[..kept])
+}
+
+/// A share of 65535, the chain's unit of scores, in percent.
+pub fn share_u16(share: u16) -> String {
+    percent(Some(f64::from(share) / f64::from(u16::MAX)))
+}
+
+/// A share in parts per million, in percent.
+pub fn share_ppm(ppm: u32) -> String {
+    percent(Some(f64::from(ppm) / 1e6))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn amounts_are_exact() {
+        assert_eq!(tao(0), "0.0000");
+        assert_eq!(tao(1), "0.000000001");
+        assert_eq!(tao(1_250_000_000), "1.2500");
+        assert_eq!(tao(u64::MAX), "18446744073.709551615");
+    }
 
     #[test]
     fn bytes_have_three_digits_and_a_unit() {

@@ -99,6 +99,8 @@ pub struct Contact {
     pub control: Vec<String>,
     /// Address of its bulk plane. An unspecified IP stands for the one that it is connected from.
     pub bulk: SocketAddr,
+    /// The account on the run's chain that it works for, in chain runs.
+    pub hotkey: Option<[u8; 32]>,
 }
 
 /// A question to one peer.
@@ -941,6 +943,7 @@ impl From<&Contact> for pb::Contact {
         pb::Contact {
             control_addresses: contact.control.clone(),
             bulk_address: contact.bulk.to_string(),
+            hotkey: contact.hotkey.map(|hotkey| hotkey.to_vec()),
         }
     }
 }
@@ -959,6 +962,10 @@ impl TryFrom<pb::Contact> for Contact {
                 .bulk_address
                 .parse()
                 .map_err(|_| bad(NAME, "bulk_address"))?,
+            hotkey: contact
+                .hotkey
+                .map(|hotkey| hotkey.try_into().map_err(|_| bad(NAME, "hotkey")))
+                .transpose()?,
         })
     }
 }

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use gradmesh_chain::Client;
 use gradmesh_compression::{Codec, DenseFormat};
 use gradmesh_protocol::hash::Hash;
 use gradmesh_trainer::checkpoint::{self, Checkpoint, Provenance};
@@ -12,14 +13,42 @@ use gradmesh_trainer::replica::{Outer, Replica, ReplicaConfig};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{existing_dir, print_json};
+use super::subnet::told;
+use super::{existing_dir, print_json, subnet};
 use crate::cli::{CheckpointCommand, GlobalArgs};
+use crate::machine::MachineFile;
+use crate::subnet::{AttestationReceipt, discovery};
 use crate::terminal::{say, table};
 
-pub(super) fn run(global: &GlobalArgs, command: CheckpointCommand) -> anyhow::Result<()> {
+pub(super) async fn run(
+    global: &GlobalArgs,
+    settings: &MachineFile,
+    command: CheckpointCommand,
+) -> anyhow::Result<()> {
     match command {
         CheckpointCommand::List(json) => list(global, json.json),
-        CheckpointCommand::Verify { checkpoint, json } => verify(&checkpoint, json.json),
+        CheckpointCommand::Verify {
+            checkpoint,
+            chain,
+            netuid,
+            json,
+        } => {
+            let mut verified = verify(&checkpoint)?;
+            if settings.chain(chain.as_ref()).is_some() {
+                let client = subnet::client(settings, chain.as_ref()).await?;
+                verified.attested = Some(on_chain(&client, &checkpoint, &verified, netuid).await?);
+            } else if netuid.is_some() {
+                bail!(
+                    "--netuid {}: name the chain with --chain",
+                    netuid.unwrap_or_default()
+                );
+            }
+            if json.json {
+                return print_json(&verified);
+            }
+            say(&verified.text(&checkpoint));
+            Ok(())
+        }
         CheckpointCommand::Export {
             target,
             round,
@@ -53,15 +82,65 @@ fn list(global: &GlobalArgs, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-#[derive(Serialize)]
+#[derive(Debug, Serialize)]
 struct Verified {
     parameters: usize,
     /// Root over the weights as they were read; equal to that of the provenance, if there is one.
     state_root: Hash,
     provenance: Option<Provenance>,
+    /// Where the chain says the same; absent if none was asked.
+    attested: Option<AttestedOnChain>,
 }
 
-fn verify(path: &Path, json: bool) -> anyhow::Result<()> {
+/// What a finalized block says about a checkpoint.
+#[derive(Debug, Serialize)]
+struct AttestedOnChain {
+    genesis: Hash,
+    netuid: u16,
+    /// The finalized block at which the chain was read.
+    block: u64,
+    block_hash: Hash,
+    epoch: u64,
+    /// Hotkeys that attest exactly this state.
+    attesters: usize,
+    /// Hotkeys that attest another state for the same epoch.
+    dissenters: usize,
+}
+
+impl Verified {
+    fn text(&self, path: &Path) -> String {
+        let mut text = format!(
+            "{}: sound, {} parameters\nroot {}\n",
+            path.display(),
+            self.parameters,
+            self.state_root
+        );
+        match &self.provenance {
+            Some(provenance) => text.push_str(&format!(
+                "which is the state root after round {} of run {}\n",
+                provenance.round, provenance.run
+            )),
+            None => {
+                text.push_str("not written by gradmesh: it names no run to compare with\n");
+            }
+        }
+        if let Some(attested) = &self.attested {
+            text.push_str(&format!(
+                "attested on subnet {} as the end of epoch {} by {} hotkeys, contradicted by {}, at finalized block {} ({})\n",
+                attested.netuid,
+                attested.epoch,
+                attested.attesters,
+                attested.dissenters,
+                attested.block,
+                attested.block_hash
+            ));
+        }
+        text
+    }
+}
+
+/// Reads a checkpoint whole and compares its weights with the root that it names.
+fn verify(path: &Path) -> anyhow::Result<Verified> {
     let read = checkpoint::read(path)?;
     let state_root = weights_root(&read)?;
     if let Some(provenance) = &read.provenance
@@ -75,28 +154,103 @@ fn verify(path: &Path, json: bool) -> anyhow::Result<()> {
             provenance.state_root
         );
     }
-    let verified = Verified {
+    Ok(Verified {
         parameters: read.theta.len(),
         state_root,
         provenance: read.provenance,
+        attested: None,
+    })
+}
+
+/// Looks for the checkpoint among the attestations of a subnet: at the newest finalized block, and if the attesters have
+/// gone on since, at the block that the checkpoint's receipt names.
+///
+/// Rule `finalized-only`: a receipt's block counts only if the chain itself has that hash at that height, below the
+/// newest finalized block.
+async fn on_chain(
+    client: &Client,
+    path: &Path,
+    verified: &Verified,
+    netuid: Option<u16>,
+) -> anyhow::Result<AttestedOnChain> {
+    let Some(provenance) = &verified.provenance else {
+        bail!(
+            "{}: no gradmesh.json, so it names no run and round to look for on chain",
+            path.display()
+        );
     };
-    if json {
-        return print_json(&verified);
+    let run = Hash::from_hex(&provenance.run);
+    let run = run.with_context(|| format!("gradmesh.json: {:?} is no run", provenance.run))?;
+    let receipt = AttestationReceipt::read(path)?;
+    let genesis = subnet::genesis(client);
+    if let Some(receipt) = receipt
+        .as_ref()
+        .filter(|receipt| receipt.genesis != genesis)
+    {
+        bail!(
+            "the checkpoint is attested on the chain with genesis {}, {} serves {genesis}: name an endpoint of that chain \
+             with --chain",
+            receipt.genesis,
+            client.endpoint()
+        );
     }
-    let mut text = format!(
-        "{}: sound, {} parameters\nroot {state_root}\n",
-        path.display(),
-        verified.parameters
-    );
-    match verified.provenance {
-        Some(provenance) => text.push_str(&format!(
-            "which is the state root after round {} of run {}",
-            provenance.round, provenance.run
-        )),
-        None => text.push_str("not written by gradmesh: it names no run to compare with"),
+    let Some(netuid) = netuid.or(receipt.as_ref().map(|receipt| receipt.netuid)) else {
+        bail!(
+            "say with --netuid on which subnet to look: the checkpoint has no attestation.json that does"
+        );
+    };
+    let newest = told(client.finalized().await)?;
+    let mut looked = vec![newest];
+    if let Some(block) = receipt.as_ref().map(AttestationReceipt::block) {
+        let canonical = told(client.block_hash(block.number).await)?;
+        if block.number > newest.number || canonical != Some(block.hash) {
+            bail!(
+                "attestation.json names block {} ({}), which is not a finalized block of this chain",
+                block.number,
+                Hash(block.hash)
+            );
+        }
+        looked.push(block);
     }
-    say(&text);
-    Ok(())
+    for block in looked {
+        let at = Some(block.hash);
+        let neurons = told(client.neurons(netuid, at).await)?;
+        let commitments = told(client.commitments(netuid, at).await)?;
+        let of_round: Vec<_> = discovery::attestations(&neurons, &commitments)
+            .into_iter()
+            .filter(|a| a.attestation.run == run.0 && a.attestation.round == provenance.round)
+            .collect();
+        let Some(state) = discovery::newest_attested(&run.0, &of_round) else {
+            continue;
+        };
+        if state.state_root != verified.state_root {
+            bail!(
+                "{}: its root is {}, but subnet {netuid} attests {} after round {} (finalized block {}, {} hotkeys): this \
+                 is not the checkpoint of the run",
+                path.display(),
+                verified.state_root,
+                state.state_root,
+                state.round,
+                block.number,
+                state.attesters
+            );
+        }
+        return Ok(AttestedOnChain {
+            genesis,
+            netuid,
+            block: block.number,
+            block_hash: Hash(block.hash),
+            epoch: state.epoch,
+            attesters: state.attesters,
+            dissenters: state.dissenters,
+        });
+    }
+    bail!(
+        "subnet {netuid} attests no state after round {} of run {run} at finalized block {}: attestations overwrite each \
+         other, and an older one is found by the attestation.json that its attester leaves in the checkpoint",
+        provenance.round,
+        newest.number
+    )
 }
 
 /// The state root of a run with the plain outer rule that stands at these weights.
@@ -144,6 +298,10 @@ fn export(
         read.provenance.as_ref(),
     )
     .with_context(|| format!("exporting {}", source.display()))?;
+    if let Some(receipt) = AttestationReceipt::read(source)? {
+        let written = receipt.write(target);
+        written.with_context(|| format!("exporting {}", source.display()))?;
+    }
     if json {
         print_json(&json!({ "round": round, "path": target }))
     } else {
@@ -193,10 +351,12 @@ mod tests {
     fn an_exported_checkpoint_verifies_like_the_one_it_came_from() {
         let (temp, global) = with_checkpoint(None);
         let source = StateDir::new(temp.path()).checkpoint(3);
-        verify(&source, true).unwrap();
+        let verified = verify(&source).unwrap();
         let target = temp.path().join("exported");
         export(&global, &target, None, true).unwrap();
-        verify(&target, false).unwrap();
+        let exported = verify(&target).unwrap();
+        assert_eq!(exported.state_root, verified.state_root);
+        assert!(exported.text(&target).contains("after round 3 of run"));
         assert_eq!(
             checkpoint::read(&source).unwrap(),
             checkpoint::read(&target).unwrap()
@@ -211,7 +371,7 @@ mod tests {
     #[test]
     fn weights_that_are_not_those_of_the_named_root_are_refused() {
         let (temp, _) = with_checkpoint(Some(Hash::of_content(b"other weights")));
-        let error = verify(&StateDir::new(temp.path()).checkpoint(3), true).unwrap_err();
+        let error = verify(&StateDir::new(temp.path()).checkpoint(3)).unwrap_err();
         assert!(
             error.to_string().contains("the weights were changed"),
             "{error}"

@@ -1,12 +1,13 @@
-//! `gradmesh join [TICKET]`
+//! `gradmesh join [TICKET | --netuid N]`
 
 use anyhow::{Context, bail};
+use gradmesh_protocol::manifest::{Chain, RunId};
 use gradmesh_protocol::ticket::Ticket;
 
-use super::{existing_dir, keypair, peer};
+use super::{existing_dir, keypair, peer, subnet};
 use crate::cli::{GlobalArgs, JoinArgs};
 use crate::daemon::{Entry, Role};
-use crate::machine::MachineFile;
+use crate::machine::{Machine, MachineFile};
 use crate::state_dir::StateDir;
 use crate::store::Store;
 
@@ -30,8 +31,9 @@ pub(super) async fn run(
             Some(std::path::absolute(data).context("--data")?)
         }
     };
-    let (dir, role) = match &args.ticket {
-        Some(ticket) => {
+    let machine = Machine::resolve(&args.peer, settings);
+    let (dir, role, access) = match (&args.ticket, args.netuid) {
+        (Some(ticket), _) => {
             let ticket: Ticket = ticket.parse()?;
             let dir = match &global.dir {
                 Some(dir) => StateDir::new(dir),
@@ -42,36 +44,81 @@ pub(super) async fn run(
                 }
             };
             keypair(&dir)?;
-            let store = Store::open(&dir)?;
-            if let Some(stored) = store.manifest()?
-                && stored.manifest.run() != ticket.run
-            {
-                bail!(
-                    "state directory {} belongs to run {}, the ticket is for run {}: choose another --dir",
-                    dir.path().display(),
-                    stored.manifest.run(),
-                    ticket.run
-                );
-            }
-            store.set_launcher_addresses(&ticket.addresses)?;
+            check_run(
+                &dir,
+                ticket.run,
+                &format!("the ticket is for run {}", ticket.run),
+            )?;
+            Store::open(&dir)?.set_launcher_addresses(&ticket.addresses)?;
             let entry = Entry::from(&ticket);
-            (dir, Role::Join { entry, data_dir })
+            // Whether the run lives on a subnet shows in its manifest; who names a chain means so.
+            let named = args.peer.chain.chain.is_some();
+            let access = named.then(|| subnet::access(&machine, None)).transpose()?;
+            (dir, Role::Join { entry, data_dir }, access)
         }
-        None => {
+        (None, Some(netuid)) => {
+            let access = subnet::access(&machine, None)?;
+            let client = subnet::connect(&access).await?;
+            subnet::register(
+                &client,
+                &access,
+                &machine,
+                netuid,
+                args.peer.chain.register_up_to,
+            )
+            .await?;
+            let dir = match &global.dir {
+                Some(dir) => StateDir::new(dir),
+                None => StateDir::new(StateDir::runs_root()?.join(format!("subnet-{netuid}"))),
+            };
+            let me = keypair(&dir)?.public();
+            let entry = subnet::entry(&client, netuid, me).await?;
+            check_run(
+                &dir,
+                entry.run,
+                &format!("subnet {netuid} has run {}", entry.run),
+            )?;
+            (dir, Role::Join { entry, data_dir }, Some(access))
+        }
+        (None, None) => {
             let dir = existing_dir(global)?;
             let store = Store::open(&dir)?;
-            if store.manifest()?.is_none() {
+            let Some(manifest) = store.manifest()? else {
                 bail!(
                     "state directory {} holds no run yet: join with the ticket that `gradmesh launch` printed",
                     dir.path().display()
                 );
-            }
+            };
             if let Some(data_dir) = data_dir {
                 store.set_data_dir(&data_dir)?;
             }
+            let on_chain = manifest.manifest.chain != Chain::None;
+            let access = on_chain
+                .then(|| subnet::access(&machine, None))
+                .transpose()?;
             drop(store);
-            (dir, Role::Resume)
+            (dir, Role::Resume, access)
         }
     };
-    peer::run_daemon(dir, role, &args.peer, settings, args.json).await
+    peer::run_daemon(
+        dir,
+        role,
+        machine,
+        access,
+        args.peer.exit_when_finished,
+        args.json,
+    )
+    .await
+}
+
+/// Refuses a state directory that belongs to another run than `run`; `wanted`: what is joined, in words.
+fn check_run(dir: &StateDir, run: RunId, wanted: &str) -> anyhow::Result<()> {
+    match Store::open(dir)?.manifest()? {
+        Some(stored) if stored.manifest.run() != run => bail!(
+            "state directory {} belongs to run {}, {wanted}: choose another --dir",
+            dir.path().display(),
+            stored.manifest.run(),
+        ),
+        Some(_) | None => Ok(()),
+    }
 }

@@ -2,13 +2,13 @@
 
 use anyhow::{Context, bail};
 use gradmesh_protocol::hash::Hash;
-use gradmesh_protocol::manifest::SignedManifest;
+use gradmesh_protocol::manifest::{Chain, SignedManifest};
 
-use super::{keypair, peer};
+use super::{keypair, peer, subnet};
 use crate::cli::{GlobalArgs, LaunchArgs};
 use crate::daemon::Role;
-use crate::machine::MachineFile;
-use crate::run_file::{DataFacts, LoadedRunFile};
+use crate::machine::{Machine, MachineFile};
+use crate::run_file::{self, DataFacts, LoadedRunFile};
 use crate::state_dir::StateDir;
 use crate::store::Store;
 
@@ -28,13 +28,42 @@ pub(super) async fn run(
         Some(dir) => StateDir::new(dir),
         None => StateDir::new(StateDir::runs_root()?.join(folder(&loaded.file.name))),
     };
-    let manifest = manifest(&dir, &loaded, &facts)?;
+    let machine = Machine::resolve(&args.peer, settings);
+    let (manifest, access) = match &loaded.file.chain {
+        run_file::Chain::None => (manifest(&dir, &loaded, &facts, Chain::None)?, None),
+        run_file::Chain::Subnet(section) => {
+            let access = subnet::access(&machine, Some(&section.network))?;
+            let chain = match stored(&dir)?.map(|stored| stored.manifest.chain) {
+                // Where a run was launched it stays; the file's other settings must be the same.
+                Some(Chain::Subnet(known)) => {
+                    section.on(known.genesis, section.netuid.unwrap_or(known.netuid))
+                }
+                Some(Chain::None) | None => {
+                    let client = subnet::connect(&access).await?;
+                    let limit = args.peer.chain.register_up_to;
+                    let netuid =
+                        subnet::subnet_of_launch(&client, &access, &machine, section, limit)
+                            .await?;
+                    section.on(subnet::genesis(&client), netuid)
+                }
+            };
+            (manifest(&dir, &loaded, &facts, chain)?, Some(access))
+        }
+    };
     let data_dir = std::path::absolute(&loaded.data_dir).context("data.dir of the run file")?;
     let role = Role::Launch {
         manifest: Box::new(manifest),
         data_dir,
     };
-    peer::run_daemon(dir, role, &args.peer, settings, args.json).await
+    peer::run_daemon(
+        dir,
+        role,
+        machine,
+        access,
+        args.peer.exit_when_finished,
+        args.json,
+    )
+    .await
 }
 
 /// The manifest that is launched: the stored one if this run was launched before, else a new one.
@@ -42,11 +71,11 @@ fn manifest(
     dir: &StateDir,
     loaded: &LoadedRunFile,
     facts: &DataFacts,
+    chain: Chain,
 ) -> anyhow::Result<SignedManifest> {
     let keypair = keypair(dir)?;
-    // Opened and closed again: the daemon opens it for itself.
-    if let Some(stored) = Store::open(dir)?.manifest()? {
-        let same = loaded.manifest(stored.manifest.launcher, stored.manifest.seed, facts);
+    if let Some(stored) = stored(dir)? {
+        let same = loaded.manifest(stored.manifest.launcher, stored.manifest.seed, facts, chain);
         if same != stored.manifest {
             bail!(
                 "state directory {} holds run {} ({}), which was launched with another run file or other data: give the \
@@ -62,7 +91,7 @@ fn manifest(
     let mut seed = [0; 32];
     getrandom::fill(&mut seed)
         .map_err(|error| anyhow::anyhow!("the operating system gives no randomness: {error}"))?;
-    let manifest = loaded.manifest(keypair.public(), Hash(seed), facts);
+    let manifest = loaded.manifest(keypair.public(), Hash(seed), facts, chain);
     // The run file was checked; what remains are the limits on data, which were not known then.
     let faults = manifest.validate();
     if !faults.is_empty() {
@@ -70,6 +99,13 @@ fn manifest(
         bail!("the run file and its data make no sound run:{list}");
     }
     Ok(manifest.sign(&keypair))
+}
+
+/// The manifest that was launched in `dir` before.
+fn stored(dir: &StateDir) -> anyhow::Result<Option<SignedManifest>> {
+    dir.create()?;
+    // Opened and closed again: the daemon opens it for itself.
+    Ok(Store::open(dir)?.manifest()?)
 }
 
 /// A folder name from a run's name: what file systems take, nothing that leads elsewhere.
@@ -111,13 +147,13 @@ mod tests {
             files: 1,
         };
         let loaded = LoadedRunFile::load(&run_file).unwrap();
-        let first = manifest(&dir, &loaded, &facts).unwrap();
+        let first = manifest(&dir, &loaded, &facts, Chain::None).unwrap();
         Store::open(&dir).unwrap().set_manifest(&first).unwrap();
-        assert_eq!(manifest(&dir, &loaded, &facts).unwrap(), first);
+        assert_eq!(manifest(&dir, &loaded, &facts, Chain::None).unwrap(), first);
 
         std::fs::write(&run_file, text.replace("= 5", "= 6")).unwrap();
         let changed = LoadedRunFile::load(&run_file).unwrap();
-        let error = manifest(&dir, &changed, &facts).unwrap_err();
+        let error = manifest(&dir, &changed, &facts, Chain::None).unwrap_err();
         assert!(error.to_string().contains("another --dir"), "{error}");
     }
 }

@@ -9,11 +9,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::print_json;
-use crate::cli::PeerArgs;
 use crate::daemon::{self, DaemonOptions, Role};
-use crate::machine::{Machine, MachineFile};
+use crate::machine::Machine;
 use crate::state_dir::StateDir;
 use crate::status::{Status, client};
+use crate::subnet::Access;
 use crate::terminal::say;
 
 /// How often a starting daemon is asked whether its ticket is ready; people do not notice less.
@@ -23,11 +23,11 @@ const ASK_EVERY: Duration = Duration::from_millis(200);
 pub(super) async fn run_daemon(
     dir: StateDir,
     role: Role,
-    flags: &PeerArgs,
-    file: &MachineFile,
+    settings: Machine,
+    chain: Option<Access>,
+    exit_when_finished: bool,
     json: bool,
 ) -> anyhow::Result<()> {
-    let settings = Machine::resolve(flags, file);
     let launches = matches!(role, Role::Launch { .. });
     let options = DaemonOptions {
         dir: dir.path().to_owned(),
@@ -37,7 +37,8 @@ pub(super) async fn run_daemon(
         threads: settings.threads,
         device: settings.device,
         role,
-        exit_when_finished: flags.exit_when_finished,
+        chain,
+        exit_when_finished,
     };
     let (stop, stopped) = watch::channel(false);
     watch_signals(stop)?;

@@ -4,10 +4,11 @@ use std::fmt::Write;
 
 use anyhow::Context;
 
+use super::chain::{concentration, neurons_table};
 use super::{print_json, running};
 use crate::cli::GlobalArgs;
-use crate::status::{DENSE_BITS, Status, client};
-use crate::terminal::{bytes, loss, percent, say, table};
+use crate::status::{ChainStatus, DENSE_BITS, Status, client};
+use crate::terminal::{bytes, loss, percent, say, share_u16, table, tao};
 
 /// Rounds shown; all that the daemon keeps are in `--json`.
 const ROUNDS_SHOWN: usize = 10;
@@ -114,6 +115,9 @@ fn render(status: &Status) -> String {
     if let Some(ticket) = &status.ticket {
         line("ticket", ticket.clone());
     }
+    if let Some(chain) = &status.chain {
+        show_chain(chain, &mut line);
+    }
     if !status.roster.is_empty() {
         let rows: Vec<_> = status
             .roster
@@ -129,6 +133,14 @@ fn render(status: &Status) -> String {
             .collect();
         text.push('\n');
         text.push_str(&table(&["peer", "link", "last round", "loss"], &rows));
+    }
+    if let Some(chain) = status
+        .chain
+        .as_ref()
+        .filter(|chain| !chain.neurons.is_empty())
+    {
+        text.push('\n');
+        text.push_str(&neurons_table(&chain.neurons, chain.uid));
     }
     if !status.history.is_empty() {
         let rows: Vec<_> = status
@@ -164,6 +176,63 @@ fn render(status: &Status) -> String {
     }
     text.push('\n');
     text
+}
+
+/// Where the run stands on the chain.
+fn show_chain(chain: &ChainStatus, line: &mut impl FnMut(&str, String)) {
+    let block = match chain.block {
+        Some(block) => format!("block {block} of {}", chain.endpoint),
+        None => "not reached yet".to_owned(),
+    };
+    let uid = chain
+        .uid
+        .map_or("not registered".to_owned(), |uid| format!("uid {uid}"));
+    line("chain", format!("{block}, subnet {}, {uid}", chain.netuid));
+    if let Some(own) = chain.own() {
+        line(
+            "paid",
+            format!(
+                "{} TAO by the last epoch: incentive {}, dividends {}, stake {} TAO",
+                tao(own.emission_rao),
+                share_u16(own.incentive),
+                share_u16(own.dividends),
+                tao(own.stake_rao)
+            ),
+        );
+    }
+    let waiting = match chain.attestations_queued {
+        0 => String::new(),
+        waiting => format!("; {waiting} waiting for the chain"),
+    };
+    match &chain.attested {
+        Some(attested) => line(
+            "attested",
+            format!(
+                "epoch {}, round {}, at block {}{waiting}",
+                attested.epoch, attested.round, attested.block
+            ),
+        ),
+        None => line("attested", format!("nothing yet{waiting}")),
+    }
+    if let Some(weights) = &chain.weights {
+        let revealed = match weights.reveal_round {
+            Some(round) => format!(", revealed by round {round} of the beacon"),
+            None => String::new(),
+        };
+        line(
+            "weights",
+            format!(
+                "of epoch {} at block {}{revealed}",
+                weights.epoch, weights.block
+            ),
+        );
+    }
+    if let Some(of) = &chain.concentration {
+        line("stake", concentration(of));
+    }
+    for problem in chain.problems.values() {
+        line("problem", problem.clone());
+    }
 }
 
 #[cfg(test)]

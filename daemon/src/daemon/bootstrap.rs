@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use gradmesh_protocol::hash::Hash;
-use gradmesh_protocol::manifest::{RoundId, RunId, SignedManifest};
+use gradmesh_protocol::manifest::{Chain, RoundId, RunId, SignedManifest};
 use gradmesh_protocol::wire::{Request, Response};
 use gradmesh_trainer::data::DataManifest;
 use libp2p::multiaddr::Protocol;
@@ -15,19 +15,37 @@ use libp2p::{Multiaddr, PeerId};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
+use super::driver::udp_address;
 use super::fetch::{self, DataFetchError};
 use super::{Entry, EntryPeer, Role, rpc};
 use crate::net::bulk::{Bulk, PeerSource};
 use crate::net::control::{ControlEvent, ControlHandle};
 use crate::state_dir::StateDir;
 use crate::store::Store;
+use crate::subnet::SubnetLink;
 
 /// How long a joiner tries to reach anybody before it tells the operator.
 const REACH_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long one answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the control plane may take to listen before the driver is left to say so.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a newcomer to a subnet waits until the others serve it. A guess: a snapshot of 25 blocks of 12 s, twice.
+const ADMISSION_TIMEOUT: Duration = Duration::from_secs(600);
+/// Between two tries.
+const ADMISSION_PAUSE: Duration = Duration::from_secs(2);
 /// Events kept for the driver while manifest and data are fetched; further ones of the kinds kept are few.
 const SEEN_MAX: usize = 1024;
+
+/// A run whose manifest is known.
+pub(super) struct Found {
+    pub(super) manifest: SignedManifest,
+    /// Where the data lie if the operator said so.
+    data_dir: Option<PathBuf>,
+    entry: Vec<EntryPeer>,
+    attested: Option<(RoundId, Hash)>,
+    pub(super) launches: bool,
+}
 
 /// A run that can be driven.
 pub(super) struct Prepared {
@@ -53,22 +71,21 @@ pub(super) struct Bootstrap {
 }
 
 impl Bootstrap {
-    /// Gets manifest and data of the role's run.
-    pub(super) async fn prepare(&mut self, role: Role) -> anyhow::Result<Prepared> {
+    /// Gets the manifest of the role's run.
+    pub(super) async fn find(&mut self, role: Role) -> anyhow::Result<Found> {
         match role {
             Role::Launch { manifest, data_dir } => {
                 self.store.set_manifest(&manifest)?;
                 self.store.set_data_dir(&data_dir)?;
-                self.local(*manifest, data_dir, Vec::new(), true).await
-            }
-            Role::Join { entry, data_dir } => {
-                let attested = entry.attested;
-                let prepared = self.join(entry, data_dir).await?;
-                Ok(Prepared {
-                    attested,
-                    ..prepared
+                Ok(Found {
+                    manifest: *manifest,
+                    data_dir: Some(data_dir),
+                    entry: Vec::new(),
+                    attested: None,
+                    launches: true,
                 })
             }
+            Role::Join { entry, data_dir } => self.join(entry, data_dir).await,
             Role::Resume => {
                 let Some(manifest) = self.store.manifest()? else {
                     bail!(
@@ -77,52 +94,28 @@ impl Bootstrap {
                     );
                 };
                 let data_dir = self.store.data_dir()?;
-                let data_dir = data_dir.unwrap_or_else(|| self.fetched_data_dir());
                 let launcher = EntryPeer {
                     key: manifest.manifest.launcher,
                     addresses: parse(&self.store.launcher_addresses()?),
                 };
                 let launches = launcher.id() == Some(self.control.peer_id());
-                let entry = if launches { Vec::new() } else { vec![launcher] };
-                self.local(manifest, data_dir, entry, launches).await
+                Ok(Found {
+                    manifest,
+                    data_dir: Some(data_dir.unwrap_or_else(|| self.fetched_data_dir())),
+                    entry: if launches { Vec::new() } else { vec![launcher] },
+                    attested: None,
+                    launches,
+                })
             }
         }
     }
 
-    fn fetched_data_dir(&self) -> PathBuf {
-        self.state_dir.path().join("data")
-    }
-
-    /// A run whose manifest and data are on this machine.
-    async fn local(
-        &mut self,
-        manifest: SignedManifest,
-        data_dir: PathBuf,
-        entry: Vec<EntryPeer>,
-        launches: bool,
-    ) -> anyhow::Result<Prepared> {
-        let wanted = manifest.manifest.data.root;
-        let data = scan(data_dir.clone()).await?;
-        if Hash(data.root()) != wanted {
-            bail!(
-                "the data in {} is not what the run names (root {}, wanted {wanted}): restore it, or name the right \
-                 directory with --data DIR",
-                data_dir.display(),
-                Hash(data.root()),
-            );
-        }
-        Ok(Prepared {
-            manifest,
-            data,
-            data_dir,
-            entry,
-            attested: None,
-            launches,
-        })
-    }
-
-    async fn join(&mut self, entry: Entry, data_dir: Option<PathBuf>) -> anyhow::Result<Prepared> {
-        let Entry { run, peers, .. } = entry;
+    async fn join(&mut self, entry: Entry, data_dir: Option<PathBuf>) -> anyhow::Result<Found> {
+        let Entry {
+            run,
+            peers,
+            attested,
+        } = entry;
         for peer in &peers {
             let id = peer.id();
             let id = id.with_context(|| format!("{} is no usable peer key", peer.key))?;
@@ -147,32 +140,109 @@ impl Bootstrap {
             }
         };
         self.store.set_manifest(&manifest)?;
-        if let Some(data_dir) = data_dir {
-            self.store.set_data_dir(&data_dir)?;
-            return self.local(manifest, data_dir, peers, false).await;
+        if let Some(data_dir) = &data_dir {
+            self.store.set_data_dir(data_dir)?;
         }
-        let data_dir = self.fetched_data_dir();
-        if let Ok(data) = scan(data_dir.clone()).await
-            && Hash(data.root()) == manifest.manifest.data.root
-        {
-            return self.local(manifest, data_dir, peers, false).await;
-        }
-        let data = self.fetch_data(&peers, &manifest, &data_dir).await?;
-        Ok(Prepared {
+        Ok(Found {
             manifest,
-            data,
             data_dir,
             entry: peers,
-            attested: None,
+            attested,
             launches: false,
         })
+    }
+
+    /// Gets the data of a run: from the directory that the operator named, or from what was fetched before, or from
+    /// other peers.
+    pub(super) async fn data(&mut self, found: Found) -> anyhow::Result<Prepared> {
+        let wanted = found.manifest.manifest.data.root;
+        let (data, data_dir) = match found.data_dir {
+            Some(data_dir) => {
+                let data = scan(data_dir.clone()).await?;
+                if Hash(data.root()) != wanted {
+                    bail!(
+                        "the data in {} is not what the run names (root {}, wanted {wanted}): restore it, or name the \
+                         right directory with --data DIR",
+                        data_dir.display(),
+                        Hash(data.root()),
+                    );
+                }
+                (data, data_dir)
+            }
+            None => {
+                let data_dir = self.fetched_data_dir();
+                match scan(data_dir.clone()).await {
+                    Ok(data) if Hash(data.root()) == wanted => (data, data_dir),
+                    Ok(_) | Err(_) => {
+                        let fetched = self.fetch_when_admitted(&found.entry, &found.manifest);
+                        (fetched.await?, data_dir)
+                    }
+                }
+            }
+        };
+        Ok(Prepared {
+            manifest: found.manifest,
+            data,
+            data_dir,
+            entry: found.entry,
+            attested: found.attested,
+            launches: found.launches,
+        })
+    }
+
+    /// Has the chain told where the control plane listens, as far as it is known; the driver tells the rest.
+    pub(super) async fn publish(&mut self, subnet: &SubnetLink) {
+        // Listening begins at once; give it the moment that it takes.
+        let deadline = Instant::now() + LISTEN_TIMEOUT;
+        loop {
+            let listening = self.seen.iter().filter_map(|event| match event {
+                ControlEvent::Listening(address) => udp_address(address),
+                _ => None,
+            });
+            let addresses: Vec<_> = listening.collect();
+            for address in &addresses {
+                subnet.listening(*address);
+            }
+            if !addresses.is_empty() {
+                return;
+            }
+            match timeout_at(deadline, self.events.recv()).await {
+                Ok(Some(event)) => self.note(event).await,
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+
+    fn fetched_data_dir(&self) -> PathBuf {
+        self.state_dir.path().join("data")
+    }
+
+    /// Fetches the data. In a run on a subnet the others serve a newcomer once they have seen its registration, which
+    /// takes a few blocks.
+    async fn fetch_when_admitted(
+        &mut self,
+        peers: &[EntryPeer],
+        manifest: &SignedManifest,
+    ) -> anyhow::Result<DataManifest> {
+        let on_chain = manifest.manifest.chain != Chain::None;
+        let deadline = Instant::now() + ADMISSION_TIMEOUT;
+        loop {
+            let error = match self.fetch_data(peers, manifest).await {
+                Err(error) if on_chain && Instant::now() < deadline => error,
+                fetched => return fetched,
+            };
+            tracing::info!(%error, "not served yet; a new registration takes some blocks to be seen");
+            let pause = Instant::now() + ADMISSION_PAUSE;
+            while let Ok(Some(event)) = timeout_at(pause, self.events.recv()).await {
+                self.note(event).await;
+            }
+        }
     }
 
     async fn fetch_data(
         &mut self,
         peers: &[EntryPeer],
         manifest: &SignedManifest,
-        dir: &std::path::Path,
     ) -> anyhow::Result<DataManifest> {
         let run = manifest.manifest.run();
         let asked = self.ask_any(peers, run, &Request::Data, "the list of data files");
@@ -195,7 +265,7 @@ impl Bootstrap {
         let source = PeerSource { peer: source, addr };
         let files = data.files().len();
         tracing::info!(files, bytes = data.total_bytes(), "fetching the run's data");
-        fetch::data(&self.bulk, &data, dir, source).await?;
+        fetch::data(&self.bulk, &data, &self.fetched_data_dir(), source).await?;
         Ok(data)
     }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
+use gradmesh_chain::AccountId;
 use gradmesh_protocol::figures::RoundFigures;
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::FrameId;
@@ -32,8 +33,8 @@ use tokio::time::{Instant, sleep_until};
 use super::bootstrap::Prepared;
 use super::fetch::{self, Contacts, FetchedState, StateError};
 use super::meter::Meter;
-use super::{peer_id, peer_key};
 use super::rpc::{Call, Caller, Rpc};
+use super::{peer_id, peer_key};
 use crate::blob::BlobStore;
 use crate::net::bulk::{Bulk, FetchFailed};
 use crate::net::control::{
@@ -44,6 +45,7 @@ use crate::status::{
     CheckpointStatus, PeerStatus, Phase, RoundStatus, StatusHandle, Traffic, nats,
 };
 use crate::store::Store;
+use crate::subnet::{self, Gate, SubnetLink};
 use crate::worker::{Command, Event, Snapshot, Standing, Worker};
 
 /// How often status and traffic figures are brought up to date.
@@ -74,6 +76,10 @@ pub(super) struct Parts {
     pub(super) status: StatusHandle,
     pub(super) events: mpsc::Receiver<ControlEvent>,
     pub(super) seen: Vec<ControlEvent>,
+    /// In a run on a subnet: the chain.
+    pub(super) subnet: Option<SubnetLink>,
+    /// Who may be served.
+    pub(super) gate: Gate,
     pub(super) exit_when_finished: bool,
 }
 
@@ -115,6 +121,8 @@ pub(super) struct Driver {
     status: StatusHandle,
     events: mpsc::Receiver<ControlEvent>,
     seen: Vec<ControlEvent>,
+    subnet: Option<SubnetLink>,
+    gate: Gate,
     exit_when_finished: bool,
 
     clock: Instant,
@@ -205,6 +213,8 @@ impl Driver {
             status: parts.status,
             events: parts.events,
             seen: parts.seen,
+            subnet: parts.subnet,
+            gate: parts.gate,
             exit_when_finished: parts.exit_when_finished,
             clock: now,
             inputs: VecDeque::new(),
@@ -343,6 +353,7 @@ impl Driver {
                     Ok(done) => self.on_done(done),
                     Err(error) => Err(anyhow::Error::from(error).context("a fetching task ended")),
                 },
+                Some(event) = next_of(&mut self.subnet) => self.on_subnet(event).await,
                 Some(call) = self.calls.recv() => {
                     self.rpc.call(&self.control, &self.run, call).await;
                     Ok(())
@@ -401,6 +412,24 @@ impl Driver {
         }
     }
 
+    /// What the chain says.
+    async fn on_subnet(&mut self, event: subnet::Event) -> anyhow::Result<()> {
+        match event {
+            subnet::Event::Snapshot { registry, peers } => {
+                for peer in peers {
+                    let unknown = !self.connected.contains_key(&peer.key);
+                    if let Some(id) = peer_id(&peer.key).filter(|_| unknown)
+                        && let Err(error) = self.control.keep(id, peer.addresses).await
+                    {
+                        tracing::debug!(peer = %peer.key.short(), %error, "not kept");
+                    }
+                }
+                self.inputs.push_back(Input::Registry(registry));
+            }
+        }
+        Ok(())
+    }
+
     // ---- Effects -------------------------------------------------------------------------------------------------
 
     async fn perform(&mut self, effect: Effect) -> anyhow::Result<()> {
@@ -409,6 +438,7 @@ impl Driver {
                 tokio::task::block_in_place(|| self.store.append_journal(round, &entry))?;
             }
             Effect::StoreDecision(record) => {
+                self.check_attested(&record)?;
                 tokio::task::block_in_place(|| self.store.store_decision(&record))?;
                 self.on_decided(&record);
             }
@@ -434,6 +464,22 @@ impl Driver {
                 sources,
             } => self.fetch_state(round, root, sources)?,
             Effect::Report(report) => self.on_report(report),
+        }
+        Ok(())
+    }
+
+    /// Refuses a history that does not pass through the state that the chain attests.
+    fn check_attested(&self, record: &DecisionRecord) -> anyhow::Result<()> {
+        let Some((round, root)) = self.prepared.attested else {
+            return Ok(());
+        };
+        let decision = &record.decision;
+        if decision.round == round.next() && decision.state_root != root {
+            bail!(
+                "the peers' history has state root {} after round {round}, the subnet attests {root}: these are not the \
+                 peers of the attested run",
+                decision.state_root
+            );
         }
         Ok(())
     }
@@ -649,6 +695,9 @@ impl Driver {
                     self.serve_snapshot(snapshot)?;
                 }
                 if let Some(written) = checkpoint {
+                    if let Some(subnet) = &self.subnet {
+                        subnet.epoch_ended(written.round, written.root)?;
+                    }
                     tracing::info!(round = %written.round, path = %written.path.display(), "checkpoint");
                     self.status.set_checkpoint(CheckpointStatus {
                         round: written.round.0,
@@ -676,6 +725,9 @@ impl Driver {
         match event {
             ControlEvent::Listening(address) => {
                 tracing::info!(%address, "listening");
+                if let (Some(subnet), Some(address)) = (&self.subnet, udp_address(&address)) {
+                    subnet.listening(address);
+                }
                 self.listening.push(address);
                 self.contact_due = Instant::now();
                 self.show_contact();
@@ -736,6 +788,9 @@ impl Driver {
         if from == self.me {
             return;
         }
+        if let (Some(subnet), Some(hotkey)) = (&self.subnet, contact.hotkey) {
+            subnet.claims().note(from, AccountId(hotkey));
+        }
         let addresses: Vec<Multiaddr> = contact
             .control
             .iter()
@@ -762,7 +817,10 @@ impl Driver {
         bytes: &[u8],
     ) -> anyhow::Result<()> {
         let response = match Request::decode(&self.run, bytes) {
-            Ok(request) => self.answer(request)?,
+            Ok(request) if small(&request) || self.gate.admits(&peer) => self.answer(request)?,
+            Ok(_) => Response::Refused(
+                "the subnet of this run does not register your peer key: register your hotkey and publish it".into(),
+            ),
             Err(error) => {
                 tracing::debug!(%peer, %error, "request refused");
                 Response::Refused(error.to_string().chars().take(200).collect())
@@ -820,6 +878,7 @@ impl Driver {
                 .take(gradmesh_protocol::ticket::ADDRESSES_MAX)
                 .collect(),
             bulk: self.bulk.local_addr(),
+            hotkey: self.subnet.as_ref().map(|subnet| subnet.hotkey().0),
         }
     }
 
@@ -976,6 +1035,36 @@ fn show_round(status: &StatusHandle, round: RoundId, roster: u32, figures: &Roun
         seconds: None,
         root: None,
     });
+}
+
+/// Waits for the chain's next event; for ever in a run without a chain.
+async fn next_of(subnet: &mut Option<SubnetLink>) -> Option<subnet::Event> {
+    match subnet {
+        Some(subnet) => subnet.event().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether anybody may ask for it, registered or not (rule `members-and-registered`).
+fn small(request: &Request) -> bool {
+    match request {
+        Request::Manifest | Request::Contact | Request::Decisions { .. } => true,
+        Request::Data | Request::Headers(_) | Request::Snapshot(_) => false,
+    }
+}
+
+/// IP address and UDP port of a listening address.
+pub(super) fn udp_address(address: &Multiaddr) -> Option<SocketAddr> {
+    let (mut ip, mut port) = (None, None);
+    for part in address {
+        match part {
+            Protocol::Ip4(v4) => ip = Some(IpAddr::from(v4)),
+            Protocol::Ip6(v6) => ip = Some(IpAddr::from(v6)),
+            Protocol::Udp(udp) => port = Some(udp),
+            _ => {}
+        }
+    }
+    Some(SocketAddr::new(ip?, port?))
 }
 
 fn traffic_now() -> Traffic {

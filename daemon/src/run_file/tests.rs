@@ -38,10 +38,12 @@ fn facts() -> DataFacts {
 
 #[test]
 fn the_smallest_run_file_gives_a_sound_manifest_with_the_defaults() {
-    let manifest =
-        load(SMALLEST)
-            .unwrap()
-            .manifest(PeerKey([1; 32]), Hash::of_content(b"seed"), &facts());
+    let manifest = load(SMALLEST).unwrap().manifest(
+        PeerKey([1; 32]),
+        Hash::of_content(b"seed"),
+        &facts(),
+        manifest::Chain::None,
+    );
     assert_eq!(manifest.validate(), []);
     assert_eq!(manifest.inner.learning_rate_ppm, 400);
     assert_eq!(manifest.inner.beta2_ppm, 950_000);
@@ -56,9 +58,12 @@ fn the_smallest_run_file_gives_a_sound_manifest_with_the_defaults() {
 #[test]
 fn nesterov_brings_its_own_rate_and_momentum() {
     let text = format!("{SMALLEST}\nouter.rule = \"nesterov\"");
-    let manifest = load(&text)
-        .unwrap()
-        .manifest(PeerKey([1; 32]), Hash::ZERO, &facts());
+    let manifest = load(&text).unwrap().manifest(
+        PeerKey([1; 32]),
+        Hash::ZERO,
+        &facts(),
+        manifest::Chain::None,
+    );
     assert_eq!(manifest.outer.rate_ppm, 700_000);
     assert_eq!(manifest.outer.momentum_ppm, 900_000);
 }
@@ -67,9 +72,12 @@ fn nesterov_brings_its_own_rate_and_momentum() {
 fn a_named_seed_wins_over_the_drawn_one() {
     let seed = Hash::of_content(b"named");
     let text = format!("seed = \"{seed}\"\n{SMALLEST}");
-    let manifest = load(&text)
-        .unwrap()
-        .manifest(PeerKey([1; 32]), Hash::ZERO, &facts());
+    let manifest = load(&text).unwrap().manifest(
+        PeerKey([1; 32]),
+        Hash::ZERO,
+        &facts(),
+        manifest::Chain::None,
+    );
     assert_eq!(manifest.seed, seed);
 }
 
@@ -132,11 +140,46 @@ fn a_section_of_the_wrong_kind_is_a_fault_of_that_section() {
 }
 
 #[test]
-fn the_only_chain_is_none() {
+fn a_chain_is_none_or_a_section() {
     let found = faults(&format!("chain = \"finney\"\n{SMALLEST}"));
     assert_eq!(found.len(), 1, "{found:?}");
     assert_eq!(found[0].0, "chain");
-    assert!(found[0].1.contains("`none`"), "{}", found[0].1);
+    assert!(found[0].1.contains("section [chain]"), "{found:?}");
+
+    let found = faults(&format!(
+        "{SMALLEST}[chain]\nnetuid = 70000\npowers = \"votes\"\nsnapshot_blocks = 0\n"
+    ));
+    let keys: Vec<_> = found.iter().map(|(key, _)| key.as_str()).collect();
+    assert_eq!(
+        keys,
+        ["chain.netuid", "chain.powers", "chain.snapshot_blocks"],
+        "{found:?}"
+    );
+
+    let found = faults(&format!(
+        "{SMALLEST}[chain]\nnetwork = \"carrier pigeon\"\n"
+    ));
+    assert_eq!(found[0].0, "chain.network", "{found:?}");
+}
+
+#[test]
+fn a_subnet_of_the_run_file_stands_in_the_manifest() {
+    let text = format!("{SMALLEST}[chain]\nnetwork = \"test\"\nnetuid = 7\npowers = \"stake\"\n");
+    let loaded = load(&text).unwrap();
+    let Chain::Subnet(section) = &loaded.file.chain else {
+        panic!("{:?}", loaded.file.chain);
+    };
+    let genesis = Hash::of_content(b"genesis");
+    let expected = manifest::Chain::Subnet(manifest::Subnet {
+        genesis,
+        netuid: 7,
+        powers: Powers::Stake,
+        snapshot_blocks: 25,
+    });
+    assert_eq!(section.on(genesis, section.netuid.unwrap()), expected);
+
+    let written = toml::to_string(&loaded.file).unwrap();
+    assert_eq!(toml::from_str::<RunFile>(&written).unwrap(), loaded.file);
 }
 
 #[test]

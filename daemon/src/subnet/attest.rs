@@ -5,13 +5,14 @@
 //! history is kept by receipts. Rule `never-twice`: one whose fate is open is looked for before it is sent again.
 
 use anyhow::Context;
+use gradmesh_chain::attestation::Attestation;
 use gradmesh_chain::types::Receipt;
-use gradmesh_chain::{Attestation, ChainError, Client};
+use gradmesh_chain::{ChainError, Client};
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::manifest::RoundId;
-use gradmesh_protocol::score::{EpochScores, ScoreTable};
+use gradmesh_protocol::score::{EpochId, EpochScores, ScoreTable};
 
-use super::{AttestationReceipt, Pause, Shared, receipt_path};
+use super::{AttestationReceipt, Pause, Shared};
 use crate::status::AttestedStatus;
 use crate::store::QueuedAttestation;
 
@@ -33,36 +34,35 @@ pub(super) fn queue_start(shared: &Shared, genesis_root: Hash) -> anyhow::Result
     )
 }
 
-/// Queues the epoch that ends with `round`; its number and its scores.
+/// Queues the epoch that ends with `round`; its scores.
 pub(super) fn queue_epoch(
     shared: &Shared,
     round: RoundId,
     state_root: Hash,
-) -> anyhow::Result<(u64, ScoreTable)> {
-    let epoch = shared.manifest.epoch_of(round);
+) -> anyhow::Result<ScoreTable> {
+    let epoch = EpochId::of(round, &shared.manifest);
+    let epoch = epoch.with_context(|| format!("round {round} belongs to no epoch of the run"))?;
     let table = tokio::task::block_in_place(|| scores(shared, epoch, round))?;
     queue(
         shared,
         &QueuedAttestation {
-            epoch,
+            epoch: epoch.0,
             round: round.0,
             state_root: state_root.0,
             scores: table.hash().0,
         },
     )?;
-    Ok((epoch, table))
+    Ok(table)
 }
 
 /// What the stored decisions of `epoch` up to `last` prove.
-fn scores(shared: &Shared, epoch: u64, last: RoundId) -> anyhow::Result<ScoreTable> {
-    let first = shared.manifest.first_round_of(epoch);
-    let count = u32::try_from(last.0.saturating_sub(first.0) + 1).unwrap_or(u32::MAX);
-    let mut scores = EpochScores::new(&shared.manifest, first);
-    for record in shared.store.decisions(first, count)? {
-        scores
-            .add(&record)
-            .with_context(|| format!("scores of epoch {epoch}"))?;
-    }
+fn scores(shared: &Shared, epoch: EpochId, last: RoundId) -> anyhow::Result<ScoreTable> {
+    let first = epoch.first_round(&shared.manifest);
+    let rounds = last.next().0.saturating_sub(first.0);
+    let count = u32::try_from(rounds).unwrap_or(u32::MAX);
+    let records = shared.store.decisions(first, count)?;
+    let scores = EpochScores::replay(&shared.manifest, epoch, &records)
+        .with_context(|| format!("scores of epoch {epoch}"))?;
     Ok(scores.table())
 }
 
@@ -83,7 +83,9 @@ pub(super) async fn run(shared: &Shared, client: &Client) {
                 return;
             }
         };
-        shared.status.change_chain(|chain| chain.attestations_queued = queued.len());
+        shared
+            .status
+            .change_chain(|chain| chain.attestations_queued = queued.len());
         let Some(next) = queued.first() else {
             shared.queued.notified().await;
             continue;
@@ -117,8 +119,9 @@ async fn send(
         scores: queued.scores,
     };
     let hotkey = &shared.access.hotkey;
+    let fields = attestation.fields();
     loop {
-        let sent = client.set_commitment(hotkey, shared.subnet.netuid, &attestation.fields());
+        let sent = client.set_commitment(hotkey, shared.subnet.netuid, &fields);
         match sent.await {
             Err(ChainError::Uncertain(pending)) => {
                 if let Some(receipt) = client.settle(&pending).await? {
@@ -148,7 +151,7 @@ fn sent(shared: &Shared, client: &Client, queued: &QueuedAttestation, receipt: &
     let checkpoint = shared.state_dir.checkpoint(queued.round);
     // The start of the run has no checkpoint, and old checkpoints may have been deleted.
     if checkpoint.is_dir()
-        && let Err(error) = noted.write(&receipt_path(&checkpoint))
+        && let Err(error) = noted.write(&checkpoint)
     {
         tracing::warn!(%error, checkpoint = %checkpoint.display(), "the receipt of an attestation was not written");
     }

@@ -9,7 +9,9 @@
 
 use std::collections::BTreeMap;
 
-use gradmesh_chain::{AccountId, Attestation, Commitment, Neuron};
+use gradmesh_chain::AccountId;
+use gradmesh_chain::attestation::Attestation;
+use gradmesh_chain::types::{Commitment, Neuron};
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::key::PeerKey;
 use gradmesh_protocol::manifest::{RoundId, RunId};
@@ -73,7 +75,11 @@ pub fn attestations(neurons: &[Neuron], commitments: &[(AccountId, Commitment)])
 }
 
 /// The run of a subnet, by rule `owner-names-the-run`; `None` if nobody attests any.
-pub fn find_run(owner_hotkey: AccountId, neurons: &[Neuron], attested: &[Attested]) -> Option<FoundRun> {
+pub fn find_run(
+    owner_hotkey: AccountId,
+    neurons: &[Neuron],
+    attested: &[Attested],
+) -> Option<FoundRun> {
     let owner = attested.iter().find(|a| a.hotkey == owner_hotkey);
     let run = match owner {
         Some(owner) => owner.attestation.run,
@@ -87,7 +93,13 @@ pub fn find_run(owner_hotkey: AccountId, neurons: &[Neuron], attested: &[Atteste
         .iter()
         .filter_map(|neuron| Some((neuron, entry_peer(neuron)?)))
         .collect();
-    listening.sort_by_key(|(neuron, _)| (!attests(neuron), std::cmp::Reverse(neuron.stake_rao), neuron.uid));
+    listening.sort_by_key(|(neuron, _)| {
+        (
+            !attests(neuron),
+            std::cmp::Reverse(neuron.stake_rao),
+            neuron.uid,
+        )
+    });
     Some(FoundRun {
         run: RunId(Hash(run)),
         peers: listening.into_iter().map(|(_, peer)| peer).collect(),
@@ -107,8 +119,12 @@ pub fn newest_attested(run: &[u8; 32], attested: &[Attested]) -> Option<Attested
     let newest_first = epochs.values().rev();
     newest_first.into_iter().find_map(|of_epoch| {
         let total: u128 = of_epoch.iter().map(|a| a.weight).sum();
-        let (attestation, weight) = heaviest(of_epoch.iter().map(|a| (key(&a.attestation), a.weight)))?;
-        let same = of_epoch.iter().filter(|a| key(&a.attestation) == attestation).count();
+        let (attestation, weight) =
+            heaviest(of_epoch.iter().map(|a| (key(&a.attestation), a.weight)))?;
+        let same = of_epoch
+            .iter()
+            .filter(|a| key(&a.attestation) == attestation)
+            .count();
         let (epoch, round, state_root, scores) = attestation;
         (weight * 2 > total).then(|| AttestedState {
             epoch,
@@ -162,7 +178,7 @@ impl AttestedState {
 
 #[cfg(test)]
 mod tests {
-    use gradmesh_chain::Axon;
+    use gradmesh_chain::types::Axon;
 
     use super::*;
 
@@ -221,7 +237,10 @@ mod tests {
         assert_eq!(found.attested, None);
         let first = &found.peers[0];
         assert_eq!(first.key, PeerKey([0; 32]));
-        assert_eq!(first.addresses[0].to_string(), "/ip4/10.0.0.0/udp/4700/quic-v1");
+        assert_eq!(
+            first.addresses[0].to_string(),
+            "/ip4/10.0.0.0/udp/4700/quic-v1"
+        );
 
         let found = find_run(neurons[2].hotkey, &neurons, &attested).unwrap();
         assert_eq!(found.run, RunId(Hash([8; 32])));
@@ -248,7 +267,10 @@ mod tests {
             attest(&neurons[3], 7, 2, 5),
         ];
         let state = newest(&agreed).unwrap();
-        assert_eq!((state.epoch, state.round, state.state_root), (2, 20, Hash([5; 32])));
+        assert_eq!(
+            (state.epoch, state.round, state.state_root),
+            (2, 20, Hash([5; 32]))
+        );
         assert_eq!((state.attesters, state.dissenters), (3, 1));
 
         // Half is not more than half: the epoch before counts.

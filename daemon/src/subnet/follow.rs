@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use gradmesh_chain::{BlockRef, ChainError, Client, Neuron};
+use gradmesh_chain::types::{BlockRef, Neuron};
+use gradmesh_chain::{ChainError, Client};
 use gradmesh_protocol::concentration::Concentration;
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::key::PeerKey;
@@ -55,11 +56,18 @@ fn due(last: Option<u64>, newest: u64, every: u64) -> Vec<u64> {
     let newest = newest - newest % every;
     let oldest = newest.saturating_sub((SNAPSHOTS_BEHIND_MAX - 1) * every);
     let first = last.map_or(newest, |last| (last + every).max(oldest));
-    (first..=newest).step_by(usize::try_from(every).unwrap_or(usize::MAX)).collect()
+    (first..=newest)
+        .step_by(usize::try_from(every).unwrap_or(usize::MAX))
+        .collect()
 }
 
 /// Reads the registry at finalized block `number`; `newest`: the newest finalized block.
-async fn snapshot(shared: &Shared, client: &Client, number: u64, newest: BlockRef) -> Result<(), ChainError> {
+async fn snapshot(
+    shared: &Shared,
+    client: &Client,
+    number: u64,
+    newest: BlockRef,
+) -> Result<(), ChainError> {
     let hash = match number == newest.number {
         true => Some(newest.hash),
         false => client.block_hash(number).await?,
@@ -75,7 +83,10 @@ async fn snapshot(shared: &Shared, client: &Client, number: u64, newest: BlockRe
         .iter()
         .filter_map(|neuron| Some((PeerKey(neuron.peer_key?), neuron.stake_rao)));
     let entries = registry::powers(shared.subnet.powers, stakes);
-    let registered: BTreeSet<_> = entries.iter().filter_map(|(peer, _)| peer_id(peer)).collect();
+    let registered: BTreeSet<_> = entries
+        .iter()
+        .filter_map(|(peer, _)| peer_id(peer))
+        .collect();
     let mark = RegistryMark {
         block: number,
         block_hash: Hash(hash),
@@ -86,7 +97,10 @@ async fn snapshot(shared: &Shared, client: &Client, number: u64, newest: BlockRe
             let peers = neurons.iter().filter_map(entry_peer);
             let peers = peers.filter(|peer| peer.key != shared.me).collect();
             // A driver that is gone needs nothing any more.
-            let _ = shared.events.send(Event::Snapshot { registry, peers }).await;
+            let _ = shared
+                .events
+                .send(Event::Snapshot { registry, peers })
+                .await;
         }
         Err(fault) => tracing::warn!(%fault, number, "the registry of this block is not usable"),
     }
@@ -111,7 +125,7 @@ fn show(shared: &Shared, neurons: &[Neuron]) {
     shared.status.change_chain(|chain: &mut ChainStatus| {
         chain.uid = own.map(|neuron| neuron.uid);
         chain.neurons = neurons.iter().map(NeuronStatus::from).collect();
-        chain.concentration = Concentration::of(&stakes);
+        chain.concentration = Some(Concentration::of(&stakes).into());
     });
 }
 

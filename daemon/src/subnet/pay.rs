@@ -5,13 +5,12 @@
 //! of them: otherwise a stranger could publish another's key and be paid for its work.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
-use gradmesh_chain::types::{Subnet, WeightsReceipt};
-use gradmesh_chain::{AccountId, BlockRef, ChainError, Client, Neuron};
+use gradmesh_chain::types::{BlockRef, Neuron, Subnet, WeightsReceipt};
+use gradmesh_chain::{AccountId, ChainError, Client};
 use gradmesh_protocol::key::PeerKey;
-use gradmesh_protocol::score::{self, ScoreTable};
+use gradmesh_protocol::score::{self, EpochId, ScoreTable};
 
 use super::{Claims, Pause, Shared};
 use crate::status::WeightsStatus;
@@ -34,10 +33,10 @@ enum Standing {
 pub(super) async fn run(shared: &Shared, client: &Client) {
     let mut scores = shared.scores.subscribe();
     let mut pause = Pause::new();
-    let mut published = 0;
+    let mut published = EpochId(0);
     loop {
         let newest = scores.borrow_and_update().clone();
-        let Some(newest) = newest.filter(|newest| newest.0 > published) else {
+        let Some(newest) = newest.filter(|newest| newest.epoch > published) else {
             if scores.changed().await.is_err() {
                 return;
             }
@@ -45,7 +44,7 @@ pub(super) async fn run(shared: &Shared, client: &Client) {
         };
         match publish(shared, client, &newest).await {
             Ok(None) => {
-                published = newest.0;
+                published = newest.epoch;
                 pause.reset();
                 shared.problem("weights", None);
             }
@@ -59,11 +58,11 @@ pub(super) async fn run(shared: &Shared, client: &Client) {
     }
 }
 
-/// Publishes weights for `newest`, or says how long to wait before it may be possible.
+/// Publishes weights for `table`, or says how long to wait before it may be possible.
 async fn publish(
     shared: &Shared,
     client: &Client,
-    newest: &Arc<(u64, ScoreTable)>,
+    table: &ScoreTable,
 ) -> Result<Option<Duration>, ChainError> {
     let netuid = shared.subnet.netuid;
     let block = client.finalized().await?;
@@ -82,14 +81,16 @@ async fn publish(
         }
         Standing::Now => {}
     }
-    let (epoch, table) = &**newest;
+    let epoch = table.epoch;
     let uids = uids(&neurons, &shared.claims);
-    let weights = score::weights(table, &uids, subnet.neurons);
+    let weights = score::weights(table.shares(), &uids, subnet.neurons);
     if weights.iter().all(|(_, weight)| *weight == 0) {
-        tracing::warn!(epoch, "nobody who scored is registered: no weights");
+        tracing::warn!(%epoch, "nobody who scored is registered: no weights");
         return Ok(None);
     }
-    let mut sent = client.publish_weights(&shared.access.hotkey, netuid, &weights).await;
+    let mut sent = client
+        .publish_weights(&shared.access.hotkey, netuid, &weights)
+        .await;
     if let Err(ChainError::Uncertain(pending)) = sent {
         let Some(receipt) = client.settle(&pending).await? else {
             return Ok(Some(Duration::ZERO));
@@ -104,10 +105,10 @@ async fn publish(
             reveal_round,
         } => (receipt, Some(reveal_round)),
     };
-    tracing::info!(epoch, block = receipt.block.number, ?reveal_round, "weights published");
+    tracing::info!(%epoch, block = receipt.block.number, ?reveal_round, "weights published");
     shared.status.change_chain(|chain| {
         chain.weights = Some(WeightsStatus {
-            epoch: *epoch,
+            epoch: epoch.0,
             block: receipt.block.number,
             reveal_round,
             weights,
@@ -143,7 +144,10 @@ fn uids(neurons: &[Neuron], claims: &Claims) -> BTreeMap<PeerKey, u16> {
             [(_, uid)] => Some(*uid),
             several => {
                 let claimed = claims.of(&peer)?;
-                several.iter().find(|(hotkey, _)| *hotkey == claimed).map(|(_, uid)| *uid)
+                several
+                    .iter()
+                    .find(|(hotkey, _)| *hotkey == claimed)
+                    .map(|(_, uid)| *uid)
             }
         };
         Some((peer, uid?))

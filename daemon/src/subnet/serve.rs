@@ -17,7 +17,8 @@ pub(super) async fn run(shared: &Shared, client: &Client) {
         if let Some(address) = address {
             let hotkey = &shared.access.hotkey;
             let (netuid, peer) = (shared.subnet.netuid, Some(shared.me.0));
-            let served = client.serve_axon(hotkey, netuid, address.ip(), address.port(), PROTOCOL, peer);
+            let served =
+                client.serve_axon(hotkey, netuid, address.ip(), address.port(), PROTOCOL, peer);
             if let Err(error) = served.await {
                 shared.failed("axon", &error);
                 pause.wait_after(&error).await;
