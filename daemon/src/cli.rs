@@ -160,6 +160,9 @@ pub struct DemoArgs {
     /// directory]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Train without a chain: nobody is paid, nothing is attested
+    #[arg(long)]
+    pub no_chain: bool,
     /// Directory of text to train on [default: source text of the local cargo registry]
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
@@ -337,7 +340,7 @@ mod tests {
     fn stable_names_are_understood() {
         for words in [
             "gradmesh demo",
-            "gradmesh demo --peers 3 --rounds 5 --out o --data d --json f.json",
+            "gradmesh demo --no-chain --peers 3 --rounds 5 --out o --data d --json f.json",
             "gradmesh launch run.toml --json --dir d --listen /ip4/127.0.0.1/udp/0/quic-v1 --bulk-listen 127.0.0.1:0",
             "gradmesh --dir d join gm1abc --data d --status-listen 127.0.0.1:0 --threads 2 --device cuda:1",
             "gradmesh join --dir d",

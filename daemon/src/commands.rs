@@ -8,7 +8,7 @@ mod launch;
 mod leave;
 mod peer;
 mod status;
-mod subnet;
+pub(crate) mod subnet;
 mod wallet;
 
 use std::path::Path;

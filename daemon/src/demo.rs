@@ -4,10 +4,12 @@
 //! its ticket. Figures come from the peers' status servers and nowhere else. Every process ends with the demo, whichever
 //! way that ends.
 
+mod chain;
 mod peer;
 mod progress;
 mod summary;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -18,9 +20,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cli::DemoArgs;
 use crate::corpus;
 use crate::machine::cores;
-use crate::run_file::{LoadedRunFile, RunFile};
-use crate::status::Status;
+use crate::run_file::{self, LoadedRunFile, RunFile};
+use crate::status::{ChainStatus, Status};
 use crate::terminal::say;
+use chain::DemoChain;
 use peer::Peer;
 use progress::Progress;
 use summary::Summary;
@@ -32,6 +35,8 @@ const RUN_FILE: &str = include_str!("../assets/demo.toml");
 const ASK_EVERY: Duration = Duration::from_millis(250);
 /// How long a killed peer stays away: two rounds or more, so that its absence shows.
 const RESUME_AFTER: Duration = Duration::from_secs(15);
+/// Blocks between two looks at who is registered: every second.
+const SNAPSHOT_BLOCKS: u32 = 4;
 /// How long nothing may change before the demo gives up: several times the longest deadline of its run file.
 const STALL_MAX: Duration = Duration::from_secs(300);
 
@@ -84,24 +89,48 @@ async fn train(args: &DemoArgs, out: &Path) -> anyhow::Result<Summary> {
     ));
     let data = data_dir(args.data.as_deref(), out, &progress).await?;
     let run_file = write_run_file(args, out, &data)?;
+    let chain = match args.no_chain {
+        true => None,
+        false => Some(DemoChain::start(out, args.peers, &progress).await?),
+    };
+    let paying = |number| {
+        chain
+            .as_ref()
+            .map_or(Vec::new(), |chain| chain.paying_flags(number))
+    };
 
     // The cores are shared; a peer with more threads than its share only makes the others wait.
     let threads = (cores() / args.peers as usize).max(1);
-    let mut peers = vec![Peer::launch(out, &run_file, threads)?];
-    let ticket = wait_for_ticket(&mut peers[0]).await?;
+    let mut peers = vec![Peer::launch(out, &run_file, threads, &paying(0))?];
+    let ticket = wait_for_launch(&mut peers[0], chain.is_some()).await?;
+    let way = match &chain {
+        Some(chain) => vec!["--netuid".to_owned(), chain.netuid().to_string()],
+        None => vec![ticket],
+    };
     for number in 1..args.peers {
-        peers.push(Peer::join(out, number, &ticket, threads)?);
+        peers.push(Peer::join(out, number, &way, threads, &paying(number))?);
+    }
+    if let Some(chain) = &chain {
+        chain.stake(&progress).await?;
     }
     let statuses = watch(&mut peers, &mut progress, |number| {
-        Peer::resume(out, number, threads)
+        let flags = chain
+            .as_ref()
+            .map_or(Vec::new(), |chain| chain.flags(number));
+        Peer::resume(out, number, threads, &flags)
     })
     .await?;
+    let emission = match &chain {
+        Some(chain) => chain.emission(&progress).await?,
+        None => BTreeMap::new(),
+    };
     progress.finish();
     let wall = started.elapsed();
     for peer in &mut peers {
         peer.stop().await;
     }
-    Summary::of(&statuses, wall).context("the peers finished without telling all that was asked")
+    Summary::of(&statuses, wall, emission)
+        .context("the peers finished without telling all that was asked")
 }
 
 /// A new or empty directory: `chosen`, or one in the user's data directory.
@@ -162,13 +191,18 @@ fn write_run_file(args: &DemoArgs, out: &Path, data: &Path) -> anyhow::Result<Pa
     let mut run: RunFile = toml::from_str(RUN_FILE).context("the demo's run file")?;
     run.data.dir = data.to_owned();
     run.trust.peers_min = args.peers;
+    if !args.no_chain {
+        run.chain = run_file::Chain::Subnet(run_file::Subnet {
+            snapshot_blocks: SNAPSHOT_BLOCKS,
+            ..run_file::Subnet::default()
+        });
+    }
     run.trust.peers_max = run.trust.peers_max.max(args.peers);
     if let Some(rounds) = args.rounds {
         run.schedule.rounds = rounds;
-        run.schedule.rounds_per_epoch = run
-            .schedule
-            .rounds_per_epoch
-            .min(u32::try_from(rounds).unwrap_or(u32::MAX));
+        // Two epochs at least, if there are two rounds.
+        let half = u32::try_from(rounds / 2).unwrap_or(u32::MAX).max(1);
+        run.schedule.rounds_per_epoch = run.schedule.rounds_per_epoch.min(half);
     }
     let path = out.join("run.toml");
     let text = toml::to_string(&run).context("the demo's run file")?;
@@ -177,16 +211,24 @@ fn write_run_file(args: &DemoArgs, out: &Path, data: &Path) -> anyhow::Result<Pa
     Ok(path)
 }
 
-async fn wait_for_ticket(launcher: &mut Peer) -> anyhow::Result<String> {
+/// The launcher's ticket, once it has one and, with a chain, once others find the run there.
+async fn wait_for_launch(launcher: &mut Peer, on_chain: bool) -> anyhow::Result<String> {
     let started = Instant::now();
     loop {
         launcher.check_alive()?;
-        if let Some(ticket) = launcher.status().await.and_then(|status| status.ticket) {
+        let status = launcher.status().await;
+        let found = |status: &Status| {
+            let chain = status.chain.as_ref();
+            let axon = |chain: &ChainStatus| chain.own().is_some_and(|own| own.peer.is_some());
+            chain.is_some_and(|chain| chain.attested.is_some() && axon(chain))
+        };
+        let ready = status.filter(|status| !on_chain || found(status));
+        if let Some(ticket) = ready.and_then(|status| status.ticket) {
             return Ok(ticket);
         }
         if started.elapsed() > STALL_MAX {
             bail!(
-                "the launcher gave no ticket within {} s:\n{}",
+                "the launcher launched nothing within {} s:\n{}",
                 STALL_MAX.as_secs(),
                 launcher.last_lines()
             );
@@ -261,9 +303,11 @@ async fn watch(
     }
 }
 
-/// Whether a peer has applied the last round and written its checkpoint.
+/// Whether a peer has applied the last round, written its checkpoint, and attested it if the run has a chain.
 fn is_done(status: &Status) -> bool {
-    status.finished
+    let attested = status.chain.is_none() || chain::is_attested(status);
+    attested
+        && status.finished
         && status
             .checkpoint
             .as_ref()

@@ -1,7 +1,7 @@
 //! What `launch` and `join` do on the chain before the daemon starts: find or register the subnet, register the hotkey,
 //! find the run.
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use gradmesh_chain::types::Subnet;
 use gradmesh_chain::{Advice, ChainError, Client, Key, Settings};
 use gradmesh_protocol::hash::Hash;
@@ -45,11 +45,8 @@ pub(super) async fn client(file: &MachineFile, flag: Option<&String>) -> anyhow:
 }
 
 /// An error of the chain with what to do about it.
-pub(super) fn told<T>(answer: Result<T, ChainError>) -> anyhow::Result<T> {
-    answer.map_err(|error| {
-        let advice = error.what_to_do();
-        anyhow::Error::new(error).context(advice)
-    })
+pub(crate) fn told<T>(answer: Result<T, ChainError>) -> anyhow::Result<T> {
+    answer.map_err(|error| anyhow!("{error}: {}", error.what_to_do()))
 }
 
 /// The subnet that a run is launched on, in which this hotkey is registered: the one that the run file names, the one

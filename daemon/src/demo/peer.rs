@@ -28,28 +28,41 @@ pub(super) struct Peer {
 
 impl Peer {
     /// Starts the launcher, peer 0.
-    pub(super) fn launch(out: &Path, run_file: &Path, threads: usize) -> anyhow::Result<Peer> {
+    ///
+    /// `flags`: how it stands on the chain; none without one. The same below.
+    pub(super) fn launch(
+        out: &Path,
+        run_file: &Path,
+        threads: usize,
+        flags: &[String],
+    ) -> anyhow::Result<Peer> {
         Peer::start(out, 0, threads, |command| {
-            command.arg("launch").arg(run_file);
+            command.arg("launch").arg(run_file).args(flags);
         })
     }
 
-    /// Starts peer `number`, which joins by `ticket` and nothing else: it fetches manifest and data.
+    /// Starts peer `number`, which joins by `way`, a ticket or a subnet, and nothing else: it fetches manifest and data.
     pub(super) fn join(
         out: &Path,
         number: u32,
-        ticket: &str,
+        way: &[String],
         threads: usize,
+        flags: &[String],
     ) -> anyhow::Result<Peer> {
         Peer::start(out, number, threads, |command| {
-            command.arg("join").arg(ticket);
+            command.arg("join").args(way).args(flags);
         })
     }
 
     /// Starts a joiner again in its state directory, after it died.
-    pub(super) fn resume(out: &Path, number: u32, threads: usize) -> anyhow::Result<Peer> {
+    pub(super) fn resume(
+        out: &Path,
+        number: u32,
+        threads: usize,
+        flags: &[String],
+    ) -> anyhow::Result<Peer> {
         Peer::start(out, number, threads, |command| {
-            command.arg("join");
+            command.arg("join").args(flags);
         })
     }
 
@@ -135,16 +148,7 @@ impl Peer {
 
     /// The end of its log.
     pub(super) fn last_lines(&self) -> String {
-        // Logs of a demo are short; one that cannot be read has no lines.
-        let text = fs::read(&self.log).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let lines: Vec<&str> = text.lines().collect();
-        let from = lines.len().saturating_sub(LINES_SHOWN);
-        lines[from..]
-            .iter()
-            .map(|line| format!("  {line}"))
-            .collect::<Vec<_>>()
-            .join("\n")
+        last_lines(&self.log)
     }
 
     /// Asks it to stop, and kills it if it does not.
@@ -162,4 +166,18 @@ impl Peer {
             tracing::warn!(peer = self.number, %error, "cannot end a peer of the demo");
         }
     }
+}
+
+/// The last lines of a log of the demo.
+pub(super) fn last_lines(log: &Path) -> String {
+    // Logs of a demo are short; one that cannot be read has no lines.
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    let from = lines.len().saturating_sub(LINES_SHOWN);
+    lines[from..]
+        .iter()
+        .map(|line| format!("  {line}"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }

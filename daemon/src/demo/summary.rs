@@ -1,6 +1,6 @@
 //! What the demo found, from the last statuses of its peers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,6 +11,8 @@ use serde::Serialize;
 use crate::status::{DENSE_BITS, Status};
 use crate::terminal::{bytes, percent, seconds};
 
+/// Rao of one TAO.
+const RAO: f64 = 1e9;
 /// Bytes of a parameter in a dense f32 update.
 const DENSE_BYTES: u128 = 4;
 
@@ -41,6 +43,9 @@ pub(super) struct Summary {
     pub(super) sync_share: f64,
     /// From the start of the demo until all peers had finished.
     pub(super) wall_s: f64,
+    /// What each hotkey was paid by the chain, in TAO (alpha of the subnet, which the development chain trades one to
+    /// one); empty without a chain.
+    pub(super) emission: BTreeMap<String, f64>,
     /// The launcher's last checkpoint.
     pub(super) checkpoint: CheckpointSummary,
 }
@@ -50,16 +55,30 @@ pub(super) struct Summary {
 pub(super) struct CheckpointSummary {
     /// Its state root.
     pub(super) root: Hash,
+    /// The finalized block in which the launcher attested it; absent without a chain.
+    pub(super) attested_block: Option<u64>,
     /// Its directory.
     pub(super) path: PathBuf,
 }
 
 impl Summary {
     /// From the statuses of finished peers, the launcher's first; `None` if one of them lacks a figure.
-    pub(super) fn of(statuses: &[Status], wall: Duration) -> Option<Summary> {
+    ///
+    /// `emission`: what the chain paid to each hotkey, in rao.
+    pub(super) fn of(
+        statuses: &[Status],
+        wall: Duration,
+        emission: BTreeMap<String, u64>,
+    ) -> Option<Summary> {
         let launcher = statuses.first()?;
         let history = &launcher.history;
         let checkpoint = launcher.checkpoint.as_ref()?;
+        let attested = launcher
+            .chain
+            .as_ref()
+            .and_then(|chain| chain.attested.as_ref());
+        let attested =
+            attested.filter(|a| a.round == checkpoint.round && a.state_root == checkpoint.root);
         let peers = statuses.len();
         let sent = statuses
             .iter()
@@ -88,8 +107,13 @@ impl Summary {
             sync_share: (!shares.is_empty())
                 .then(|| shares.iter().sum::<f64>() / shares.len() as f64)?,
             wall_s: wall.as_secs_f64(),
+            emission: emission
+                .into_iter()
+                .map(|(hotkey, rao)| (hotkey, rao as f64 / RAO))
+                .collect(),
             checkpoint: CheckpointSummary {
                 root: checkpoint.root,
+                attested_block: attested.map(|attested| attested.block),
                 path: checkpoint.path.clone(),
             },
         })
@@ -151,6 +175,13 @@ impl Summary {
         line("state roots", roots.to_owned());
         line("checkpoint", format!("{}", self.checkpoint.path.display()));
         line("", format!("root {}", self.checkpoint.root));
+        if let Some(block) = self.checkpoint.attested_block {
+            line("", format!("attested on chain, finalized block {block}"));
+        }
+        for (place, (hotkey, paid)) in self.emission.iter().enumerate() {
+            let name = if place == 0 { "paid" } else { "" };
+            line(name, format!("{hotkey} {paid:.4} TAO"));
+        }
         line("wall time", seconds(self.wall_s));
         line("everything", format!("is in {}", out.display()));
         text
@@ -232,7 +263,8 @@ mod tests {
     #[test]
     fn figures_follow_from_the_statuses() {
         let statuses = [finished(b"two"), finished(b"two")];
-        let summary = Summary::of(&statuses, Duration::from_secs(8)).unwrap();
+        let emission = BTreeMap::from([("hotkey".to_owned(), 2_500_000_000)]);
+        let summary = Summary::of(&statuses, Duration::from_secs(8), emission).unwrap();
         assert_eq!(summary.peers, 2);
         assert_eq!((summary.loss_first, summary.loss_last), (5.0, 3.5));
         assert!(summary.roots_equal);
@@ -255,10 +287,12 @@ mod tests {
             "bits_per_param",
             "sync_share",
             "wall_s",
+            "emission",
             "checkpoint",
         ] {
             assert!(keys.iter().any(|k| k == key), "{key}");
         }
+        assert_eq!(json["emission"]["hotkey"], 2.5);
         assert_eq!(json["checkpoint"]["path"], "/out/round-000002");
     }
 
@@ -279,6 +313,9 @@ mod tests {
     fn a_peer_without_a_checkpoint_gives_no_summary() {
         let mut status = finished(b"two");
         status.checkpoint = None;
-        assert_eq!(Summary::of(&[status], Duration::ZERO), None);
+        assert_eq!(
+            Summary::of(&[status], Duration::ZERO, BTreeMap::new()),
+            None
+        );
     }
 }
