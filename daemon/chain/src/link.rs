@@ -122,7 +122,9 @@ impl Link {
             endpoint: std::sync::atomic::AtomicUsize::new(0),
             state: Mutex::new(state),
         };
-        Link { shared: Arc::new(shared) }
+        Link {
+            shared: Arc::new(shared),
+        }
     }
 
     pub(crate) fn settings(&self) -> &Settings {
@@ -135,12 +137,19 @@ impl Link {
             return Ok(*genesis);
         }
         self.connection().await?;
-        Ok(*self.shared.genesis.get().expect("a connection has compared its genesis"))
+        Ok(*self
+            .shared
+            .genesis
+            .get()
+            .expect("a connection has compared its genesis"))
     }
 
     /// URL of the endpoint in use, or last in use.
     pub(crate) fn endpoint(&self) -> String {
-        let endpoint = self.shared.endpoint.load(std::sync::atomic::Ordering::Relaxed);
+        let endpoint = self
+            .shared
+            .endpoint
+            .load(std::sync::atomic::Ordering::Relaxed);
         self.shared.settings.endpoints[endpoint].clone()
     }
 
@@ -149,18 +158,27 @@ impl Link {
     /// # Errors
     /// [`ChainError::Unreachable`] without an endpoint, [`ChainError::ConnectionLost`] if each connection broke,
     /// [`ChainError::Node`] for the node's own answer, [`ChainError::Decode`] for an answer of another form.
-    pub(crate) async fn request<T: DeserializeOwned>(&self, method: &str, params: Vec<Json>) -> Result<T, ChainError> {
+    pub(crate) async fn request<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        params: Vec<Json>,
+    ) -> Result<T, ChainError> {
         let limit = self.limit(method);
         let mut lost = String::new();
         for _ in 0..ATTEMPTS {
             let live = self.connection().await?;
-            let answer = tokio::time::timeout(limit, live.socket.request(method, params.clone())).await;
+            let answer =
+                tokio::time::timeout(limit, live.socket.request(method, params.clone())).await;
             match answer.unwrap_or(Err(Error::RequestTimeout)) {
                 Ok(value) => return Ok(value),
                 Err(error) => lost = self.sort(method, &live, &error).await?,
             }
         }
-        Err(ChainError::ConnectionLost { endpoint: self.endpoint(), request: method.to_owned(), reason: lost })
+        Err(ChainError::ConnectionLost {
+            endpoint: self.endpoint(),
+            request: method.to_owned(),
+            reason: lost,
+        })
     }
 
     /// Subscribes, on up to [`ATTEMPTS`] connections. The stream ends with its connection.
@@ -173,30 +191,52 @@ impl Link {
         let mut lost = String::new();
         for _ in 0..ATTEMPTS {
             let live = self.connection().await?;
-            let asked = live.socket.subscribe(method, Vec::<Json>::new(), unsubscribe);
-            match tokio::time::timeout(limit, asked).await.unwrap_or(Err(Error::RequestTimeout)) {
-                Ok(subscription) => return Ok(Stream { subscription, connection: live.number }),
+            let asked = live
+                .socket
+                .subscribe(method, Vec::<Json>::new(), unsubscribe);
+            match tokio::time::timeout(limit, asked)
+                .await
+                .unwrap_or(Err(Error::RequestTimeout))
+            {
+                Ok(subscription) => {
+                    return Ok(Stream {
+                        subscription,
+                        connection: live.number,
+                    });
+                }
                 Err(error) => lost = self.sort(method, &live, &error).await?,
             }
         }
-        Err(ChainError::ConnectionLost { endpoint: self.endpoint(), request: method.to_owned(), reason: lost })
+        Err(ChainError::ConnectionLost {
+            endpoint: self.endpoint(),
+            request: method.to_owned(),
+            reason: lost,
+        })
     }
 
     /// Sends an extrinsic once. An endpoint that refuses to serve has not taken it: the next one is asked.
     ///
     /// # Errors
     /// Only where it is certain that nothing was sent.
-    pub(crate) async fn submit<T: DeserializeOwned>(&self, extrinsic: &[u8]) -> Result<Sent<T>, ChainError> {
+    pub(crate) async fn submit<T: DeserializeOwned>(
+        &self,
+        extrinsic: &[u8],
+    ) -> Result<Sent<T>, ChainError> {
         const METHOD: &str = "author_submitAndWatchExtrinsic";
         let params = [format!("0x{}", hex::encode(extrinsic))];
         let mut refused = String::new();
         for _ in 0..self.shared.settings.endpoints.len() {
             let live = self.connection().await?;
-            let asked = live.socket.subscribe(METHOD, params.clone(), "author_unwatchExtrinsic");
+            let asked = live
+                .socket
+                .subscribe(METHOD, params.clone(), "author_unwatchExtrinsic");
             let answer = tokio::time::timeout(self.limit(METHOD), asked).await;
             let error = match answer.unwrap_or(Err(Error::RequestTimeout)) {
                 Ok(subscription) => {
-                    return Ok(Sent::Watched(Stream { subscription, connection: live.number }));
+                    return Ok(Sent::Watched(Stream {
+                        subscription,
+                        connection: live.number,
+                    }));
                 }
                 Err(error) => error,
             };
@@ -246,7 +286,10 @@ impl Link {
                 code: answer.code(),
                 message: message(&answer),
             }),
-            Fault::Form(reason) => Err(ChainError::Decode { what: format!("answer to {method}"), reason }),
+            Fault::Form(reason) => Err(ChainError::Decode {
+                what: format!("answer to {method}"),
+                reason,
+            }),
             Fault::Refused(reason) => {
                 self.leave(live, Failure::Refused, &reason).await;
                 Ok(reason)
@@ -261,7 +304,11 @@ impl Link {
     /// Gives up a connection, unless another request did so already.
     async fn leave(&self, live: &Live, failure: Failure, reason: &str) {
         let mut state = self.shared.state.lock().await;
-        if state.live.as_ref().is_some_and(|current| current.number == live.number) {
+        if state
+            .live
+            .as_ref()
+            .is_some_and(|current| current.number == live.number)
+        {
             let endpoint = &self.shared.settings.endpoints[live.endpoint];
             warn!(endpoint, reason, "chain endpoint left");
             state.live = None;
@@ -285,7 +332,10 @@ impl Link {
                     Fault::Answer(answer) => (Failure::Down, message(&answer)),
                     Fault::Lost(reason) | Fault::Form(reason) => (Failure::Down, reason),
                 };
-                warn!(endpoint = self.shared.settings.endpoints[live.endpoint], reason, "chain connection lost");
+                warn!(
+                    endpoint = self.shared.settings.endpoints[live.endpoint],
+                    reason, "chain connection lost"
+                );
                 state.live = None;
                 state.fault(live.endpoint, failure, self.now(), reason);
             }
@@ -300,7 +350,9 @@ impl Link {
                         tokio::time::sleep(time.saturating_sub(self.now())).await;
                     }
                     Choice::WaitUntil(_) | Choice::Nothing => {
-                        return Err(ChainError::Unreachable(state.report(&self.shared.settings.endpoints)));
+                        return Err(ChainError::Unreachable(
+                            state.report(&self.shared.settings.endpoints),
+                        ));
                     }
                 }
             }
@@ -312,7 +364,10 @@ impl Link {
                     Ok(state) => state.report(&self.shared.settings.endpoints),
                     Err(_) => "still connecting".to_owned(),
                 };
-                Err(ChainError::Unreachable(format!("{report} (after {} s)", limit.as_secs())))
+                Err(ChainError::Unreachable(format!(
+                    "{report} (after {} s)",
+                    limit.as_secs()
+                )))
             }
         }
     }
@@ -321,19 +376,29 @@ impl Link {
     ///
     /// # Errors
     /// [`ChainError::WrongChain`] if no endpoint is left but ones of other chains.
-    async fn try_endpoint(&self, state: &mut State, endpoint: usize) -> Result<Option<Live>, ChainError> {
+    async fn try_endpoint(
+        &self,
+        state: &mut State,
+        endpoint: usize,
+    ) -> Result<Option<Live>, ChainError> {
         let url = &self.shared.settings.endpoints[endpoint];
         match self.open(url).await {
             Ok((socket, genesis)) => {
                 let expected = *self.shared.genesis.get_or_init(|| genesis);
                 if genesis != expected {
-                    warn!(endpoint = url, genesis = hex::encode(genesis), "chain endpoint serves another chain");
+                    warn!(
+                        endpoint = url,
+                        genesis = hex::encode(genesis),
+                        "chain endpoint serves another chain"
+                    );
                     let reason = format!("serves the chain 0x{}", hex::encode(genesis));
                     state.fault(endpoint, Failure::WrongChain, self.now(), reason);
                     return match state.rotation.choose(self.now()) {
-                        Choice::Nothing => {
-                            Err(ChainError::WrongChain { endpoint: url.clone(), genesis, expected })
-                        }
+                        Choice::Nothing => Err(ChainError::WrongChain {
+                            endpoint: url.clone(),
+                            genesis,
+                            expected,
+                        }),
                         Choice::Try(_) | Choice::WaitUntil(_) => Ok(None),
                     };
                 }
@@ -341,8 +406,14 @@ impl Link {
                 state.connections += 1;
                 state.rotation.connected(endpoint, self.now());
                 state.faults[endpoint] = None;
-                self.shared.endpoint.store(endpoint, std::sync::atomic::Ordering::Relaxed);
-                let live = Live { number: state.connections, endpoint, socket: Arc::new(socket) };
+                self.shared
+                    .endpoint
+                    .store(endpoint, std::sync::atomic::Ordering::Relaxed);
+                let live = Live {
+                    number: state.connections,
+                    endpoint,
+                    socket: Arc::new(socket),
+                };
                 state.live = Some(live.clone());
                 Ok(Some(live))
             }
@@ -371,7 +442,12 @@ impl Link {
             .max_buffer_capacity_per_subscription(SUBSCRIPTION_QUEUE)
             .enable_ws_ping(PingConfig::new())
             .build(url);
-        let late = || (Failure::Down, format!("no answer within {} s", settings.connect_timeout.as_secs()));
+        let late = || {
+            (
+                Failure::Down,
+                format!("no answer within {} s", settings.connect_timeout.as_secs()),
+            )
+        };
         let socket = tokio::time::timeout(settings.connect_timeout, handshake)
             .await
             .map_err(|_elapsed| late())?
@@ -381,7 +457,8 @@ impl Link {
             .await
             .map_err(|_elapsed| late())?
             .map_err(|error| broken(&error))?;
-        let genesis = hash(&genesis).ok_or_else(|| (Failure::Down, format!("genesis hash {genesis:?}")))?;
+        let genesis =
+            hash(&genesis).ok_or_else(|| (Failure::Down, format!("genesis hash {genesis:?}")))?;
         Ok((socket, genesis))
     }
 }
@@ -406,14 +483,17 @@ impl State {
 
     fn report(&self, endpoints: &[String]) -> String {
         let faults = endpoints.iter().zip(&self.faults);
-        let lines = faults.map(|(url, fault)| format!("{url}: {}", fault.as_deref().unwrap_or("not tried")));
+        let lines = faults
+            .map(|(url, fault)| format!("{url}: {}", fault.as_deref().unwrap_or("not tried")));
         lines.collect::<Vec<_>>().join("; ")
     }
 }
 
 fn fault(error: &Error) -> Fault {
     match error {
-        Error::Call(answer) if REFUSAL_CODES.contains(&answer.code()) => Fault::Refused(message(answer)),
+        Error::Call(answer) if REFUSAL_CODES.contains(&answer.code()) => {
+            Fault::Refused(message(answer))
+        }
         Error::Call(answer) => Fault::Answer(answer.clone()),
         Error::ParseError(error) => Fault::Form(error.to_string()),
         Error::RestartNeeded(cause) => match &**cause {
@@ -422,12 +502,21 @@ fn fault(error: &Error) -> Fault {
             other => fault(other),
         },
         Error::Transport(transport) => {
-            let refused = match (transport.downcast_ref::<WsError>(), transport.downcast_ref::<WsHandshakeError>()) {
+            let refused = match (
+                transport.downcast_ref::<WsError>(),
+                transport.downcast_ref::<WsHandshakeError>(),
+            ) {
                 (Some(WsError::Closed(reason)), _) => reason.code == REFUSAL_CLOSE_CODE,
-                (_, Some(WsHandshakeError::Rejected { status_code })) => REFUSAL_STATUS.contains(status_code),
+                (_, Some(WsHandshakeError::Rejected { status_code })) => {
+                    REFUSAL_STATUS.contains(status_code)
+                }
                 _ => false,
             };
-            if refused { Fault::Refused(error.to_string()) } else { Fault::Lost(error.to_string()) }
+            if refused {
+                Fault::Refused(error.to_string())
+            } else {
+                Fault::Lost(error.to_string())
+            }
         }
         other => Fault::Lost(other.to_string()),
     }

@@ -5,7 +5,9 @@ use std::fmt::Display;
 use scale_decode::DecodeAsType;
 use scale_value::{Composite, Primitive, Value, ValueDef};
 use subxt::config::DefaultExtrinsicParamsBuilder;
-use subxt::config::substrate::{AccountId32, H256, MultiSignature, SpecVersionForRange, SubstrateConfig};
+use subxt::config::substrate::{
+    AccountId32, H256, MultiSignature, SpecVersionForRange, SubstrateConfig,
+};
 use subxt::events::Phase;
 use subxt::ext::frame_decode::storage::decode_storage_key;
 use subxt::{Metadata, OfflineClient, OfflineClientAtBlock, dynamic};
@@ -37,15 +39,29 @@ pub(crate) enum Outcome {
 }
 
 impl Call {
-    pub(crate) fn new(pallet: &'static str, name: &'static str, arguments: Vec<(&str, Value)>) -> Call {
-        let named = arguments.into_iter().map(|(name, value)| (name.to_owned(), value));
-        Call { pallet, name, arguments: Composite::named(named) }
+    pub(crate) fn new(
+        pallet: &'static str,
+        name: &'static str,
+        arguments: Vec<(&str, Value)>,
+    ) -> Call {
+        let named = arguments
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value));
+        Call {
+            pallet,
+            name,
+            arguments: Composite::named(named),
+        }
     }
 
     /// The same call by root: `Sudo.sudo`.
     pub(crate) fn by_root(self) -> Call {
         let call = Value::variant(self.name, self.arguments);
-        Call::new("Sudo", "sudo", vec![("call", Value::unnamed_variant(self.pallet, [call]))])
+        Call::new(
+            "Sudo",
+            "sudo",
+            vec![("call", Value::unnamed_variant(self.pallet, [call]))],
+        )
     }
 
     /// `Pallet.call`.
@@ -63,7 +79,8 @@ impl Runtime {
         metadata: &[u8],
     ) -> Result<Runtime, ChainError> {
         let what = || format!("metadata of runtime version {spec_version}");
-        let metadata = Metadata::decode_from(metadata).map_err(|error| unreadable(what(), error))?;
+        let metadata =
+            Metadata::decode_from(metadata).map_err(|error| unreadable(what(), error))?;
         let config = SubstrateConfig::builder()
             .set_genesis_hash(H256(genesis))
             .set_spec_version_for_block_ranges([SpecVersionForRange {
@@ -74,9 +91,13 @@ impl Runtime {
             .set_metadata_for_spec_versions([(spec_version, metadata.arc())])
             .build();
         // The block number plays no part: the one version stands for all of them.
-        let offline =
-            OfflineClient::new_with_config(config).at_block(0_u32).map_err(|error| unreadable(what(), error))?;
-        Ok(Runtime { spec_version, offline })
+        let offline = OfflineClient::new_with_config(config)
+            .at_block(0_u32)
+            .map_err(|error| unreadable(what(), error))?;
+        Ok(Runtime {
+            spec_version,
+            offline,
+        })
     }
 
     fn metadata(&self) -> &Metadata {
@@ -84,16 +105,23 @@ impl Runtime {
     }
 
     pub(crate) fn has_call(&self, pallet: &str, call: &str) -> bool {
-        self.metadata().pallet_by_name(pallet).is_some_and(|pallet| pallet.call_variant_by_name(call).is_some())
+        self.metadata()
+            .pallet_by_name(pallet)
+            .is_some_and(|pallet| pallet.call_variant_by_name(call).is_some())
     }
 
     pub(crate) fn has_storage(&self, pallet: &str, item: &str) -> bool {
-        let storage = self.metadata().pallet_by_name(pallet).and_then(|pallet| pallet.storage());
+        let storage = self
+            .metadata()
+            .pallet_by_name(pallet)
+            .and_then(|pallet| pallet.storage());
         storage.is_some_and(|storage| storage.entry_by_name(item).is_some())
     }
 
     pub(crate) fn has_api(&self, api: &str, method: &str) -> bool {
-        self.metadata().runtime_api_trait_by_name(api).is_some_and(|api| api.method_by_name(method).is_some())
+        self.metadata()
+            .runtime_api_trait_by_name(api)
+            .is_some_and(|api| api.method_by_name(method).is_some())
     }
 
     pub(crate) fn capabilities(&self) -> Capabilities {
@@ -112,11 +140,19 @@ impl Runtime {
     }
 
     fn unsupported(&self, what: String) -> ChainError {
-        ChainError::Unsupported { what, spec_version: self.spec_version }
+        ChainError::Unsupported {
+            what,
+            spec_version: self.spec_version,
+        }
     }
 
     /// Key of one value (all keys of the map given) or prefix of many (the first ones given).
-    pub(crate) fn storage_key(&self, pallet: &str, item: &str, keys: Vec<Value>) -> Result<Vec<u8>, ChainError> {
+    pub(crate) fn storage_key(
+        &self,
+        pallet: &str,
+        item: &str,
+        keys: Vec<Value>,
+    ) -> Result<Vec<u8>, ChainError> {
         if !self.has_storage(pallet, item) {
             return Err(self.unsupported(format!("storage {pallet}.{item}")));
         }
@@ -131,12 +167,21 @@ impl Runtime {
             .and_then(|pallet| pallet.storage())
             .and_then(|storage| storage.entry_by_name(item))
             .map_or(0, |entry| entry.keys().len());
-        let key = if keys.len() == map_keys { entry.fetch_key(keys) } else { entry.iter_key(keys) };
+        let key = if keys.len() == map_keys {
+            entry.fetch_key(keys)
+        } else {
+            entry.iter_key(keys)
+        };
         key.map_err(|error| unwritable(what(), error))
     }
 
     /// The last part of a map's key, which every map read here keeps in the clear.
-    pub(crate) fn last_key_part(&self, pallet: &str, item: &str, key: &[u8]) -> Result<Vec<u8>, ChainError> {
+    pub(crate) fn last_key_part(
+        &self,
+        pallet: &str,
+        item: &str,
+        key: &[u8],
+    ) -> Result<Vec<u8>, ChainError> {
         let what = || format!("key in {pallet}.{item}");
         let metadata = self.metadata();
         let parts = decode_storage_key(pallet, item, &mut &*key, metadata, metadata.types())
@@ -163,22 +208,36 @@ impl Runtime {
             .and_then(|pallet| pallet.storage())
             .and_then(|storage| storage.entry_by_name(item))
             .ok_or_else(|| self.unsupported(format!("storage {pallet}.{item}")))?;
-        let Some(bytes) = bytes.or_else(|| entry.default_value()) else { return Ok(None) };
-        self.decode(entry.value_ty(), bytes, || format!("{pallet}.{item}")).map(Some)
+        let Some(bytes) = bytes.or_else(|| entry.default_value()) else {
+            return Ok(None);
+        };
+        self.decode(entry.value_ty(), bytes, || format!("{pallet}.{item}"))
+            .map(Some)
     }
 
     /// A constant of a pallet.
-    pub(crate) fn constant<T: DecodeAsType>(&self, pallet: &str, name: &str) -> Result<T, ChainError> {
+    pub(crate) fn constant<T: DecodeAsType>(
+        &self,
+        pallet: &str,
+        name: &str,
+    ) -> Result<T, ChainError> {
         let constant = self
             .metadata()
             .pallet_by_name(pallet)
             .and_then(|pallet| pallet.constant_by_name(name))
             .ok_or_else(|| self.unsupported(format!("constant {pallet}.{name}")))?;
-        self.decode(constant.ty(), constant.value(), || format!("{pallet}.{name}"))
+        self.decode(constant.ty(), constant.value(), || {
+            format!("{pallet}.{name}")
+        })
     }
 
     /// Arguments of a runtime API's method.
-    pub(crate) fn api_arguments(&self, api: &str, method: &str, values: Vec<Value>) -> Result<Vec<u8>, ChainError> {
+    pub(crate) fn api_arguments(
+        &self,
+        api: &str,
+        method: &str,
+        values: Vec<Value>,
+    ) -> Result<Vec<u8>, ChainError> {
         if !self.has_api(api, method) {
             return Err(self.unsupported(format!("runtime API {api}.{method}")));
         }
@@ -190,7 +249,12 @@ impl Runtime {
     }
 
     /// Result of a runtime API's method.
-    pub(crate) fn api_result<T: DecodeAsType>(&self, api: &str, method: &str, bytes: &[u8]) -> Result<T, ChainError> {
+    pub(crate) fn api_result<T: DecodeAsType>(
+        &self,
+        api: &str,
+        method: &str,
+        bytes: &[u8],
+    ) -> Result<T, ChainError> {
         let output = self
             .metadata()
             .runtime_api_trait_by_name(api)
@@ -208,14 +272,24 @@ impl Runtime {
     ) -> Result<T, ChainError> {
         let value = T::decode_as_type(&mut bytes, type_id, self.metadata().types())
             .map_err(|error| unreadable(what(), error))?;
-        if bytes.is_empty() { Ok(value) } else { Err(unreadable(what(), format!("{} bytes too many", bytes.len()))) }
+        if bytes.is_empty() {
+            Ok(value)
+        } else {
+            Err(unreadable(
+                what(),
+                format!("{} bytes too many", bytes.len()),
+            ))
+        }
     }
 
     /// A call's own bytes: what an extrinsic carries behind its signature.
     #[cfg(test)]
     pub(crate) fn call_bytes(&self, call: &Call) -> Result<Vec<u8>, ChainError> {
         let payload = dynamic::transaction(call.pallet, call.name, call.arguments.clone());
-        self.offline.transactions().call_data(&payload).map_err(|error| unwritable(call.path(), error))
+        self.offline
+            .transactions()
+            .call_data(&payload)
+            .map_err(|error| unwritable(call.path(), error))
     }
 
     /// A signed version 4 extrinsic, mortal: good for `era_blocks` blocks from `checkpoint` on.
@@ -240,7 +314,9 @@ impl Runtime {
             .transactions()
             .create_v4_signable_offline(&payload, extensions)
             .map_err(|error| unwritable(call.path(), error))?;
-        let message = signable.signer_payload().map_err(|error| unwritable(call.path(), error))?;
+        let message = signable
+            .signer_payload()
+            .map_err(|error| unwritable(call.path(), error))?;
         let signature = MultiSignature::Sr25519(key.sign(&message));
         let account = AccountId32(key.account().0);
         let signed = signable
@@ -268,19 +344,27 @@ impl Runtime {
                 ("Sudo", "Sudid") => "sudo_result",
                 _ => continue,
             };
-            let fields: Composite<()> =
-                event.decode_fields_unchecked_as().map_err(|error| unreadable("events".to_owned(), error))?;
-            let value = named(&fields, field).ok_or_else(|| unreadable(format!("event field {field}"), "absent"))?;
+            let fields: Composite<()> = event
+                .decode_fields_unchecked_as()
+                .map_err(|error| unreadable("events".to_owned(), error))?;
+            let value = named(&fields, field)
+                .ok_or_else(|| unreadable(format!("event field {field}"), "absent"))?;
             if let Some(name) = self.failure_name(value) {
                 return Ok(Outcome::Failed(name));
             }
         }
-        if seen { Ok(Outcome::Done) } else { Err(unreadable(format!("events of extrinsic {index}"), "absent")) }
+        if seen {
+            Ok(Outcome::Done)
+        } else {
+            Err(unreadable(format!("events of extrinsic {index}"), "absent"))
+        }
     }
 
     /// Name of the error in a `DispatchError`, or in a `Result<(), DispatchError>`; `None` for `Ok`.
     fn failure_name(&self, value: &Value) -> Option<String> {
-        let ValueDef::Variant(variant) = &value.value else { return Some("a failure of unknown form".to_owned()) };
+        let ValueDef::Variant(variant) = &value.value else {
+            return Some("a failure of unknown form".to_owned());
+        };
         let inner = variant.values.values().next();
         match (variant.name.as_str(), inner) {
             ("Ok", _) => None,
@@ -305,20 +389,28 @@ impl Runtime {
         self.metadata()
             .pallet_by_error_index(pallet)
             .and_then(|pallet| pallet.error_variant_by_index(error))
-            .map_or_else(|| format!("error {error} of pallet {pallet}"), |variant| variant.name.clone())
+            .map_or_else(
+                || format!("error {error} of pallet {pallet}"),
+                |variant| variant.name.clone(),
+            )
     }
 }
 
 fn named<'a>(fields: &'a Composite<()>, name: &str) -> Option<&'a Value> {
     match fields {
-        Composite::Named(fields) => fields.iter().find(|(field, _)| field == name).map(|(_, value)| value),
+        Composite::Named(fields) => fields
+            .iter()
+            .find(|(field, _)| field == name)
+            .map(|(_, value)| value),
         Composite::Unnamed(_) => None,
     }
 }
 
 /// The number, or first of the numbers, in a named field: an error is a byte followed by bytes that are zero here.
 fn byte(value: &Value, field: &str) -> Option<u8> {
-    let ValueDef::Composite(fields) = &value.value else { return None };
+    let ValueDef::Composite(fields) = &value.value else {
+        return None;
+    };
     first_number(named(fields, field)?)
 }
 
@@ -331,9 +423,15 @@ fn first_number(value: &Value) -> Option<u8> {
 }
 
 pub(crate) fn unreadable(what: String, reason: impl Display) -> ChainError {
-    ChainError::Decode { what, reason: reason.to_string() }
+    ChainError::Decode {
+        what,
+        reason: reason.to_string(),
+    }
 }
 
 fn unwritable(what: String, reason: impl Display) -> ChainError {
-    ChainError::Encode { what, reason: reason.to_string() }
+    ChainError::Encode {
+        what,
+        reason: reason.to_string(),
+    }
 }

@@ -16,7 +16,11 @@ pub(crate) enum Epochs {
     /// By formula (before 2026): block `b` begins an epoch when `(b + netuid + 1) % (tempo + 1) == 0`.
     Formula { netuid: u16, tempo: u16 },
     /// In state: due at `pending_at` if set, or `tempo` blocks after `last`, whichever is first.
-    State { last: u64, tempo: u16, pending_at: Option<u64> },
+    State {
+        last: u64,
+        tempo: u16,
+        pending_at: Option<u64>,
+    },
 }
 
 impl Epochs {
@@ -26,11 +30,19 @@ impl Epochs {
             Epochs::Formula { netuid, tempo } => {
                 let length = u64::from(tempo) + 1;
                 let offset = u64::from(netuid) + 1;
-                (block.saturating_add(offset) / length + 1).saturating_mul(length).saturating_sub(offset)
+                (block.saturating_add(offset) / length + 1)
+                    .saturating_mul(length)
+                    .saturating_sub(offset)
             }
-            Epochs::State { last, tempo, pending_at } => {
+            Epochs::State {
+                last,
+                tempo,
+                pending_at,
+            } => {
                 let regular = last.saturating_add(u64::from(tempo));
-                pending_at.map_or(regular, |pending| pending.min(regular)).max(block.saturating_add(1))
+                pending_at
+                    .map_or(regular, |pending| pending.min(regular))
+                    .max(block.saturating_add(1))
             }
         }
     }
@@ -47,7 +59,11 @@ impl Epochs {
     pub(crate) fn reveal_block(&self, block: u64, period_epochs: u64) -> u64 {
         // The commit stands in the block after `block` at the earliest; an epoch that begins there has begun before it.
         let end_of_commit = self.next(block.saturating_add(1));
-        let first = end_of_commit.saturating_add(period_epochs.saturating_sub(1).saturating_mul(self.length()));
+        let first = end_of_commit.saturating_add(
+            period_epochs
+                .saturating_sub(1)
+                .saturating_mul(self.length()),
+        );
         // A short epoch must not be over before the round comes.
         first.saturating_add(MARGIN_BLOCKS.min(self.length() / 4))
     }
@@ -66,8 +82,12 @@ pub(crate) fn reveal_round(
     beacon_genesis_unix_s: u64,
     beacon_period_s: u64,
 ) -> Option<u64> {
-    let wait_ms = reveal_block.saturating_sub(now_block).saturating_mul(block_ms);
-    let since_genesis_ms = now_ms.checked_add(wait_ms)?.checked_sub(beacon_genesis_unix_s.checked_mul(1000)?)?;
+    let wait_ms = reveal_block
+        .saturating_sub(now_block)
+        .saturating_mul(block_ms);
+    let since_genesis_ms = now_ms
+        .checked_add(wait_ms)?
+        .checked_sub(beacon_genesis_unix_s.checked_mul(1000)?)?;
     since_genesis_ms.checked_div(beacon_period_s.checked_mul(1000)?)
 }
 
@@ -85,32 +105,66 @@ mod tests {
         for (netuid, tempo) in [(1, 10), (3, 360), (7, 1), (0, 0), (500, 99)] {
             let epochs = Epochs::Formula { netuid, tempo };
             for block in 1000..1800 {
-                let expected = (block + 1..).find(|&later| begins(netuid, tempo, later)).unwrap();
-                assert_eq!(epochs.next(block), expected, "netuid {netuid} tempo {tempo} block {block}");
+                let expected = (block + 1..)
+                    .find(|&later| begins(netuid, tempo, later))
+                    .unwrap();
+                assert_eq!(
+                    epochs.next(block),
+                    expected,
+                    "netuid {netuid} tempo {tempo} block {block}"
+                );
             }
         }
     }
 
     #[test]
     fn epochs_in_state_are_due_after_the_tempo_or_when_the_owner_asked() {
-        let epochs = Epochs::State { last: 100, tempo: 20, pending_at: None };
+        let epochs = Epochs::State {
+            last: 100,
+            tempo: 20,
+            pending_at: None,
+        };
         assert_eq!(epochs.next(105), 120);
         assert_eq!(epochs.next(119), 120);
         assert_eq!(epochs.next(125), 126, "overdue: the next block runs it");
-        assert_eq!(Epochs::State { last: 100, tempo: 20, pending_at: Some(110) }.next(105), 110);
-        assert_eq!(Epochs::State { last: 100, tempo: 20, pending_at: Some(130) }.next(105), 120);
+        assert_eq!(
+            Epochs::State {
+                last: 100,
+                tempo: 20,
+                pending_at: Some(110)
+            }
+            .next(105),
+            110
+        );
+        assert_eq!(
+            Epochs::State {
+                last: 100,
+                tempo: 20,
+                pending_at: Some(130)
+            }
+            .next(105),
+            120
+        );
     }
 
     #[test]
     fn a_commit_is_opened_in_the_epoch_of_its_reveal_from_every_block() {
-        for (netuid, tempo, period) in [(1_u16, 10_u16, 1_u64), (3, 360, 1), (2, 20, 3), (4, 4, 2)] {
+        for (netuid, tempo, period) in [(1_u16, 10_u16, 1_u64), (3, 360, 1), (2, 20, 3), (4, 4, 2)]
+        {
             let length = u64::from(tempo) + 1;
             let index = |block: u64| (block + u64::from(netuid) + 1) / length;
             let epochs = Epochs::Formula { netuid, tempo };
             for block in 5000..5000 + 2 * length {
                 let reveal = epochs.reveal_block(block, period);
-                assert_eq!(index(reveal), index(block + 1) + period, "tempo {tempo} block {block}");
-                assert!(index(reveal) == index(reveal - MARGIN_BLOCKS.min(length / 4)), "past the epoch's first block");
+                assert_eq!(
+                    index(reveal),
+                    index(block + 1) + period,
+                    "tempo {tempo} block {block}"
+                );
+                assert!(
+                    index(reveal) == index(reveal - MARGIN_BLOCKS.min(length / 4)),
+                    "past the epoch's first block"
+                );
             }
         }
     }
@@ -122,12 +176,20 @@ mod tests {
         let now_ms = (genesis + 6) * 1000;
         let round = reveal_round(1100, 1000, now_ms, 12_000, genesis, 3).unwrap();
         assert_eq!(round, (6 + 1200) / 3);
-        assert_eq!(genesis + (round - 1) * 3 + 3, genesis + 6 + 1200, "one period before the reveal");
+        assert_eq!(
+            genesis + (round - 1) * 3 + 3,
+            genesis + 6 + 1200,
+            "one period before the reveal"
+        );
     }
 
     #[test]
     fn senseless_beacons_give_no_round() {
-        assert_eq!(reveal_round(10, 5, 1000, 250, 2, 3), None, "before the beacon's time");
+        assert_eq!(
+            reveal_round(10, 5, 1000, 250, 2, 3),
+            None,
+            "before the beacon's time"
+        );
         assert_eq!(reveal_round(10, 5, 10_000, 250, 2, 0), None, "no period");
         assert_eq!(reveal_round(10, 5, u64::MAX, 250, 2, 3), None);
         assert_eq!(reveal_round(10, 5, 10_000, 250, u64::MAX, 3), None);

@@ -60,12 +60,20 @@ pub(crate) struct Rotation {
 
 impl Rotation {
     pub(crate) fn new(endpoints: usize, pauses: Pauses) -> Rotation {
-        Rotation { standings: vec![Standing::default(); endpoints], pauses }
+        Rotation {
+            standings: vec![Standing::default(); endpoints],
+            pauses,
+        }
     }
 
     /// The endpoint to connect to at `now`.
     pub(crate) fn choose(&self, now: Duration) -> Choice {
-        let open = || self.standings.iter().enumerate().filter(|(_, standing)| !standing.excluded);
+        let open = || {
+            self.standings
+                .iter()
+                .enumerate()
+                .filter(|(_, standing)| !standing.excluded)
+        };
         if let Some((endpoint, _)) = open().find(|(_, standing)| standing.free_at <= now) {
             return Choice::Try(endpoint);
         }
@@ -82,9 +90,16 @@ impl Rotation {
 
     /// Notes that `endpoint` is left.
     pub(crate) fn failed(&mut self, endpoint: usize, failure: Failure, now: Duration) {
-        let Pauses { backoff_first, backoff_max, refusal } = self.pauses;
+        let Pauses {
+            backoff_first,
+            backoff_max,
+            refusal,
+        } = self.pauses;
         let standing = &mut self.standings[endpoint];
-        let lived = standing.connected_at.take().map_or(Duration::ZERO, |since| now.saturating_sub(since));
+        let lived = standing
+            .connected_at
+            .take()
+            .map_or(Duration::ZERO, |since| now.saturating_sub(since));
         if lived > backoff_max {
             standing.failures = 0;
         }
@@ -107,15 +122,20 @@ impl Rotation {
 
 /// `first * 2^times`, at most `max`.
 fn doubled(first: Duration, times: u32, max: Duration) -> Duration {
-    first.saturating_mul(1_u32.checked_shl(times).unwrap_or(u32::MAX)).min(max)
+    first
+        .saturating_mul(1_u32.checked_shl(times).unwrap_or(u32::MAX))
+        .min(max)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const PAUSES: Pauses =
-        Pauses { backoff_first: s(1), backoff_max: s(30), refusal: s(60) };
+    const PAUSES: Pauses = Pauses {
+        backoff_first: s(1),
+        backoff_max: s(30),
+        refusal: s(60),
+    };
 
     const fn s(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
