@@ -88,7 +88,8 @@ pub(crate) fn reveal_round(
     let since_genesis_ms = now_ms
         .checked_add(wait_ms)?
         .checked_sub(beacon_genesis_unix_s.checked_mul(1000)?)?;
-    since_genesis_ms.checked_div(beacon_period_s.checked_mul(1000)?)
+    // The first round is number 1.
+    Some(since_genesis_ms.checked_div(beacon_period_s.checked_mul(1000)?)?.max(1))
 }
 
 #[cfg(test)]
@@ -184,9 +185,14 @@ mod tests {
     }
 
     #[test]
+    fn a_young_beacon_gives_its_first_round() {
+        assert_eq!(reveal_round(10, 5, 10_000, 250, 10, 3), Some(1));
+    }
+
+    #[test]
     fn senseless_beacons_give_no_round() {
         assert_eq!(
-            reveal_round(10, 5, 1000, 250, 2, 3),
+            reveal_round(10, 5, 1000, 250, 3, 3),
             None,
             "before the beacon's time"
         );
