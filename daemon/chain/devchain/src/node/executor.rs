@@ -116,11 +116,10 @@ impl Executor {
     pub(crate) fn genesis(&self, genesis: &Genesis) -> Result<(Header, State), CallError> {
         let storage = caught(|| genesis.storage())?;
         let state: State = storage.top.into_iter().collect();
-        let state_root = state_root(&state);
         let header = Header {
             parent_hash: Hash::zero(),
             number: 0,
-            state_root,
+            state_root: state_root(&state),
             extrinsics_root: state_root(&State::empty()),
             digest: Digest::default(),
         };
