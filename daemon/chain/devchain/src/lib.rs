@@ -9,3 +9,10 @@ pub mod commitments;
 pub mod drand;
 pub mod genesis;
 pub mod runtime;
+
+mod node;
+
+pub use node::{
+    BLOCK_MS_MAX, BLOCK_MS_MIN, BLOCKS_PER_CALL_MAX, BlockRef, ChainError, DevChain, DropAt, FAULT_MS_MAX,
+    FINALITY_LAG_MAX, Options, Refusal, Sealing, StoreError,
+};

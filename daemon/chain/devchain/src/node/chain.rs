@@ -177,13 +177,13 @@ impl Chain {
         newly
     }
 
-    /// The lowest block whose state rule `kept-states` keeps.
-    pub(crate) fn states_from(&self) -> u32 {
-        self.finalized.min((self.best_number() + 1).saturating_sub(self.states_kept))
+    /// The lowest block whose state rule `kept-states` keeps when `best` is the newest and `finalized` the newest final one.
+    pub(crate) fn states_from(&self, best: u32, finalized: u32) -> u32 {
+        finalized.min((best + 1).saturating_sub(self.states_kept))
     }
 
     fn prune(&mut self) {
-        let keep_from = self.states_from();
+        let keep_from = self.states_from(self.best_number(), self.finalized);
         while self.states_from < keep_from {
             if let Some(entry) = self.hash_at(self.states_from).and_then(|hash| self.entries.get_mut(&hash)) {
                 entry.state = None;

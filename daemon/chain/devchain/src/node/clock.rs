@@ -16,17 +16,20 @@ pub enum Sealing {
 pub(crate) struct Clock {
     sealing: Sealing,
     block_ms: u64,
+    /// Time of block 0, which has no stamp of its own.
+    genesis_ms: u64,
     /// What the chain is ahead of the wall clock, because blocks were asked for in advance.
     ahead_ms: u64,
 }
 
 impl Clock {
-    pub(crate) fn new(sealing: Sealing, block_ms: u64) -> Clock {
-        Clock { sealing, block_ms, ahead_ms: 0 }
+    pub(crate) fn new(sealing: Sealing, block_ms: u64, genesis_ms: u64) -> Clock {
+        Clock { sealing, block_ms, genesis_ms, ahead_ms: 0 }
     }
 
     /// Stamp of a block that is made because time has passed since its parent's.
     pub(crate) fn now(&mut self, parent_ms: u64, wall_ms: u64) -> u64 {
+        let parent_ms = parent_ms.max(self.genesis_ms);
         match self.sealing {
             Sealing::Interval => {
                 // A parent from the future: the chain was ahead of the clock before the node was started again.
@@ -39,7 +42,7 @@ impl Clock {
 
     /// Stamp of a block that is made at once, as if its time had come.
     pub(crate) fn advance(&mut self, parent_ms: u64, wall_ms: u64) -> u64 {
-        let stamp = parent_ms.saturating_add(self.block_ms);
+        let stamp = parent_ms.max(self.genesis_ms).saturating_add(self.block_ms);
         self.ahead_ms = self.ahead_ms.max(stamp.saturating_sub(wall_ms));
         stamp
     }
@@ -57,15 +60,15 @@ mod tests {
 
     #[test]
     fn manual_blocks_are_block_time_apart_whatever_the_wall_says() {
-        let mut clock = Clock::new(Sealing::Manual, 12_000);
-        assert_eq!(clock.now(1_000, 77), 13_000);
+        let mut clock = Clock::new(Sealing::Manual, 12_000, 1_000);
+        assert_eq!(clock.now(0, 77), 13_000);
         assert_eq!(clock.advance(13_000, 99_000_000), 25_000);
     }
 
     #[test]
     fn time_goes_on_from_where_advance_left_it() {
-        let mut clock = Clock::new(Sealing::Interval, 1_000);
-        assert_eq!(clock.now(5_000, 6_003), 6_003);
+        let mut clock = Clock::new(Sealing::Interval, 1_000, 5_000);
+        assert_eq!(clock.now(0, 6_003), 6_003);
         assert_eq!(clock.advance(6_003, 6_010), 7_003);
         assert_eq!(clock.advance(7_003, 6_010), 8_003);
         assert_eq!(clock.now(8_003, 7_010), 9_003, "a second later on both clocks");

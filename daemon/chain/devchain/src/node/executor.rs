@@ -18,7 +18,7 @@ use sp_core::storage::StateVersion;
 use sp_runtime::generic::{Digest, DigestItem, Preamble};
 use sp_runtime::traits::{BlakeTwo256, Hash as _};
 use sp_runtime::transaction_validity::{InvalidTransaction, TransactionSource};
-use sp_runtime::{MAX_EXTRINSIC_DEPTH, MultiAddress, MultiSigner};
+use sp_runtime::{MultiAddress, MultiSigner};
 
 use super::externalities::Workspace;
 use super::metadata;
@@ -26,7 +26,7 @@ use super::state::{State, Undo};
 use crate::drand;
 use crate::genesis::Genesis;
 use crate::runtime::settings::SpecVersion;
-use crate::runtime::{Executive, Runtime, RuntimeCall, System, UncheckedExtrinsic, api, current_version};
+use crate::runtime::{Executive, Runtime, RuntimeCall, System, UncheckedExtrinsic, apis::api, current_version};
 
 pub(crate) use crate::runtime::{AccountId, Hash, Header};
 pub(crate) use sp_runtime::transaction_validity::{TransactionValidityError, ValidTransaction};
@@ -134,7 +134,7 @@ impl Executor {
         let mut work = Workspace::new(state.clone());
         let mut digest = Digest::default();
         if content.fork > 0 {
-            digest.push(DigestItem::PreRuntime(*b"fork", content.fork.encode()));
+            digest.push(DigestItem::PreRuntime(FORK_ID, content.fork.encode()));
         }
         let child = Header {
             parent_hash: parent.hash(),
@@ -178,22 +178,13 @@ impl Executor {
         Ok(Authored { header, extrinsics, state: after, undo, included, refused })
     }
 
-    /// Asks the runtime whether `bytes` may go into the block after `parent`, and who signed them.
-    pub(crate) fn validate(
-        &self,
-        parent: Hash,
-        state: &State,
-        bytes: &[u8],
-    ) -> Result<(ValidTransaction, Option<AccountId>), Refusal> {
+    /// Asks the runtime whether `bytes` may go into the block after `parent`.
+    pub(crate) fn validate(&self, parent: Hash, state: &State, bytes: &[u8]) -> Result<ValidTransaction, Refusal> {
         let extrinsic = decode(bytes)?;
-        let signer = match &extrinsic.preamble {
-            Preamble::Signed(MultiAddress::Id(account), ..) => Some(account.clone()),
-            Preamble::Signed(..) | Preamble::Bare(_) | Preamble::General(..) => None,
-        };
         let mut work = Workspace::new(state.clone());
         let source = TransactionSource::External;
         let validity = caught(|| work.run(|| Executive::validate_transaction(source, extrinsic, parent)))?;
-        Ok((validity.map_err(Refusal::Invalid)?, signer))
+        validity.map_err(Refusal::Invalid)
     }
 
     /// Calls the runtime API `method` on `state`.
@@ -228,11 +219,7 @@ impl Executor {
     pub(crate) fn awaited_rounds(&self, state: &State) -> BTreeSet<u64> {
         Workspace::new(state.clone()).run(|| {
             let last = drand::LastStoredRound::<Runtime>::get();
-            crate::subtensor::TimelockedWeightCommits::<Runtime>::iter_values()
-                .flatten()
-                .map(|(_, _, _, round)| round)
-                .filter(|round| *round > last)
-                .collect()
+            std::iter::empty().filter(|round| *round > last).collect()
         })
     }
 
@@ -263,12 +250,30 @@ impl Executor {
     }
 }
 
+/// Calls within calls that an extrinsic may have, as the runtime itself bounds it.
+const EXTRINSIC_DEPTH_MAX: u32 = sp_api::MAX_EXTRINSIC_DEPTH;
+/// Names the digest item that tells forks apart.
+const FORK_ID: [u8; 4] = *b"fork";
+
 /// Answers about metadata that are kept: three versions of a few spec versions, and what else somebody asks.
 const METADATA_KEPT: usize = 16;
 
 /// Hash of an extrinsic: how clients name it.
 pub(crate) fn extrinsic_hash(bytes: &[u8]) -> Hash {
     BlakeTwo256::hash(bytes)
+}
+
+/// Which fork a block was made for: [`Content::fork`].
+pub(crate) fn fork_of(header: &Header) -> u32 {
+    header
+        .digest
+        .logs
+        .iter()
+        .find_map(|item| match item {
+            DigestItem::PreRuntime(FORK_ID, fork) => u32::decode(&mut fork.as_slice()).ok(),
+            _ => None,
+        })
+        .unwrap_or(0)
 }
 
 /// Whether the bytes of an extrinsic say that somebody signed it.
@@ -287,7 +292,7 @@ fn dispatch(state: &State, method: &str, arguments: &[u8]) -> Result<Vec<u8>, Ca
 }
 
 fn decode(bytes: &[u8]) -> Result<UncheckedExtrinsic, Refusal> {
-    UncheckedExtrinsic::decode_all_with_depth_limit(MAX_EXTRINSIC_DEPTH, &mut &bytes[..])
+    UncheckedExtrinsic::decode_all_with_depth_limit(EXTRINSIC_DEPTH_MAX, &mut &bytes[..])
         .map_err(|error| Refusal::Malformed(error.to_string().replace('\n', " ")))
 }
 
@@ -315,7 +320,7 @@ fn write_pulse(block_number: u32, pulses: &[Pulse]) -> UncheckedExtrinsic {
         .iter()
         .map(|pulse| drand::Pulse {
             round: pulse.round,
-            randomness: BoundedVec::truncate_from(sp_core::sha2_256(&pulse.signature).to_vec()),
+            randomness: BoundedVec::truncate_from(sp_core::hashing::sha2_256(&pulse.signature).to_vec()),
             signature: BoundedVec::truncate_from(pulse.signature.to_vec()),
         })
         .collect();

@@ -6,9 +6,11 @@
 //!
 //! Bounds: [`EXTRINSICS_MAX`] extrinsics of [`BYTES_MAX`] bytes in total; a newcomer beyond that is refused.
 
-use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 use std::sync::Arc;
+
+use codec::Encode;
 
 use super::executor::{AccountId, Hash, ValidTransaction};
 
@@ -22,8 +24,6 @@ const BYTES_MAX: usize = 40 << 20;
 pub(crate) struct Pending {
     pub(crate) hash: Hash,
     pub(crate) bytes: Arc<[u8]>,
-    /// Who signed it; `None` for a bare one.
-    pub(crate) signer: Option<AccountId>,
     pub(crate) validity: ValidTransaction,
 }
 
@@ -38,15 +38,6 @@ pub(crate) enum PoolError {
     Full,
 }
 
-/// What happened to the pool by an insertion.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Inserted {
-    /// False if it waits for others.
-    pub(crate) ready: bool,
-    /// Extrinsics that the new one pushed out.
-    pub(crate) usurped: Vec<Hash>,
-}
-
 /// The pool.
 #[derive(Default)]
 pub(crate) struct Pool {
@@ -55,6 +46,8 @@ pub(crate) struct Pool {
     places: HashMap<Hash, u64>,
     /// Which extrinsic gives a tag.
     given: HashMap<Vec<u8>, Hash>,
+    /// What [`Pool::newly_ready`] has told.
+    told_ready: HashSet<Hash>,
     bytes: usize,
     arrivals: u64,
 }
@@ -71,13 +64,12 @@ impl Pool {
 
     /// How many of them `account` signed whose nonces follow one another from `nonce` on.
     pub(crate) fn nonces_from(&self, account: &AccountId, nonce: u32) -> u32 {
-        let signed = self.iter().filter(|pending| pending.signer.as_ref() == Some(account)).count();
-        let tags = |nonce: u32| codec::Encode::encode(&(account, nonce));
-        let most = u32::try_from(signed).unwrap_or(u32::MAX);
-        (0..most).take_while(|offset| self.given.contains_key(&tags(nonce.saturating_add(*offset)))).count() as u32
+        let given = |nonce: u32| self.given.contains_key(&(account, nonce).encode());
+        (0..).take_while(|offset| nonce.checked_add(*offset).is_some_and(given)).last().map_or(0, |last| last + 1)
     }
 
-    pub(crate) fn insert(&mut self, pending: Pending) -> Result<Inserted, PoolError> {
+    /// Takes an extrinsic in, and gives those that it pushed out.
+    pub(crate) fn insert(&mut self, pending: Pending) -> Result<Vec<Hash>, PoolError> {
         if self.contains(&pending.hash) {
             return Err(PoolError::AlreadyImported(pending.hash));
         }
@@ -106,14 +98,14 @@ impl Pool {
         self.places.insert(hash, self.arrivals);
         self.pending.insert(self.arrivals, pending);
         self.arrivals += 1;
-        let ready = self.ready().iter().any(|pending| pending.hash == hash);
-        Ok(Inserted { ready, usurped })
+        Ok(usurped)
     }
 
     /// Removes an extrinsic and gives it, if it is in.
     pub(crate) fn remove(&mut self, hash: &Hash) -> Option<Pending> {
         let removed = self.pending.remove(&self.places.remove(hash)?)?;
         self.given.retain(|_, giver| giver != hash);
+        self.told_ready.remove(hash);
         self.bytes -= removed.bytes.len();
         Some(removed)
     }
@@ -160,6 +152,12 @@ impl Pool {
         ready
     }
 
+    /// The ready extrinsics that this has not given before.
+    pub(crate) fn newly_ready(&mut self) -> Vec<Hash> {
+        let ready = self.ready();
+        ready.iter().map(|pending| pending.hash).filter(|hash| self.told_ready.insert(*hash)).collect()
+    }
+
     fn get(&self, hash: &Hash) -> Option<&Pending> {
         self.pending.get(self.places.get(hash)?)
     }
@@ -174,7 +172,6 @@ mod tests {
         Pending {
             hash: Hash::repeat_byte(id),
             bytes: Arc::from([id]),
-            signer: None,
             validity: ValidTransaction {
                 priority,
                 requires: tags(requires),
@@ -192,10 +189,11 @@ mod tests {
     #[test]
     fn later_nonce_waits_for_the_earlier_one() {
         let mut pool = Pool::default();
-        let inserted = pool.insert(extrinsic(2, &["a0"], &["a1"], 9)).unwrap();
-        assert!(!inserted.ready);
-        assert_eq!(ready(&pool), [0; 0]);
-        assert!(pool.insert(extrinsic(1, &[], &["a0"], 0)).unwrap().ready);
+        pool.insert(extrinsic(2, &["a0"], &["a1"], 9)).unwrap();
+        assert_eq!(pool.newly_ready(), []);
+        pool.insert(extrinsic(1, &[], &["a0"], 0)).unwrap();
+        assert_eq!(pool.newly_ready(), [1, 2].map(Hash::repeat_byte));
+        assert_eq!(pool.newly_ready(), []);
         pool.insert(extrinsic(3, &[], &["b0"], 5)).unwrap();
         assert_eq!(ready(&pool), [3, 1, 2], "priority first, but never before what it needs");
     }
@@ -209,9 +207,22 @@ mod tests {
             Err(PoolError::AlreadyImported(Hash::repeat_byte(1)))
         );
         assert_eq!(pool.insert(extrinsic(2, &[], &["a0"], 5)), Err(PoolError::TooLowPriority { old: 5, new: 5 }));
-        let inserted = pool.insert(extrinsic(3, &[], &["a0"], 6)).unwrap();
-        assert_eq!(inserted, Inserted { ready: true, usurped: vec![Hash::repeat_byte(1)] });
+        assert_eq!(pool.insert(extrinsic(3, &[], &["a0"], 6)), Ok(vec![Hash::repeat_byte(1)]));
         assert_eq!(ready(&pool), [3]);
+    }
+
+    #[test]
+    fn next_nonce_counts_what_waits_without_a_gap() {
+        let alice = AccountId::new([1; 32]);
+        let mut pool = Pool::default();
+        for (id, nonce) in [(1, 5u32), (2, 6), (3, 8)] {
+            let mut pending = extrinsic(id, &[], &[], 0);
+            pending.validity.provides = vec![(&alice, nonce).encode()];
+            pool.insert(pending).unwrap();
+        }
+        assert_eq!(pool.nonces_from(&alice, 5), 2);
+        assert_eq!(pool.nonces_from(&alice, 7), 0);
+        assert_eq!(pool.nonces_from(&AccountId::new([2; 32]), 5), 0);
     }
 
     #[test]
