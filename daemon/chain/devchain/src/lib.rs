@@ -1,1 +1,4 @@
 //! x
+
+pub mod emission;
+pub mod yuma;
