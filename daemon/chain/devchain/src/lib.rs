@@ -1,4 +1,5 @@
 //! x
 
 pub mod emission;
+pub mod subtensor;
 pub mod yuma;

@@ -18,6 +18,7 @@ mod staking;
 mod types;
 mod weights;
 
+pub use neurons::{Neuron, StakeWeight};
 pub use pallet::*;
 pub use shares::{Pool, Shares};
 pub use staking::ALPHA_PRICE;
@@ -41,8 +42,9 @@ pub mod pallet {
     use sp_runtime::Percent;
     use sp_runtime::traits::TrailingZeroInput;
 
-    use super::types::*;
     use super::Shares;
+    use super::types::*;
+    use crate::emission;
 
     /// Every call weighs the same: a development chain measures none.
     const CALL_WEIGHT: Weight = Weight::from_parts(10_000_000, 0);
@@ -95,16 +97,13 @@ pub mod pallet {
         }
         #[pallet::constant_name(InitialMaxChildKeyTake)]
         fn initial_max_child_key_take() -> u16 {
-            DEFAULT_TAKE
+            emission::DELEGATE_TAKE_DEFAULT
         }
         #[pallet::constant_name(MaxImmuneUidsPercentage)]
         fn max_immune_uids_percentage() -> Percent {
             Percent::from_percent(80)
         }
     }
-
-    /// 18%, in parts of 65,535: what a delegate takes and what a subnet's owner is cut.
-    const DEFAULT_TAKE: u16 = 11_796;
 
     /// The account of 32 zero bytes, which nobody has the key of.
     #[pallet::type_value]
@@ -137,7 +136,7 @@ pub mod pallet {
 
     #[pallet::type_value]
     pub fn DefaultDelegateTake() -> u16 {
-        DEFAULT_TAKE
+        emission::DELEGATE_TAKE_DEFAULT
     }
 
     /// What a hotkey takes of its dividends, in parts of 65,535.
@@ -505,7 +504,7 @@ pub mod pallet {
 
     #[pallet::type_value]
     pub fn DefaultSubnetOwnerCut() -> u16 {
-        DEFAULT_TAKE
+        emission::OWNER_CUT_DEFAULT
     }
 
     /// Part of a subnet's emission that is its owner's, in parts of 65,535.
