@@ -7,5 +7,8 @@
 pub mod aura;
 pub mod commitments;
 pub mod drand;
+pub mod emission;
 pub mod genesis;
 pub mod runtime;
+pub mod subtensor;
+pub mod yuma;
