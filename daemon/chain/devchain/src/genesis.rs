@@ -8,9 +8,9 @@ use sp_state_machine::BasicExternalities;
 use crate::{
     drand::{self, BeaconConfiguration},
     runtime::{
-        AccountId, Balance, BalancesConfig, Runtime, RuntimeGenesisConfig, SudoConfig,
-        SystemConfig, settings,
+        AccountId, Balance, BalancesConfig, Runtime, RuntimeGenesisConfig, SudoConfig, settings,
     },
+    subtensor::InitialParameters,
 };
 
 /// Keys of the well-known development phrase that start with [`Genesis::endowment_rao`]. The first is the sudo key.
@@ -21,6 +21,12 @@ pub const DEV_KEYS: [&str; 6] = ["Alice", "Bob", "Charlie", "Dave", "Eve", "Ferd
 pub struct Genesis {
     /// Time between two blocks, in milliseconds; what `Aura.SlotDuration` says. The node keeps to it.
     pub block_time_ms: u64,
+    /// What each new subnet starts with.
+    pub subnets: InitialParameters,
+    /// RAO that a block emits for all subnets together.
+    pub block_emission_rao: Balance,
+    /// Whether a neuron may announce a loopback address.
+    pub loopback_axons: bool,
     /// The beacon whose pulses the chain takes.
     pub beacon: BeaconConfiguration,
     /// RAO that each of [`DEV_KEYS`] owns.
@@ -30,14 +36,32 @@ pub struct Genesis {
 }
 
 impl Default for Genesis {
-    /// Fast blocks (250 ms, as subtensor's fast runtime), quicknet, a million TAO for each key.
+    /// A fast chain on one machine: blocks of 250 ms, [`fast_subnets`], loopback addresses, quicknet, a million TAO for
+    /// each key.
     fn default() -> Self {
         Self {
             block_time_ms: 250,
+            subnets: fast_subnets(),
+            block_emission_rao: 1_000_000_000,
+            loopback_axons: true,
             beacon: BeaconConfiguration::quicknet(),
             endowment_rao: 1_000_000_000_000_000,
             funded: Vec::new(),
         }
+    }
+}
+
+/// Subnets for tests and demos: finney's values, with every time shortened and a subnet for 100 TAO, at once.
+pub fn fast_subnets() -> InitialParameters {
+    InitialParameters {
+        tempo: 10,
+        immunity_period: 100,
+        weights_set_rate_limit: 5,
+        serving_rate_limit: 5,
+        network_rate_limit: 0,
+        network_min_lock_cost: 100_000_000_000,
+        start_call_delay: 0,
+        ..InitialParameters::default()
     }
 }
 
@@ -84,7 +108,6 @@ impl Genesis {
             .iter()
             .map(|name| (dev_account(name), self.endowment_rao));
         let config = RuntimeGenesisConfig {
-            system: SystemConfig::default(),
             balances: BalancesConfig {
                 balances: dev.chain(self.funded.iter().cloned()).collect(),
                 dev_accounts: None,
@@ -94,14 +117,19 @@ impl Genesis {
             },
             ..Default::default()
         };
-        let mut storage = config
-            .build_storage()
-            .expect("balances are above the existential deposit and accounts differ");
+        let mut storage = Storage::default();
+        // The pallets' own genesis reads the settings, so they come first.
         BasicExternalities::execute_with_storage(&mut storage, || {
             settings::SpecVersion::set(&settings::SpecVersion::get());
             settings::BlockTimeMs::set(&self.block_time_ms);
+            settings::SubnetParameters::set(&self.subnets);
+            settings::BlockEmissionRao::set(&self.block_emission_rao);
+            settings::LoopbackAxons::set(&self.loopback_axons);
             drand::BeaconConfig::<Runtime>::put(&self.beacon);
         });
+        config
+            .assimilate_storage(&mut storage)
+            .expect("balances are above the existential deposit and accounts differ");
         storage
     }
 }

@@ -7,12 +7,14 @@
 pub mod aura;
 pub mod commitments;
 pub mod drand;
+pub mod emission;
 pub mod genesis;
-pub mod runtime;
-
 mod node;
+pub mod runtime;
+pub mod subtensor;
+pub mod yuma;
 
 pub use node::{
-    BLOCK_MS_MAX, BLOCK_MS_MIN, BLOCKS_PER_CALL_MAX, BlockRef, ChainError, DevChain, DropAt, FAULT_MS_MAX,
-    FINALITY_LAG_MAX, Options, Refusal, Sealing, StoreError,
+    BLOCK_MS_MAX, BLOCK_MS_MIN, BLOCKS_PER_CALL_MAX, BlockRef, ChainError, DevChain, DropAt,
+    FAULT_MS_MAX, FINALITY_LAG_MAX, Options, Refusal, Sealing, StoreError,
 };

@@ -219,7 +219,11 @@ impl Executor {
     pub(crate) fn awaited_rounds(&self, state: &State) -> BTreeSet<u64> {
         Workspace::new(state.clone()).run(|| {
             let last = drand::LastStoredRound::<Runtime>::get();
-            std::iter::empty().filter(|round| *round > last).collect()
+            crate::subtensor::TimelockedWeightCommits::<Runtime>::iter_values()
+                .flatten()
+                .map(|(_, _, _, round)| round)
+                .filter(|round| *round > last)
+                .collect()
         })
     }
 
@@ -251,7 +255,7 @@ impl Executor {
 }
 
 /// Calls within calls that an extrinsic may have, as the runtime itself bounds it.
-const EXTRINSIC_DEPTH_MAX: u32 = sp_api::MAX_EXTRINSIC_DEPTH;
+const EXTRINSIC_DEPTH_MAX: u32 = frame_support::MAX_EXTRINSIC_DEPTH;
 /// Names the digest item that tells forks apart.
 const FORK_ID: [u8; 4] = *b"fork";
 

@@ -19,7 +19,8 @@ use super::pool::{Pending, Pool, PoolError};
 use super::state::{State, Undo};
 use super::store::{Step, Store, StoreError};
 use super::watchers::{Status, Watchers};
-use crate::genesis::{Genesis, beacon};
+use crate::genesis::{Genesis, beacon, fast_subnets};
+use crate::subtensor::InitialParameters;
 
 /// When a block is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -352,9 +353,11 @@ fn first_tip(executor: &Executor, options: &GenesisOptions) -> Result<Tip, Chain
     let start_s = u32::try_from(options.unix_ms / 1_000).map_err(|_| {
         ChainError::Options(vec![format!("--genesis-unix-ms {} is after the year 2106", options.unix_ms)])
     })?;
+    let subnets = fast_subnets();
     let genesis = Genesis {
         block_time_ms: options.block_ms,
         beacon: beacon("gradmesh-dev", Beacon::public_key(), start_s, options.beacon_period_s),
+        subnets: InitialParameters { tempo: options.tempo_blocks.unwrap_or(subnets.tempo), ..subnets },
         ..Genesis::default()
     };
     let (header, state) = executor

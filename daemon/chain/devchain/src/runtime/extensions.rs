@@ -5,6 +5,8 @@
 //! sign the calls that are free; [`SudoTransactionExtension`], which keeps calls of `Sudo` by others out of the pool; and
 //! [`DrandPriority`], which puts pulses first in a block.
 
+use std::marker::PhantomData;
+
 use codec::{Decode, DecodeWithMemTracking, Encode};
 use frame_support::{
     dispatch::Pays,
@@ -34,8 +36,8 @@ pub type TxExtension = (
     CheckNonce,
     frame_system::CheckWeight<Runtime>,
     pallet_transaction_payment::ChargeTransactionPayment<Runtime>,
-    SudoTransactionExtension,
-    DrandPriority,
+    SudoTransactionExtension<Runtime>,
+    DrandPriority<Runtime>,
     frame_metadata_hash_extension::CheckMetadataHash<Runtime>,
 );
 
@@ -120,9 +122,9 @@ impl TransactionExtension<RuntimeCall> for CheckNonce {
 
 /// Refuses `Sudo` calls that the sudo key has not signed, before they reach a block.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Encode, Decode, DecodeWithMemTracking, TypeInfo)]
-pub struct SudoTransactionExtension;
+pub struct SudoTransactionExtension<T>(PhantomData<T>);
 
-impl TransactionExtension<RuntimeCall> for SudoTransactionExtension {
+impl TransactionExtension<RuntimeCall> for SudoTransactionExtension<Runtime> {
     const IDENTIFIER: &'static str = "SudoTransactionExtension";
     type Implicit = ();
     type Val = ();
@@ -155,9 +157,9 @@ impl TransactionExtension<RuntimeCall> for SudoTransactionExtension {
 
 /// Puts signed `Drand.write_pulse` calls before everything else in the pool; bare ones get the same priority from the pallet.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Encode, Decode, DecodeWithMemTracking, TypeInfo)]
-pub struct DrandPriority;
+pub struct DrandPriority<T>(PhantomData<T>);
 
-impl TransactionExtension<RuntimeCall> for DrandPriority {
+impl TransactionExtension<RuntimeCall> for DrandPriority<Runtime> {
     const IDENTIFIER: &'static str = "DrandPriority";
     type Implicit = ();
     type Val = ();

@@ -4,6 +4,7 @@
 //! tests/conformance.rs holds this runtime's own metadata against them.
 
 pub mod apis;
+mod bindings;
 pub mod extensions;
 pub mod settings;
 
@@ -21,7 +22,7 @@ use sp_runtime::{
 };
 use sp_version::RuntimeVersion;
 
-use crate::{aura, commitments, drand};
+use crate::{aura, commitments, drand, subtensor};
 
 pub use extensions::TxExtension;
 
@@ -98,6 +99,7 @@ construct_runtime!(
         Aura: aura = 3,
         Balances: pallet_balances = 5,
         TransactionPayment: pallet_transaction_payment = 6,
+        SubtensorModule: subtensor = 7,
         Utility: pallet_utility = 11,
         Sudo: pallet_sudo = 12,
         Commitments: commitments = 18,
@@ -173,26 +175,18 @@ impl pallet_sudo::Config for Runtime {
 
 impl commitments::Config for Runtime {
     type MaxFields = ConstU32<3>;
-    type Subnets = NoSubnets;
+    type Subnets = bindings::Neurons;
 }
 
 impl drand::Config for Runtime {
-    type Verifier = NoVerifier;
+    type Verifier = bindings::QuicknetScheme;
 }
 
-pub struct NoSubnets;
-impl commitments::Subnets<AccountId> for NoSubnets {
-    fn may_commit(_: u16, _: &AccountId) -> bool {
-        false
-    }
-    fn epoch(_: u16) -> u64 {
-        0
-    }
-    fn reset_bonds(_: u16, _: &AccountId) {}
-}
-pub struct NoVerifier;
-impl drand::VerifyPulse for NoVerifier {
-    fn verify(_: &[u8], _: u64, _: &[u8]) -> bool {
-        false
-    }
+impl subtensor::Config for Runtime {
+    type Currency = Balances;
+    type Beacon = bindings::StoredPulses;
+    type Timelock = bindings::QuicknetScheme;
+    type InitialParameters = settings::SubnetParameters;
+    type LoopbackAxons = settings::LoopbackAxons;
+    type BlockEmission = settings::BlockEmissionRao;
 }
