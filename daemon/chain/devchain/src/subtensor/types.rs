@@ -112,8 +112,6 @@ pub struct WeightsTlockPayload {
 pub trait Beacon {
     /// The signature of `round`, if that pulse is on chain.
     fn signature(round: u64) -> Option<Vec<u8>>;
-    /// The newest round on chain; 0 before the first.
-    fn last_round() -> u64;
 }
 
 /// Opens what was encrypted to a round of the beacon.
@@ -123,7 +121,7 @@ pub trait Timelock {
 }
 
 /// Values that subnets and the chain start with. The default is the public chain's; a fast dev chain shortens times.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct InitialParameters {
     /// Blocks between epochs of a new subnet.
     pub tempo: u16,
