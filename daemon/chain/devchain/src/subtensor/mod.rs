@@ -18,6 +18,11 @@ mod staking;
 mod types;
 mod weights;
 
+// What FRAME generates for the runtime is public, so what it names has to be.
+#[cfg(test)]
+#[allow(unreachable_pub)]
+mod mock;
+
 pub use neurons::{Neuron, StakeWeight};
 pub use pallet::*;
 pub use shares::{Pool, Shares};
