@@ -27,8 +27,8 @@ libtorch: ## find or download libtorch 2.11.0 (once per user; LIBTORCH or LIBTOR
 
 .PHONY: demo
 demo: libtorch ## train one model with several peers on this machine (DEMO_ARGS)
-	@# `cargo run` builds one executable alone; gradmesh needs gradmesh-daemon beside it.
-	@$(CARGO) build --locked -p gradmesh
+	@# `cargo run` builds one executable alone; gradmesh needs gradmesh-daemon and gradmesh-devchain beside it.
+	@$(CARGO) build --locked -p gradmesh -p gradmesh-devchain
 	@$(WITH_LIBTORCH) $(CARGO) run --locked --quiet -p gradmesh -- demo $(DEMO_ARGS)
 
 .PHONY: test

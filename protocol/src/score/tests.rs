@@ -81,6 +81,8 @@ fn record(manifest: &Manifest, round: u64, previous: Hash, claims: &[Claim]) -> 
         shards: shards.collect(),
         joins: Vec::new(),
         leaves: Vec::new(),
+        registry: None,
+        powers: Vec::new(),
     };
     DecisionRecord {
         certificate: CommitCertificate {
