@@ -324,7 +324,7 @@ fn write_pulse(block_number: u32, pulses: &[Pulse]) -> UncheckedExtrinsic {
         .iter()
         .map(|pulse| drand::Pulse {
             round: pulse.round,
-            randomness: BoundedVec::truncate_from(sp_core::hashing::sha2_256(&pulse.signature).to_vec()),
+            randomness: BoundedVec::truncate_from(sp_io::hashing::sha2_256(&pulse.signature).to_vec()),
             signature: BoundedVec::truncate_from(pulse.signature.to_vec()),
         })
         .collect();

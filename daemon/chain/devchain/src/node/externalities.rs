@@ -64,7 +64,7 @@ impl Externalities for Workspace {
     }
 
     fn storage_hash(&mut self, key: &[u8]) -> Option<Vec<u8>> {
-        self.state.get(key).map(|value| sp_core::hashing::blake2_256(value).to_vec())
+        self.state.get(key).map(|value| sp_io::hashing::blake2_256(value).to_vec())
     }
 
     fn next_storage_key(&mut self, key: &[u8]) -> Option<Vec<u8>> {

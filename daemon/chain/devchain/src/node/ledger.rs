@@ -31,13 +31,11 @@ pub(crate) enum Pace {
     Ahead,
 }
 
-/// What a change of the chain was.
+/// What a change of the chain was. What is final now is asked of the chain.
 #[derive(Debug)]
 pub(crate) struct Advance {
     /// Blocks that became the newest one, one after the other.
     pub(crate) imported: Vec<Arc<Block>>,
-    /// The newest final block, if it changed.
-    pub(crate) finalized: Option<Arc<Block>>,
 }
 
 /// Why a submission is refused.
@@ -331,13 +329,12 @@ impl Ledger {
             self.watchers.tell(&extrinsic, status);
         }
         self.tell_ready();
-        let newly_final = self.chain.finalize(finalized);
-        for block in &newly_final {
+        for block in self.chain.finalize(finalized) {
             for bytes in &block.extrinsics {
                 self.watchers.tell(&extrinsic_hash(bytes), Status::Finalized(block.hash));
             }
         }
-        Ok(Advance { imported, finalized: newly_final.into_iter().last() })
+        Ok(Advance { imported })
     }
 
     fn tell_ready(&mut self) -> Vec<Hash> {

@@ -95,7 +95,7 @@ impl Node {
         let advance = self.change(|ledger| {
             Ok(ledger.reorg(depth, dropped)?.unwrap_or_else(|error| {
                 refused = Some(error);
-                Advance { imported: Vec::new(), finalized: None }
+                Advance { imported: Vec::new() }
             }))
         })?;
         Ok(refused.map_or(Ok(advance), Err))

@@ -106,11 +106,8 @@ async fn accept(listener: TcpListener, node: Arc<Node>, config: ServerConfig, co
             }
         });
         let stopped = stop.clone().shutdown();
-        tokio::spawn(async move {
-            if let Err(error) = serve_with_graceful_shutdown(stream, service, stopped).await {
-                tracing::debug!(id, %error, "connection ended");
-            }
-        });
+        // How a connection ended is the client's business.
+        tokio::spawn(serve_with_graceful_shutdown(stream, service, stopped));
     }
 }
 

@@ -57,7 +57,7 @@ fn get_storage(node: &Node, args: &Args, _: &Extensions) -> Answer {
 fn get_storage_hash(node: &Node, args: &Args, _: &Extensions) -> Answer {
     let key = args.bytes(0, "key")?;
     let (_, state) = state_at(node, args, 1)?;
-    Ok(json!(state.get(&key).map(|value| hex(sp_core::hashing::blake2_256(value)))))
+    Ok(json!(state.get(&key).map(|value| hex(sp_io::hashing::blake2_256(value)))))
 }
 
 fn get_storage_size(node: &Node, args: &Args, _: &Extensions) -> Answer {
