@@ -6,10 +6,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Parser;
 use gradmesh_devchain::genesis::{DEV_KEYS, dev_account};
 use gradmesh_devchain::{DevChain, Options, Sealing};
 use sp_core::crypto::Ss58Codec;
+use sp_runtime::AccountId32;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -47,9 +49,22 @@ struct Arguments {
     /// Leave a call of SubtensorModule out of metadata until dev_upgrade, as before the release that added it
     #[arg(long, value_name = "CALL")]
     without: Vec<String>,
+    /// Give this account TAO to spend, as a faucet would; may be repeated
+    #[arg(long, value_name = "SS58", value_parser = account)]
+    fund: Vec<AccountId32>,
     /// Print one line of JSON instead of text
     #[arg(long)]
     json: bool,
+    /// The process to end with
+    #[arg(long, hide = true, value_name = "PID")]
+    parent_pid: Option<i32>,
+}
+
+/// What `--fund` gives: ten subnets.
+const FUND_RAO: u64 = 10_000_000_000_000;
+
+fn account(text: &str) -> Result<AccountId32, String> {
+    AccountId32::from_ss58check(text).map_err(|error| format!("no ss58 address: {error:?}"))
 }
 
 impl Arguments {
@@ -88,7 +103,13 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
     // Before anything is printed: who reads the address may send a signal at once.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    if let Some(parent) = arguments.parent_pid {
+        end_with(parent)?;
+    }
     let chain = DevChain::start(arguments.options()).await?;
+    for account in &arguments.fund {
+        chain.set_balance(*account.as_ref(), FUND_RAO);
+    }
     print(arguments, &chain);
     tokio::select! {
         _ = interrupt.recv() => (),
@@ -96,6 +117,25 @@ async fn run(arguments: &Arguments) -> anyhow::Result<()> {
         failure = chain.failed() => anyhow::bail!("{failure}"),
     }
     chain.shutdown().await;
+    Ok(())
+}
+
+/// Has the kernel kill this process when its parent ends in whatever way.
+#[cfg(target_os = "linux")]
+fn end_with(parent: i32) -> anyhow::Result<()> {
+    use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+    set_parent_process_death_signal(Some(Signal::KILL)).context("cannot follow the parent")?;
+    // It may have ended before the line above.
+    anyhow::ensure!(
+        getppid() == Pid::from_raw(parent),
+        "process {parent}, which this one belongs to, has ended"
+    );
+    Ok(())
+}
+
+/// Elsewhere the parent kills its children itself, which it does unless it is killed.
+#[cfg(not(target_os = "linux"))]
+fn end_with(_parent: i32) -> anyhow::Result<()> {
     Ok(())
 }
 
@@ -119,9 +159,10 @@ fn print(arguments: &Arguments, chain: &DevChain) {
     }
     println!();
     println!("next:");
-    println!("  gradmesh wallet new                          make keys of your own");
-    println!("  gradmesh launch run.toml                     make a subnet and a run on it (chain = \"{url}\")");
-    println!("  gradmesh join --netuid 1 --chain {url}");
+    println!("  gradmesh wallet new                     make keys of your own; start this chain with --fund COLDKEY to give them TAO");
+    println!("  gradmesh launch run.toml --register-up-to 2000");
+    println!("                                          a new subnet with a run, if the file has [chain] network = \"{url}\"");
+    println!("  gradmesh join --netuid 1 --chain {url} --register-up-to 1");
     println!("  gradmesh chain info --chain {url}");
     println!();
     println!("Ctrl-C ends it.");
