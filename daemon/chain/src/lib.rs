@@ -2,3 +2,5 @@
 
 pub mod account;
 pub mod key;
+pub mod keyfile;
+pub mod wallet;
