@@ -11,12 +11,14 @@ pub mod attestation;
 mod client;
 pub mod error;
 pub mod key;
+pub mod keyfile;
 mod link;
 pub mod refusal;
 mod runtime;
 mod schedule;
 pub mod settings;
 pub mod types;
+pub mod wallet;
 pub mod weights;
 
 pub use account::AccountId;
