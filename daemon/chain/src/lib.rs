@@ -1,1 +1,4 @@
-//! x
+//! Bittensor's chain as a training daemon meets it.
+
+pub mod account;
+pub mod key;
