@@ -14,21 +14,14 @@ use super::*;
 use crate::{emission, yuma};
 
 impl<T: Config> Pallet<T> {
-    /// Whether an epoch of the subnet is due in `block`.
-    pub fn is_epoch_due(netuid: u16, block: u64) -> bool {
-        let pending = PendingEpochAt::<T>::get(netuid);
-        let age = block.saturating_sub(LastEpochBlock::<T>::get(netuid));
-        (pending != 0 && block >= pending) || age >= u64::from(Tempo::<T>::get(netuid))
-    }
-
-    /// The block of the next epoch if nothing changes the schedule.
-    pub fn next_epoch_block(netuid: u16) -> u64 {
+    /// The block of the next epoch if nothing changes the schedule; with a tempo of 0 there is none by itself.
+    pub fn next_epoch_block(netuid: u16) -> Option<u64> {
         let tempo = u64::from(Tempo::<T>::get(netuid));
         let regular = LastEpochBlock::<T>::get(netuid).saturating_add(tempo);
-        match PendingEpochAt::<T>::get(netuid) {
-            0 => regular,
-            pending => pending.min(regular),
-        }
+        let regular = (tempo != 0).then_some(regular);
+        let pending = PendingEpochAt::<T>::get(netuid);
+        let pending = (pending != 0).then_some(pending);
+        regular.into_iter().chain(pending).min()
     }
 
     /// Does what is due at the start of a block.
@@ -42,7 +35,7 @@ impl<T: Config> Pallet<T> {
         for netuid in subnets {
             Self::decay_burn(netuid);
             Self::reveal_timelocked(netuid);
-            if Self::is_epoch_due(netuid, block) {
+            if Self::next_epoch_block(netuid).is_some_and(|due| block >= due) {
                 Self::run_epoch(netuid, block);
             } else {
                 BlocksSinceLastStep::<T>::mutate(netuid, |since| *since = since.saturating_add(1));
@@ -359,7 +352,7 @@ mod tests {
     fn epoch_comes_every_tempo_and_counts() {
         with_subnet(|| {
             assert_eq!(LastEpochBlock::<Test>::get(NETUID), 1);
-            assert_eq!(Pallet::<Test>::next_epoch_block(NETUID), 11);
+            assert_eq!(Pallet::<Test>::next_epoch_block(NETUID), Some(11));
             run_blocks(6);
             assert_eq!(BlocksSinceLastStep::<Test>::get(NETUID), 9);
             run_blocks(1);
@@ -370,6 +363,18 @@ mod tests {
             Tempo::<Test>::insert(NETUID, 3);
             run_blocks(3);
             assert_eq!(SubnetEpochIndex::<Test>::get(NETUID), 2);
+        });
+    }
+
+    #[test]
+    fn tempo_of_zero_leaves_epochs_to_the_owner() {
+        with_subnet(|| {
+            Tempo::<Test>::insert(NETUID, 0);
+            run_blocks(20);
+            assert_eq!(SubnetEpochIndex::<Test>::get(NETUID), 0);
+            assert_ok!(SubtensorModule::trigger_epoch(signed(OWNER), NETUID));
+            run_blocks(20);
+            assert_eq!(SubnetEpochIndex::<Test>::get(NETUID), 1);
         });
     }
 
