@@ -484,3 +484,73 @@ fn every_pallet_here_has_finneys_index() {
         assert_eq!(finney.get(key), Some(index), "{key}");
     }
 }
+
+mod bytes {
+    //! Bytes that other programs make or expect, from finney.
+
+    use codec::Encode;
+    use frame_support::{BoundedVec, StorageHasher, Twox128};
+    use gradmesh_devchain::{
+        commitments::{self, CommitmentInfo, Data},
+        runtime::RuntimeCall,
+        subtensor,
+    };
+
+    #[test]
+    fn call_of_set_weights() {
+        let call = RuntimeCall::SubtensorModule(subtensor::Call::set_weights {
+            netuid: 3,
+            dests: vec![0, 1, 2],
+            weights: vec![65_535, 100, 7],
+            version_key: 0,
+        });
+        assert_eq!(
+            hex::encode(call.encode()),
+            "070003000c0000010002000cffff640007000000000000000000"
+        );
+    }
+
+    #[test]
+    fn call_of_set_commitment() {
+        let hello = Data::Raw(BoundedVec::truncate_from(b"hello".to_vec()));
+        let info = CommitmentInfo {
+            fields: vec![hello].try_into().expect("one field"),
+        };
+        let call = RuntimeCall::Commitments(commitments::Call::set_commitment {
+            netuid: 3,
+            info: Box::new(info),
+        });
+        assert_eq!(hex::encode(call.encode()), "12000300040668656c6c6f");
+    }
+
+    #[test]
+    fn storage_prefixes() {
+        let of = |pallet: &str, item: &str| {
+            hex::encode(
+                [
+                    Twox128::hash(pallet.as_bytes()),
+                    Twox128::hash(item.as_bytes()),
+                ]
+                .concat(),
+            )
+        };
+        assert_eq!(
+            hex::encode(Twox128::hash(b"SubtensorModule")),
+            "658faa385070e074c85bf6b568cf0555"
+        );
+        let now = pallet_timestamp::Now::<gradmesh_devchain::runtime::Runtime>::hashed_key();
+        assert_eq!(
+            hex::encode(now),
+            "f0c365c3cf59d671eb72da0e7a4113c49f1f0515f462cdcf84e0f1d6045dfcbb"
+        );
+        assert_eq!(
+            of("System", "Events"),
+            "26aa394eea5630e07c48ae0c9558cef780d41e5e16056765bc8461851072c9d7"
+        );
+        let burn = subtensor::Burn::<gradmesh_devchain::runtime::Runtime>::hashed_key_for(3);
+        assert_eq!(
+            hex::encode(burn),
+            format!("{}0300", of("SubtensorModule", "Burn"))
+        );
+    }
+}

@@ -5,6 +5,20 @@
 
 use frame_support::weights::Weight;
 use pallet_transaction_payment::{FeeDetails, RuntimeDispatchInfo};
+mod metagraph;
+// `decl_runtime_apis` makes its traits `pub` whatever the module is.
+#[allow(unreachable_pub)]
+mod neurons;
+#[allow(unreachable_pub)]
+mod stake;
+#[allow(unreachable_pub)]
+mod subnets;
+
+pub use metagraph::{ChainIdentityV2, Metagraph};
+pub use neurons::NeuronInfoLite;
+pub use stake::StakeInfo;
+pub use subnets::{SubnetHyperparams, SubnetHyperparamsV2};
+
 use sp_api::impl_runtime_apis;
 use sp_core::OpaqueMetadata;
 use sp_inherents::{CheckInherentsResult, InherentData};
@@ -16,7 +30,7 @@ use sp_runtime::{
 use sp_version::RuntimeVersion;
 
 use super::{
-    AccountId, Balance, Block, Executive, InherentDataExt, Nonce, Runtime, System,
+    AccountId, Balance, Block, Executive, InherentDataExt, Nonce, Runtime, SubtensorModule, System,
     TransactionPayment, UncheckedExtrinsic, current_version,
 };
 
@@ -98,6 +112,69 @@ impl_runtime_apis! {
 
         fn query_length_to_fee(bytes: u32) -> Balance {
             TransactionPayment::length_to_fee(bytes)
+        }
+    }
+
+    impl neurons::NeuronInfoRuntimeApi<Block> for Runtime {
+        fn get_neurons_lite(netuid: u16) -> Vec<NeuronInfoLite<AccountId>> {
+            neurons::neurons(netuid)
+        }
+
+        fn get_neuron_lite(netuid: u16, uid: u16) -> Option<NeuronInfoLite<AccountId>> {
+            neurons::neuron(netuid, uid)
+        }
+    }
+
+    impl subnets::SubnetInfoRuntimeApi<Block> for Runtime {
+        fn get_subnet_hyperparams(netuid: u16) -> Option<SubnetHyperparams> {
+            subnets::hyperparameters(netuid)
+        }
+
+        fn get_subnet_hyperparams_v2(netuid: u16) -> Option<SubnetHyperparamsV2> {
+            subnets::hyperparameters_v2(netuid)
+        }
+
+        fn get_metagraph(netuid: u16) -> Option<Metagraph<AccountId>> {
+            Metagraph::read(netuid)
+        }
+
+        fn get_mechagraph(netuid: u16, mecid: u8) -> Option<Metagraph<AccountId>> {
+            if mecid == 0 { Metagraph::read(netuid) } else { None }
+        }
+    }
+
+    impl stake::StakeInfoRuntimeApi<Block> for Runtime {
+        fn get_stake_info_for_coldkey(coldkey_account: AccountId) -> Vec<StakeInfo<AccountId>> {
+            stake::positions(&coldkey_account)
+        }
+
+        fn get_stake_info_for_coldkeys(
+            coldkey_accounts: Vec<AccountId>,
+        ) -> Vec<(AccountId, Vec<StakeInfo<AccountId>>)> {
+            coldkey_accounts
+                .into_iter()
+                .map(|coldkey| (coldkey.clone(), stake::positions(&coldkey)))
+                .collect()
+        }
+
+        fn get_stake_info_for_hotkey_coldkey_netuid(
+            hotkey_account: AccountId,
+            coldkey_account: AccountId,
+            netuid: u16,
+        ) -> Option<StakeInfo<AccountId>> {
+            Some(stake::position(hotkey_account, coldkey_account, netuid))
+        }
+    }
+
+    impl stake::SubnetRegistrationRuntimeApi<Block> for Runtime {
+        fn get_network_registration_cost() -> Balance {
+            SubtensorModule::network_lock_cost()
+        }
+    }
+
+    impl stake::SwapRuntimeApi<Block> for Runtime {
+        fn current_alpha_price(netuid: u16) -> Balance {
+            stake::alpha_price(netuid)
         }
     }
 }
