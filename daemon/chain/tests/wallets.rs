@@ -325,6 +325,34 @@ fn what_is_no_keyfile_is_told_apart() {
     assert!(matches!(fault(bad_address), Fault::Address(_)));
 }
 
+#[test]
+fn a_changed_or_missing_byte_never_gives_another_key() {
+    let sound = data("phrase.json");
+    let account_of = |bytes: &[u8]| {
+        keyfile::read_key(&file(bytes).path, None).map(|key| key.account().to_string())
+    };
+    let (mut opened, mut refused) = (0, 0);
+    for place in 0..sound.len() {
+        assert!(account_of(&sound[..place]).is_err(), "{place} bytes");
+        for byte in [b'"', b'a', b'0', 0xff] {
+            let mut changed = sound.clone();
+            changed[place] = byte;
+            match account_of(&changed) {
+                Ok(account) => {
+                    assert_eq!(account, PHRASE_ACCOUNT, "byte {place}");
+                    opened += 1;
+                }
+                Err(_) => refused += 1,
+            }
+        }
+    }
+    // Seed and private key may change, as the phrase comes first; the phrase, the address and the braces may not.
+    assert!(
+        opened > 0 && refused > 0,
+        "{opened} opened, {refused} refused"
+    );
+}
+
 /// JSON with a secret where a parser would quote it, and files with a secret in every form.
 #[test]
 fn no_message_holds_a_secret() {
