@@ -278,7 +278,10 @@ mod tests {
                     SubnetTAO::<Test>::get(NETUID),
                     SubnetLocked::<Test>::get(NETUID) + staked + emitted
                 );
-                assert_eq!(TotalIssuance::<Test>::get(), emitted);
+                assert_eq!(
+                    TotalIssuance::<Test>::get(),
+                    Balances::total_issuance() + TotalStake::<Test>::get()
+                );
             }
         });
     }

@@ -151,7 +151,7 @@ pub mod pallet {
 
     // Stake.
 
-    /// TAO issued, staked or not, in rao; fees and burns are not taken off.
+    /// TAO in balances and pools, in rao, as if no fee had ever been taken.
     #[pallet::storage]
     pub type TotalIssuance<T: Config> = StorageValue<_, u64, ValueQuery>;
 

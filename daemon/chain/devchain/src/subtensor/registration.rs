@@ -43,9 +43,10 @@ impl<T: Config> Pallet<T> {
         last.saturating_mul(2).saturating_sub(fallen).max(least)
     }
 
-    /// Sets up the root network and the chain-wide limits, in an empty state.
+    /// Sets up the root network and the chain-wide limits, in a state that holds nothing but balances.
     pub(super) fn found_root() {
         let initial = T::InitialParameters::get();
+        TotalIssuance::<T>::put(T::Currency::total_issuance());
         NetworkRateLimit::<T>::put(initial.network_rate_limit);
         NetworkMinLockCost::<T>::put(initial.network_min_lock_cost);
         StartCallDelay::<T>::put(initial.start_call_delay);
@@ -148,6 +149,7 @@ impl<T: Config> Pallet<T> {
         let place = Self::place(netuid).ok_or(Error::<T>::NoNeuronIdAvailable)?;
 
         Self::take_payment(coldkey, price)?;
+        TotalIssuance::<T>::mutate(|issued| *issued = issued.saturating_sub(price));
         let bumped = u128::from(price) * u128::from(BURN_BUMP_PERCENT) / 100;
         Self::set_burn(netuid, u64::try_from(bumped).unwrap_or(u64::MAX));
         Self::associate(coldkey, hotkey);
