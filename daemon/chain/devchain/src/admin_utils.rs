@@ -48,7 +48,7 @@ mod pallet {
         BondsMovingAverageMaxReached,
         /// Kept for its index.
         NegativeSigmoidSteepness,
-        /// The value is not one that the hyperparameter can have.
+        /// Kept for its index.
         ValueNotInBounds,
         /// Kept for its index.
         MinAllowedUidsGreaterThanCurrentUids,
@@ -225,15 +225,11 @@ mod pallet {
             Ok(())
         }
 
-        /// Blocks between two epochs.
-        ///
-        /// # Errors
-        /// `ValueNotInBounds` for 0: an epoch would be due in every block and before it.
+        /// Blocks between two epochs; with 0 they run on request alone.
         #[pallet::call_index(30)]
         #[pallet::weight(FREE)]
         pub fn sudo_set_tempo(origin: OriginFor<T>, netuid: u16, tempo: u16) -> DispatchResult {
             Self::ensure_may_set(origin, netuid)?;
-            ensure!(tempo > 0, Error::<T>::ValueNotInBounds);
             subtensor::Tempo::<T>::insert(netuid, tempo);
             Ok(())
         }
@@ -475,10 +471,6 @@ mod tests {
                 |result: DispatchResult, error: DispatchError| assert_eq!(result, Err(error));
             type Own = Error<Runtime>;
             type Theirs = SubtensorError<Runtime>;
-            refused(
-                AdminUtils::sudo_set_tempo(owner(), 1, 0),
-                Own::ValueNotInBounds.into(),
-            );
             let no_uids = AdminUtils::sudo_set_max_allowed_uids(owner(), 1, 0);
             refused(no_uids, Own::MaxAllowedUidsLessThanMinAllowedUids.into());
             let too_many = AdminUtils::sudo_set_max_allowed_uids(owner(), 1, 4_097);
