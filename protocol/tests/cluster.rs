@@ -709,6 +709,25 @@ fn a_peer_with_most_of_the_stake_cannot_decide_alone_but_can_stop_the_run() {
 }
 
 #[test]
+fn a_peer_that_decides_alone_hands_its_last_decision_over_before_it_is_gone() {
+    let powers = [(1, 1000), (2, 7000), (3, 1000), (4, 1000)];
+    let mut cluster = Cluster::on_subnet(&powers, |m| m.schedule.rounds = 30);
+    cluster.run_until(|c| c.all_applied(2));
+    let whale = cluster.key(2);
+    cluster.later(0, whale, Input::Leave);
+    cluster.cut.insert(whale);
+    cluster.run_for(20_000);
+    assert!(!cluster.node(whale).roster().contains(&whale), "let go");
+    assert_ne!(cluster.activity(whale), Activity::Left, "nobody else knows");
+    cluster.cut.remove(&whale);
+    cluster.run_until(|c| c.activity(whale) == Activity::Left);
+    cluster.kill(whale);
+    let decided = cluster.records().len() as u64;
+    cluster.run_until(|c| c.all_applied(decided + 3));
+    cluster.check();
+}
+
+#[test]
 fn voters_that_are_one_snapshot_behind_cost_no_attempt() {
     let mut cluster = Cluster::on_subnet(&FOUR, |m| m.schedule.rounds = 30);
     cluster.run_until(|c| c.all_applied(2));

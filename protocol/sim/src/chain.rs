@@ -37,6 +37,25 @@ pub struct ViewOptions {
     pub outage: Option<(Instant, Instant)>,
 }
 
+/// Numbers of the newest two snapshots that a process has seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// The last but one.
+    pub before: Option<u64>,
+    /// The newest.
+    pub newest: Option<u64>,
+}
+
+impl Seen {
+    /// Sees snapshot `number`; an older one than the newest is nothing new.
+    pub fn note(&mut self, number: u64) {
+        if self.newest < Some(number) {
+            self.before = self.newest;
+            self.newest = Some(number);
+        }
+    }
+}
+
 /// The longest delay of a view.
 pub const DELAY_MAX_US: u64 = 12_000_000;
 /// A stake of middling size, in rao.
@@ -79,6 +98,17 @@ impl ChainOptions {
                     changes.push((number, peer, None));
                     let back = (number + r.within(1..=6)).min(numbers.max(1));
                     changes.push((back, peer, Some(restaked)));
+                }
+            }
+        }
+        if r.chance(300_000) {
+            // Many out at once.
+            let number = r.within(1..=numbers.max(1));
+            for peer in 0..peers {
+                if r.chance(600_000) {
+                    changes.push((number, peer, None));
+                    let back = (number + r.within(2..=8)).min(numbers.max(1));
+                    changes.push((back, peer, Some(stake(r, peer))));
                 }
             }
         }

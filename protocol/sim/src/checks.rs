@@ -32,7 +32,7 @@ use gradmesh_protocol::registry::QUIET_ATTEMPT;
 use gradmesh_protocol::roster::Roster;
 use gradmesh_protocol::wire::{DecisionRecord, Gossip};
 
-use crate::chain::ChainOptions;
+use crate::chain::{ChainOptions, Seen};
 use crate::coverage::{Coverage, Situation};
 use crate::learner::{Shape, State};
 use crate::oracle::Oracle;
@@ -88,13 +88,15 @@ pub struct Checks {
     gossip: Vec<u64>,
     /// Peers that were put out because they were not registered.
     put_out: BTreeSet<PeerKey>,
-    /// What every member had seen of the chain when the last decision was first stored, after the faults.
-    seen_before: Option<Seen>,
+    /// What members went by when the last decision was first stored, once the faults are over.
+    window: Option<Window>,
+    /// Decisions that rule `registered-only` was checked of.
+    judged: usize,
 }
 
-/// What all members that are up have seen of the chain.
+/// What the members that are up go by.
 #[derive(Clone, Copy, Debug)]
-struct Seen {
+struct Window {
     /// The oldest snapshot that any of them goes by.
     from: u64,
     /// The newest that all of them have.
@@ -140,7 +142,8 @@ impl Checks {
             votes: BTreeMap::new(),
             headers: BTreeMap::new(),
             put_out: BTreeSet::new(),
-            seen_before: None,
+            window: None,
+            judged: 0,
         }
     }
 
@@ -218,24 +221,25 @@ impl Checks {
         Ok(())
     }
 
-    /// A decision was stored, for the first time or again. Checks `registered-only`.
+    /// A peer has stored `record`. The first time that it is stored, checks `registered-only`.
     ///
-    /// `seen`: the newest two snapshots that each peer has seen, if it is up.
+    /// `seen`: what each peer has seen of the chain, if it is up.
     pub fn registered_only(
         &mut self,
         manifest: &Manifest,
         chain: &ChainOptions,
         record: &DecisionRecord,
         calm: bool,
-        seen: &[[Option<u64>; 2]],
+        seen: &[Option<Seen>],
         coverage: &mut Coverage,
     ) -> Checked {
         const CHECK: &str = "registered-only";
         let decision = &record.decision;
         let place = decision.round.0 as usize;
-        if place + 1 != self.decisions.len() {
+        if place < self.judged {
             return Ok(());
         }
+        self.judged += 1;
         let roster = &self.rosters[place];
         let number = |block: u64| block / u64::from(chain.subnet.snapshot_blocks);
         if let Some(mark) = decision.registry {
@@ -254,19 +258,15 @@ impl Checks {
                 )
             })?;
         }
-        if let Some(before) = self
-            .seen_before
-            .filter(|_| record.certificate.attempt < QUIET_ATTEMPT)
+        if let Some(before) = self.window.take()
+            && record.certificate.attempt < QUIET_ATTEMPT
             && roster
                 .registry()
                 .is_none_or(|mark| number(mark.block) <= before.newest)
         {
             // Whatever the proposer went by was one of these.
-            let newest = seen
-                .iter()
-                .filter_map(|[_, newest]| *newest)
-                .max()
-                .unwrap_or(0);
+            let newest = seen.iter().flatten().filter_map(|seen| seen.newest).max();
+            let newest = newest.unwrap_or(before.newest);
             let registry = |number| chain.powers(number, &self.names);
             let one = (before.from..newest).all(|n| registry(n) == registry(n + 1));
             if one {
@@ -282,10 +282,10 @@ impl Checks {
         for (peer, power) in &decision.powers {
             let member = roster.contains(peer);
             if *power == 0 {
-                let launcher = decision.round == RoundId::FOUNDING;
-                coverage.meet(match launcher {
-                    true => Situation::LauncherNotRegistered,
-                    false => Situation::Deregistered,
+                coverage.meet(if decision.round == RoundId::FOUNDING {
+                    Situation::LauncherNotRegistered
+                } else {
+                    Situation::Deregistered
                 });
                 self.put_out.insert(*peer);
             } else if member {
@@ -296,13 +296,13 @@ impl Checks {
         }
         let members = self.rosters[place + 1].members().iter();
         let places = members.filter_map(|m| self.names.iter().position(|name| *name == m.peer));
-        let of_members: Vec<[Option<u64>; 2]> = places.map(|place| seen[place]).collect();
-        let oldest = |which: usize| of_members.iter().filter_map(|s| s[which]).min();
-        let all = of_members.iter().all(|[before, _]| before.is_some());
-        self.seen_before = match (oldest(0), oldest(1)) {
-            (Some(from), Some(newest)) if calm && all => Some(Seen { from, newest }),
-            _ => None,
-        };
+        let up: Vec<Seen> = places.filter_map(|place| seen[place]).collect();
+        let from = up.iter().map(|seen| seen.before).min().flatten();
+        let newest = up.iter().map(|seen| seen.newest).min().flatten();
+        let window = from
+            .zip(newest)
+            .map(|(from, newest)| Window { from, newest });
+        self.window = window.filter(|_| calm);
         Ok(())
     }
 

@@ -538,6 +538,13 @@ mod tests {
             let liars = options.peers.iter().filter(|p| p.lie.is_some()).count();
             let trusting = options.manifest.trust.mode == TrustMode::Crash;
             assert!(liars <= usize::from(!trusting));
+            assert_eq!(options.chain.is_some(), is_chain_run(seed));
+            if let Some(chain) = &options.chain {
+                let last = chain.changes.last().map_or(0, |(number, ..)| *number);
+                assert!(last * chain.interval_us <= options.faults_end.0.max(chain.interval_us));
+                let registered = chain.stakes_at(u64::MAX).into_iter().flatten().count();
+                assert!(registered >= 3.max(options.manifest.trust.peers_min as usize));
+            }
         }
     }
 

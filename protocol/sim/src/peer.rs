@@ -19,6 +19,7 @@ use gradmesh_protocol::node::{Effect, Input, Node, NodeConfig, Report, RequestId
 use gradmesh_protocol::time::Time;
 use gradmesh_protocol::wire::{DecisionRecord, Decisions, Gossip, JournalEntry, Request, Response};
 
+use crate::chain::Seen;
 use crate::checks::{Checks, Failure};
 use crate::coverage::{Coverage, Situation};
 use crate::learner::{Frames, Private, Shape, State};
@@ -121,8 +122,8 @@ pub struct Outside {
     pub checks: Checks,
     /// What the run went through.
     pub coverage: Coverage,
-    /// The newest snapshots of the registry that each peer's process has seen, the last but one first.
-    pub seen: Vec<[Option<u64>; 2]>,
+    /// What each process that is up has seen of the chain.
+    pub seen: Vec<Option<Seen>>,
     /// The first check that did not.
     pub failure: Option<Failure>,
     /// The options.
@@ -382,8 +383,8 @@ impl Peer {
             wakes_here: (outside.now, 0),
             crash: None,
         });
+        outside.seen[self.place] = Some(Seen::default());
         self.perform_all(outside);
-        outside.seen[self.place] = [None; 2];
         let options = outside.options.clone();
         let found = options
             .chain
@@ -403,6 +404,7 @@ impl Peer {
             &[],
         );
         self.running = None;
+        outside.seen[self.place] = None;
         self.life = life;
         self.paused_until = None;
     }
@@ -487,9 +489,10 @@ impl Peer {
                 }
             },
             Packet::AskBlob(ticket, hash) => {
-                let blob = match self.admits(outside, from) {
-                    true => self.blob(outside, &hash),
-                    false => None,
+                let blob = if self.admits(outside, from) {
+                    self.blob(outside, &hash)
+                } else {
+                    None
                 };
                 outside.send(self.place, from, Packet::Blob(ticket, blob));
             }
@@ -514,9 +517,8 @@ impl Peer {
             return;
         };
         let registry = chain.registry(number, &outside.names);
-        let seen = &mut outside.seen[self.place];
-        if seen[1] < Some(number) {
-            *seen = [seen[1], Some(number)];
+        if let Some(seen) = &mut outside.seen[self.place] {
+            seen.note(number);
         }
         if let Some(liar) = &mut self.liar {
             liar.seen = Some(registry.mark());
@@ -745,7 +747,7 @@ impl Peer {
         }
         let options = outside.options.clone();
         if let Some(chain) = &options.chain {
-            let [_, newest] = outside.seen[self.place];
+            let newest = outside.seen[self.place].and_then(|seen| seen.newest);
             let newest = newest.map(|number| chain.mark(number).block);
             if record.decision.registry.map(|mark| mark.block) > newest {
                 outside.coverage.meet(Situation::SnapshotUnseen);

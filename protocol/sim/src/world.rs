@@ -187,7 +187,7 @@ impl World {
                 trace: Trace::new(count, verbosity),
                 checks: Checks::new(&manifest, names.clone(), &shape),
                 coverage: Coverage::default(),
-                seen: vec![[None; 2]; count],
+                seen: vec![None; count],
                 failure: None,
                 run: manifest.run(),
                 manifest,

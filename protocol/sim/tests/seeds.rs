@@ -1,6 +1,7 @@
 //! Seeds that say something, a fixed range of others, and the promise that a seed is a run.
 
 use gradmesh_sim::coverage::Coverage;
+use gradmesh_sim::options::is_chain_run;
 use gradmesh_sim::{Options, Outcome, Verbosity, Verdict, run};
 
 /// Each line: a seed, and why it is there.
@@ -59,7 +60,9 @@ fn listed_seeds_hold() {
 
 #[test]
 fn a_range_of_seeds_holds_and_meets_every_situation() {
-    let seeds: Vec<u64> = (6_000_000..6_000_040).collect();
+    // Forty seeds as they come, and forty chain runs.
+    let chain_runs = (7_000_000..7_000_200).filter(|seed| is_chain_run(*seed));
+    let seeds: Vec<u64> = (6_000_000..6_000_040).chain(chain_runs).collect();
     let outcomes = run_all(&seeds);
     assert_eq!(failures(&seeds, &outcomes), [""; 0]);
     let mut coverage = Coverage::default();
