@@ -77,8 +77,8 @@ impl Liar {
                     }
                     Lie::WrongPowers => {
                         decision.registry = Some(self.seen?);
-                        let others = decision.members.iter().map(|member| member.peer);
-                        let victim = others.filter(|peer| *peer != me.public()).next_back()?;
+                        let mut members = decision.members.iter().map(|member| member.peer);
+                        let victim = members.rfind(|peer| *peer != me.public())?;
                         let due = decision.power_of(&victim);
                         decision.leaves.clear();
                         decision.joins.clear();
