@@ -552,8 +552,20 @@ mod tests {
         manifest.codec.k = 0;
         manifest.outer.momentum_ppm = 5;
         manifest.trust.peers_min = 40;
+        manifest.chain = Chain::Subnet(Subnet {
+            genesis: Hash::ZERO,
+            netuid: 0,
+            powers: Powers::Equal,
+            snapshot_blocks: 0,
+        });
         let fields: Vec<_> = manifest.validate().iter().map(|f| f.field).collect();
-        let expected = ["name", "outer.momentum", "codec.k", "trust.peers_min"];
+        let expected = [
+            "name",
+            "outer.momentum",
+            "codec.k",
+            "trust.peers_min",
+            "chain.snapshot_blocks",
+        ];
         assert_eq!(fields, expected);
     }
 

@@ -181,6 +181,8 @@ pub struct Node {
     may_refresh: bool,
     heartbeat_at: Time,
     leaving: Option<Leave>,
+    /// The last decided round, if this peer's vote alone was the quorum.
+    to_hand_over: Option<RoundId>,
     left: bool,
     finished: bool,
 
@@ -245,6 +247,7 @@ impl Node {
             may_refresh: false,
             heartbeat_at: now,
             leaving: None,
+            to_hand_over: None,
             left: false,
             finished: false,
             snapshots: Snapshots::default(),
@@ -443,6 +446,7 @@ impl Node {
             || self.drain_agreement(now)
         {}
         self.ask_for_decisions(now);
+        self.report_left();
         if self.applied != self.join_asked_at && self.may_join() {
             self.ask_to_join();
         }

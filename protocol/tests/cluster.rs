@@ -3,13 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use arc_malachitebft_core_types::{Round, VoteType};
+use gradmesh_protocol::agreement::{Message, Proposal, SignedProposal};
+use gradmesh_protocol::decision::{Bitmap, DecidedShard, Decision, Join};
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::{FrameRef, UpdateSummary};
 use gradmesh_protocol::key::{Keypair, PeerKey};
-use gradmesh_protocol::manifest::{self, Manifest, RoundId, RunId, TrustMode};
+use gradmesh_protocol::manifest::{
+    self, Chain, Manifest, Powers, RoundId, RunId, Subnet, TrustMode,
+};
 use gradmesh_protocol::node::{
     Activity, Effect, Input, Node, NodeConfig, Report, RequestId, Restored,
 };
+use gradmesh_protocol::registry::{Registry, RegistryMark};
 use gradmesh_protocol::time::Time;
 use gradmesh_protocol::wire::{DecisionRecord, Decisions, Gossip, JournalEntry, Request};
 
@@ -39,6 +45,10 @@ struct Cluster {
     events: VecDeque<(u64, PeerKey, Input)>,
     frames: BTreeSet<Hash>,
     cut: BTreeSet<PeerKey>,
+    /// Peers to and from which precommits are lost.
+    mute: BTreeSet<PeerKey>,
+    /// Every snapshot of the registry that was taken.
+    chain: Vec<Registry>,
 }
 
 fn genesis() -> Hash {
@@ -71,6 +81,8 @@ impl Cluster {
             events: VecDeque::new(),
             frames: BTreeSet::new(),
             cut: BTreeSet::new(),
+            mute: BTreeSet::new(),
+            chain: Vec::new(),
         };
         for keypair in keypairs {
             cluster.start(keypair, Disk::default());
@@ -109,8 +121,70 @@ impl Cluster {
             self.later(0, other, Input::PeerUp(key));
             self.later(0, key, Input::PeerUp(other));
         }
+        let newest_two = self.chain.len().saturating_sub(2);
+        for registry in self.chain[newest_two..].to_vec() {
+            self.later(0, key, Input::Registry(registry));
+        }
         self.perform(key);
         key
+    }
+
+    /// A run on a subnet that registers the peers of these seeds with these powers at block 10. All of them run.
+    fn on_subnet(registered: &[(u8, u32)], change: impl FnOnce(&mut Manifest)) -> Cluster {
+        let mut cluster = Cluster::new(registered.len() as u8, |m| {
+            m.chain = Chain::Subnet(Subnet {
+                genesis: Hash::of_content(b"chain"),
+                netuid: 7,
+                powers: Powers::Stake,
+                snapshot_blocks: 10,
+            });
+            change(m);
+        });
+        cluster.snapshot(10, registered);
+        cluster
+    }
+
+    /// Block `block` is final, and everybody sees whom it registers.
+    fn snapshot(&mut self, block: u64, registered: &[(u8, u32)]) {
+        let live = self.live();
+        self.snapshot_for(&live, block, registered);
+    }
+
+    /// Block `block` is final, and `peers` see whom it registers.
+    fn snapshot_for(&mut self, peers: &[PeerKey], block: u64, registered: &[(u8, u32)]) {
+        let block_hash = Hash::of_content(&block.to_le_bytes());
+        let mut entries: Vec<_> = registered
+            .iter()
+            .map(|(seed, power)| (self.key(*seed), *power))
+            .collect();
+        entries.sort();
+        let registry = Registry::new(RegistryMark { block, block_hash }, entries).unwrap();
+        for peer in peers {
+            self.later(0, *peer, Input::Registry(registry.clone()));
+        }
+        self.chain.push(registry);
+    }
+
+    fn activity(&self, key: PeerKey) -> Activity {
+        self.node(key).view(Time(self.now)).activity
+    }
+
+    fn is_member(&self, key: PeerKey) -> bool {
+        let nodes = self.peers.values().filter_map(|peer| peer.node.as_ref());
+        let newest = nodes.max_by_key(|node| node.decided());
+        newest.is_some_and(|node| node.roster().contains(&key))
+    }
+
+    fn records(&self) -> &[Arc<DecisionRecord>] {
+        let histories = self.peers.values().map(|p| &p.disk.records);
+        histories.max_by_key(|r| r.len()).unwrap()
+    }
+
+    fn blames(&self) -> Vec<&Report> {
+        let reports = self.peers.values().flat_map(|peer| &peer.reports);
+        reports
+            .filter(|r| matches!(r, Report::Misbehaviour { .. }))
+            .collect()
     }
 
     fn kill(&mut self, key: PeerKey) {
@@ -249,6 +323,8 @@ impl Cluster {
     }
 
     fn broadcast(&mut self, key: PeerKey, message: &Gossip) {
+        let precommit = matches!(message, Gossip::Agreement(Message::Vote(vote))
+            if vote.message.kind == VoteType::Precommit);
         if let Gossip::Header(header) = message {
             let frames = header.header.update.frames.iter();
             self.frames.extend(frames.map(|f| f.hash));
@@ -256,6 +332,8 @@ impl Cluster {
         let bytes = message.encode(&self.run);
         for to in self.live() {
             let cut = self.cut.contains(&to) || self.cut.contains(&key);
+            let mute = self.mute.contains(&to) || self.mute.contains(&key);
+            let cut = cut || precommit && mute;
             if to != key && !cut {
                 let message = Box::new(Gossip::decode(&self.run, &bytes).unwrap());
                 assert!(message.encode(&self.run) == bytes);
@@ -530,4 +608,424 @@ fn when_all_leave_at_once_nobody_is_left_and_nothing_breaks() {
     cluster.run_for(5_000);
     assert_eq!(cluster.roster_size(cluster.key(1)), 0);
     cluster.check();
+}
+
+const FOUR: [(u8, u32); 4] = [(1, 1), (2, 1), (3, 1), (4, 1)];
+
+#[test]
+fn an_unregistered_joiner_is_left_out_and_told_until_it_is_registered() {
+    let mut cluster = Cluster::on_subnet(&FOUR, |m| m.schedule.rounds = 40);
+    cluster.run_until(|c| c.all_applied(2));
+    let stranger = cluster.start(Keypair::from_seed(&[9; 32]), Disk::default());
+    let witness = cluster.key(2);
+    cluster.run_until(|c| c.node(witness).applied() >= Some(RoundId(10)));
+    assert!(!cluster.is_member(stranger));
+    assert_eq!(
+        cluster.activity(stranger),
+        Activity::NotRegistered { block: 10 }
+    );
+    let told = Report::NotRegistered { block: 10 };
+    let reports = &cluster.peers[&stranger].reports;
+    assert_eq!(reports.iter().filter(|r| **r == told).count(), 1);
+    assert!(!cluster.node(witness).admits(&stranger), "nobody serves it");
+    assert!(cluster.node(witness).admits(&cluster.key(3)));
+
+    let five = [(1, 1), (2, 1), (3, 1), (4, 1), (9, 1)];
+    cluster.snapshot(20, &five);
+    cluster.run_for(3_000);
+    assert!(!cluster.is_member(stranger), "rule `last-but-one`");
+    assert!(cluster.node(witness).admits(&stranger));
+    cluster.snapshot(30, &five);
+    cluster.run_until(|c| c.is_member(stranger));
+    cluster.run_until(|c| c.all_applied(40));
+    cluster.check();
+    assert_eq!(cluster.blames(), [] as [&Report; 0]);
+}
+
+#[test]
+fn a_member_that_is_deregistered_is_out_after_the_next_snapshot() {
+    let mut cluster = Cluster::on_subnet(&FOUR, |m| m.schedule.rounds = 30);
+    cluster.run_until(|c| c.all_applied(2));
+    let gone = cluster.key(3);
+    let three = [(1, 1), (2, 1), (4, 1)];
+    cluster.snapshot(20, &three);
+    cluster.run_for(3_000);
+    assert!(cluster.is_member(gone), "rule `last-but-one`");
+    cluster.snapshot(30, &three);
+    let before = cluster.records().len();
+    cluster.run_until(|c| !c.is_member(gone));
+    let removal = &cluster.records()[before..];
+    assert!(removal.len() <= 2, "one round may be under way");
+    let decision = &removal.last().unwrap().decision;
+    assert_eq!(decision.powers, [(gone, 0)]);
+    assert_eq!(decision.registry.unwrap().block, 20);
+
+    cluster.run_until(|c| {
+        let members = [1, 2, 4].map(|seed| c.node(c.key(seed)).applied());
+        members.iter().all(|applied| *applied >= Some(RoundId(30)))
+    });
+    cluster.check();
+    assert!(
+        cluster.peers[&gone]
+            .reports
+            .contains(&Report::NotRegistered { block: 20 })
+    );
+    assert_eq!(cluster.blames(), [] as [&Report; 0]);
+}
+
+#[test]
+fn a_peer_with_most_of_the_stake_cannot_decide_alone_but_can_stop_the_run() {
+    let powers = [(1, 2000), (2, 6000), (3, 1000), (4, 1000)];
+    let (whale, others) = (2, [1, 3, 4]);
+    let mut cluster = Cluster::on_subnet(&powers, |m| m.schedule.rounds = 30);
+    cluster.run_until(|c| c.all_applied(2));
+    assert_eq!(cluster.node(cluster.key(whale)).roster().power(), 10_000);
+
+    for seed in others {
+        cluster.kill(cluster.key(seed));
+    }
+    cluster.run_for(60_000);
+    let alone = cluster.key(whale);
+    let stood = cluster.node(alone).decided().unwrap();
+    assert!(stood <= RoundId(4), "stands still at {stood}");
+    let view = cluster.node(alone).view(Time(cluster.now)).to_string();
+    assert!(view.contains("6000 of the 6667 votes needed"), "{view}");
+    for seed in others {
+        cluster.restart(cluster.key(seed));
+    }
+    cluster.run_until(|c| c.all_applied(stood.0 + 3));
+
+    cluster.kill(alone);
+    cluster.run_for(60_000);
+    let witness = cluster.key(1);
+    let stood = cluster.node(witness).decided().unwrap();
+    let view = cluster.node(witness).view(Time(cluster.now)).to_string();
+    assert!(view.contains("4000 of the 6667 votes needed"), "{view}");
+    cluster.run_for(30_000);
+    assert_eq!(cluster.node(witness).decided(), Some(stood));
+    cluster.restart(alone);
+    cluster.run_until(|c| c.all_applied(stood.0 + 3));
+    cluster.check();
+}
+
+#[test]
+fn a_peer_that_decides_alone_hands_its_last_decision_over_before_it_is_gone() {
+    let powers = [(1, 1000), (2, 7000), (3, 1000), (4, 1000)];
+    let mut cluster = Cluster::on_subnet(&powers, |m| m.schedule.rounds = 30);
+    cluster.run_until(|c| c.all_applied(2));
+    let whale = cluster.key(2);
+    cluster.later(0, whale, Input::Leave);
+    cluster.cut.insert(whale);
+    cluster.run_for(20_000);
+    assert!(!cluster.node(whale).roster().contains(&whale), "let go");
+    assert_ne!(cluster.activity(whale), Activity::Left, "nobody else knows");
+    cluster.cut.remove(&whale);
+    cluster.run_until(|c| c.activity(whale) == Activity::Left);
+    cluster.kill(whale);
+    let decided = cluster.records().len() as u64;
+    cluster.run_until(|c| c.all_applied(decided + 3));
+    cluster.check();
+}
+
+#[test]
+fn voters_that_are_one_snapshot_behind_cost_no_attempt() {
+    let mut cluster = Cluster::on_subnet(&FOUR, |m| m.schedule.rounds = 30);
+    cluster.run_until(|c| c.all_applied(2));
+    let five = [(1, 1), (2, 1), (3, 1), (4, 1), (9, 1)];
+    let newcomer = cluster.start(Keypair::from_seed(&[9; 32]), Disk::default());
+    cluster.snapshot(20, &five);
+    let quick = [cluster.key(1), cluster.key(2), newcomer];
+    cluster.snapshot_for(&quick, 30, &five);
+    cluster.run_until(|c| c.is_member(newcomer));
+    cluster.run_until(|c| c.all_applied(15));
+    cluster.check();
+    let later = |r: &&Arc<DecisionRecord>| r.certificate.attempt > 0;
+    assert_eq!(cluster.records().iter().find(later), None);
+}
+
+#[test]
+fn voters_without_the_chain_delay_changes_and_never_the_run() {
+    let mut cluster = Cluster::on_subnet(&FOUR, |m| m.schedule.rounds = 60);
+    cluster.run_until(|c| c.all_applied(2));
+    let five = [(1, 1), (2, 1), (3, 1), (4, 1), (9, 1)];
+    let newcomer = cluster.start(Keypair::from_seed(&[9; 32]), Disk::default());
+    let connected = [cluster.key(1), cluster.key(2), newcomer];
+    for block in [20, 30, 40] {
+        cluster.snapshot_for(&connected, block, &five);
+    }
+    let before = cluster.records().len() as u64;
+    cluster.run_until(|c| c.records().len() as u64 >= before + 6);
+    assert!(!cluster.is_member(newcomer), "two of four cannot tell");
+    assert_eq!(cluster.blames(), [] as [&Report; 0], "nobody is to blame");
+
+    let blind = [cluster.key(3), cluster.key(4)];
+    for block in [20, 30, 40] {
+        cluster.snapshot_for(&blind, block, &five);
+    }
+    cluster.run_until(|c| c.is_member(newcomer));
+    let decided = cluster.records().len() as u64;
+    cluster.run_until(|c| c.all_applied(decided + 2));
+    cluster.check();
+}
+
+#[test]
+fn a_voter_without_the_snapshot_votes_with_a_quorum_that_has_it() {
+    let mut cluster = Cluster::on_subnet(&FOUR, |m| m.schedule.rounds = 30);
+    cluster.run_until(|c| c.all_applied(2));
+    let (blind, mute) = (cluster.key(4), cluster.key(3));
+    let seeing = [cluster.key(1), cluster.key(2), mute];
+    let powers = [(1, 1), (2, 1), (3, 1)];
+    // Three prevote; the mute one neither tells its precommit nor hears of others': the blind one has to precommit.
+    cluster.mute.insert(mute);
+    for block in [20, 30] {
+        cluster.snapshot_for(&seeing, block, &powers);
+    }
+    cluster.run_until(|c| !c.is_member(blind));
+    let removal = cluster.records().last().unwrap();
+    assert_eq!(removal.decision.powers, [(blind, 0)]);
+    let voters = removal.certificate.signatures.iter().map(|s| s.voter);
+    let expected = BTreeSet::from([cluster.key(1), cluster.key(2), blind]);
+    assert_eq!(voters.collect::<BTreeSet<_>>(), expected);
+    cluster.check();
+}
+
+#[test]
+fn a_launcher_that_is_not_registered_founds_a_run_without_itself() {
+    let mut cluster = Cluster::on_subnet(&FOUR, |m| m.trust.peers_min = 3);
+    cluster.chain.clear();
+    cluster
+        .events
+        .retain(|(_, _, input)| !matches!(input, Input::Registry(_)));
+    let launcher = cluster.key(1);
+    cluster.run_for(5_000);
+    assert_eq!(cluster.activity(launcher), Activity::AwaitingRegistry);
+    assert_eq!(cluster.activity(cluster.key(2)), Activity::AwaitingRegistry);
+
+    cluster.snapshot(10, &[(2, 1), (3, 1)]);
+    cluster.run_for(5_000);
+    let (present, needed) = (2, 3);
+    assert_eq!(
+        cluster.activity(launcher),
+        Activity::Founding { present, needed }
+    );
+
+    cluster.snapshot(20, &[(2, 5), (3, 5), (4, 5)]);
+    cluster.run_until(|c| {
+        let members = [2, 3, 4].map(|seed| c.node(c.key(seed)).applied());
+        members.iter().all(|applied| *applied >= Some(RoundId(12)))
+    });
+    cluster.check();
+    let founding = &cluster.records()[0].decision;
+    assert_eq!(founding.power_of(&launcher), Some(0));
+    assert_eq!(cluster.roster_size(cluster.key(2)), 3);
+    assert!(!cluster.node(cluster.key(2)).admits(&launcher));
+}
+
+#[test]
+fn stakes_change_the_powers_of_members_with_the_first_decision_of_an_epoch_only() {
+    let mut cluster = Cluster::on_subnet(&FOUR, |_| {});
+    cluster.run_until(|c| c.all_applied(5));
+    let staked = [(1, 4), (2, 3), (3, 2), (4, 1)];
+    cluster.snapshot(20, &staked);
+    cluster.snapshot(30, &staked);
+    cluster.run_until(|c| c.all_applied(12));
+    cluster.check();
+    let changed: Vec<u64> = cluster
+        .records()
+        .iter()
+        .filter(|r| !r.decision.powers.is_empty())
+        .map(|r| r.decision.round.0)
+        .collect();
+    assert_eq!(changed, [0, 9], "epochs begin with rounds 1, 5 and 9");
+    let roster = cluster.node(cluster.key(1)).roster();
+    for (seed, power) in staked {
+        assert_eq!(roster.member(&cluster.key(seed)).unwrap().power, power);
+    }
+}
+
+#[test]
+fn removals_wait_while_those_who_stay_could_not_decide() {
+    let seven: Vec<(u8, u32)> = (1..=7).map(|seed| (seed, 1)).collect();
+    let mut cluster = Cluster::on_subnet(&seven, |m| {
+        m.schedule.rounds = 40;
+        m.trust.absent_rounds_max = 3;
+    });
+    cluster.run_until(|c| c.all_applied(2));
+    // Five of seven are a quorum. Without 1, 2 and 3 only two of the remaining four would be there.
+    for seed in [6, 7] {
+        cluster.kill(cluster.key(seed));
+    }
+    let four = [(4, 1), (5, 1), (6, 1), (7, 1)];
+    cluster.snapshot(20, &four);
+    cluster.snapshot(30, &four);
+    let removed = [1, 2, 3].map(|seed| cluster.key(seed));
+    cluster.run_until(|c| removed.iter().all(|peer| !c.is_member(*peer)));
+    cluster.check();
+    let decided = cluster.records().len() as u64;
+    let absent = |r: &&Arc<DecisionRecord>| r.decision.members.len() == 5;
+    let waited = cluster.records().iter().filter(absent).count();
+    assert!((2..=4).contains(&waited), "{waited} rounds");
+    let stay = [4, 5].map(|seed| cluster.key(seed));
+    cluster.run_until(|c| {
+        let goes_on = |peer: &PeerKey| c.node(*peer).applied() >= Some(RoundId(decided + 3));
+        stay.iter().all(goes_on)
+    });
+    cluster.check();
+}
+
+#[test]
+fn when_nobody_is_registered_any_more_the_members_stay_until_somebody_is() {
+    let mut cluster = Cluster::on_subnet(&FOUR, |m| m.schedule.rounds = 60);
+    cluster.run_until(|c| c.all_applied(2));
+    let newcomer = cluster.start(Keypair::from_seed(&[9; 32]), Disk::default());
+    cluster.snapshot(20, &[]);
+    cluster.snapshot(30, &[]);
+    let decided = cluster.records().len();
+    cluster.run_until(|c| c.records().len() >= decided + 4);
+    assert_eq!(cluster.roster_size(cluster.key(1)), 4);
+
+    cluster.snapshot(40, &[(9, 1)]);
+    cluster.snapshot(50, &[(9, 1)]);
+    cluster.run_until(|c| c.is_member(newcomer) && c.roster_size(newcomer) == 1);
+    let decided = cluster.records().len() as u64;
+    cluster.run_until(|c| c.node(newcomer).applied() >= Some(RoundId(decided + 2)));
+    cluster.check();
+}
+
+/// A proposal of the first attempt at the round at hand, made up by its proposer: an empty round with these changes.
+fn forged(
+    cluster: &Cluster,
+    joins: Vec<Join>,
+    block: u64,
+    powers: &[(PeerKey, u32)],
+) -> (PeerKey, Gossip) {
+    let node = cluster.node(cluster.key(1));
+    let members = node.roster().members();
+    let round = node.roster().round();
+    let place = round.0 as usize % members.len();
+    let proposer = &cluster.peers[&members[place].peer].keypair;
+    let mut powers = powers.to_vec();
+    powers.sort();
+    let block_hash = Hash::of_content(&block.to_le_bytes());
+    let decision = Decision {
+        run: cluster.run,
+        round,
+        previous: cluster.records().last().unwrap().decision.id(),
+        state_root: node.state_root(),
+        members: Vec::new(),
+        shards: vec![
+            DecidedShard {
+                reduced: None,
+                accepted: Bitmap::full(0),
+            };
+            SHARDS as usize
+        ],
+        joins,
+        leaves: Vec::new(),
+        registry: Some(RegistryMark { block, block_hash }),
+        powers,
+    };
+    let proposal = Proposal {
+        height: round,
+        round: Round::new(0),
+        value: decision,
+        pol_round: Round::Nil,
+        proposer: proposer.public(),
+    };
+    let signature = proposer.sign(&proposal.hash(&cluster.run));
+    let signed = SignedProposal::new(proposal, signature);
+    let message = Message::Proposal(Box::new(signed));
+    (members[place].peer, Gossip::Agreement(message))
+}
+
+/// Whom the others blame for a forged proposal, and for what.
+fn blamed_for(
+    forge: impl Fn(&Cluster) -> (PeerKey, Gossip),
+) -> (PeerKey, BTreeSet<(PeerKey, &'static str)>) {
+    let mut cluster = Cluster::on_subnet(&FOUR, |_| {});
+    cluster.snapshot(20, &FOUR);
+    cluster.run_until(|c| c.all_applied(3));
+    let (liar, message) = forge(&cluster);
+    cluster.kill(liar);
+    for to in cluster.live() {
+        let message = Box::new(message.clone());
+        cluster.later(
+            0,
+            to,
+            Input::Gossip {
+                from: liar,
+                message,
+            },
+        );
+    }
+    cluster.run_until(|c| {
+        c.live()
+            .iter()
+            .all(|k| c.node(*k).applied() >= Some(RoundId(6)))
+    });
+    cluster.check();
+    let found = cluster
+        .blames()
+        .into_iter()
+        .filter_map(|report| match report {
+            Report::Misbehaviour { peer, what } => Some((*peer, *what)),
+            _ => None,
+        });
+    (liar, found.collect())
+}
+
+#[test]
+fn a_proposal_that_the_registry_does_not_back_gets_no_votes_and_its_proposer_is_blamed() {
+    let stranger = Keypair::from_seed(&[9; 32]);
+    let join = |c: &Cluster| {
+        let round = c.node(c.key(1)).decided().unwrap();
+        let root = c.node(c.key(1)).state_root();
+        vec![Join::sign(c.run, round, root, &stranger)]
+    };
+    let member = |c: &Cluster, seed: u8| (c.key(seed), 0);
+    let unsound = "proposed a decision that is not sound";
+
+    let (liar, found) = blamed_for(|c| forged(c, join(c), 20, &[(stranger.public(), 1)]));
+    let what = "proposed a join of a peer that is not registered";
+    assert_eq!(found, BTreeSet::from([(liar, what)]));
+
+    let (liar, found) = blamed_for(|c| forged(c, Vec::new(), 20, &[member(c, 2)]));
+    let what = "proposed other powers than the registry gives";
+    assert_eq!(found, BTreeSet::from([(liar, what)]));
+
+    // A join without a power, a power for nobody, none at all, a block between two snapshots, and one from before.
+    let (liar, found) = blamed_for(|c| forged(c, join(c), 20, &[member(c, 2)]));
+    assert_eq!(found, BTreeSet::from([(liar, unsound)]));
+    let (liar, found) = blamed_for(|c| forged(c, Vec::new(), 20, &[(stranger.public(), 1)]));
+    assert_eq!(found, BTreeSet::from([(liar, unsound)]));
+    let (liar, found) = blamed_for(|c| forged(c, Vec::new(), 20, &[]));
+    assert_eq!(found, BTreeSet::from([(liar, unsound)]));
+    let (liar, found) = blamed_for(|c| forged(c, Vec::new(), 25, &[member(c, 2)]));
+    assert_eq!(found, BTreeSet::from([(liar, unsound)]));
+    let (liar, found) = blamed_for(|c| forged(c, Vec::new(), 0, &[member(c, 2)]));
+    assert_eq!(found, BTreeSet::from([(liar, unsound)]));
+}
+
+#[test]
+fn a_snapshot_that_is_not_here_yet_is_waited_for_without_blame() {
+    let (_, found) = blamed_for(|c| forged(c, Vec::new(), 90, &[(c.key(2), 0)]));
+    assert_eq!(found, BTreeSet::new());
+}
+
+#[test]
+fn a_run_without_a_chain_takes_in_no_snapshot_and_no_powers() {
+    let mut cluster = Cluster::new(4, |_| {});
+    cluster.snapshot(10, &[(2, 7)]);
+    cluster.run_until(|c| c.all_applied(12));
+    cluster.check();
+    assert_eq!(
+        cluster.node(cluster.key(1)).view(Time(0)).sizes.snapshots,
+        0
+    );
+    for record in cluster.records() {
+        assert_eq!(record.decision.registry, None);
+        assert_eq!(record.decision.powers, []);
+    }
+    let roster = cluster.node(cluster.key(1)).roster();
+    assert!(roster.members().iter().all(|member| member.power == 1));
 }

@@ -13,10 +13,11 @@ use gradmesh_protocol::decision::{Bitmap, DecidedMember, DecidedShard, Decision,
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::{FrameRef, Header, SignedHeader, UpdateSummary};
 use gradmesh_protocol::key::{Keypair, PeerKey, Signature};
-use gradmesh_protocol::manifest::{self, RoundId, RunId, SignedManifest};
+use gradmesh_protocol::manifest::{self, Chain, Powers, RoundId, RunId, SignedManifest, Subnet};
+use gradmesh_protocol::registry::RegistryMark;
 use gradmesh_protocol::ticket::Ticket;
 use gradmesh_protocol::wire::{
-    Contact, DecisionRecord, Decisions, Gossip, JournalEntry, Request, Response,
+    Contact, DecisionRecord, Decisions, Gossip, JournalEntry, Request, Response, WireError,
 };
 use proptest::prelude::*;
 
@@ -102,6 +103,18 @@ fn decision() -> Decision {
     }
 }
 
+/// The same in a chain run.
+fn decision_by_registry() -> Decision {
+    Decision {
+        registry: Some(RegistryMark {
+            block: 300,
+            block_hash: Hash([3; 32]),
+        }),
+        powers: vec![(PeerKey([2; 32]), 0), (peer(), 500)],
+        ..decision()
+    }
+}
+
 fn vote() -> SignedVote {
     let vote = Vote {
         kind: VoteType::Precommit,
@@ -113,11 +126,11 @@ fn vote() -> SignedVote {
     SignedVote::new(vote, signature())
 }
 
-fn proposal() -> SignedProposal {
+fn proposal(value: Decision) -> SignedProposal {
     let proposal = Proposal {
         height: RoundId(4),
         round: Round::new(2),
-        value: decision(),
+        value,
         pol_round: Round::new(0),
         proposer: peer(),
     };
@@ -178,12 +191,29 @@ fn signed_manifest() -> SignedManifest {
     }
 }
 
+fn subnet_manifest() -> SignedManifest {
+    let mut signed = signed_manifest();
+    signed.manifest.chain = Chain::Subnet(Subnet {
+        genesis: Hash([2; 32]),
+        netuid: u16::MAX,
+        powers: Powers::Stake,
+        snapshot_blocks: 25,
+    });
+    signed
+}
+
 fn gossip() -> Vec<(&'static str, Gossip)> {
     vec![
         ("header", Gossip::Header(Box::new(header()))),
         (
             "proposal",
-            Gossip::Agreement(Message::Proposal(Box::new(proposal()))),
+            Gossip::Agreement(Message::Proposal(Box::new(proposal(decision())))),
+        ),
+        (
+            "proposal by the registry",
+            Gossip::Agreement(Message::Proposal(Box::new(
+                proposal(decision_by_registry()),
+            ))),
         ),
         ("vote", Gossip::Agreement(Message::Vote(vote()))),
         ("polka", Gossip::Agreement(Message::Polka(polka()))),
@@ -221,6 +251,10 @@ fn responses() -> Vec<(&'static str, Response)> {
     let (round, leaves) = (RoundId(2), vec![Hash([1; 32]), Hash([2; 32])]);
     vec![
         ("manifest", Response::Manifest(Box::new(signed_manifest()))),
+        (
+            "manifest of a subnet",
+            Response::Manifest(Box::new(subnet_manifest())),
+        ),
         ("contact answer", Response::Contact(contact())),
         ("decisions", Response::Decisions(decisions)),
         ("headers", Response::Headers(vec![header()])),
@@ -247,7 +281,7 @@ fn journal() -> Vec<(&'static str, JournalEntry)> {
         ("journal vote", agreement(Record::Vote(vote()))),
         (
             "journal proposal",
-            agreement(Record::Proposal(Box::new(proposal()))),
+            agreement(Record::Proposal(Box::new(proposal(decision())))),
         ),
         ("journal polka", agreement(Record::Polka(polka()))),
         ("journal timeout", agreement(Record::Timeout(timeout))),
@@ -320,8 +354,10 @@ fn what_is_signed_and_voted_on_has_pinned_hashes() {
         ("run", manifest.run().0),
         ("header", header().header.hash()),
         ("decision", decision().id()),
+        ("decision by the registry", decision_by_registry().id()),
+        ("run on a subnet", subnet_manifest().manifest.run().0),
         ("vote", vote().message.hash(&RUN)),
-        ("proposal", proposal().message.hash(&RUN)),
+        ("proposal", proposal(decision()).message.hash(&RUN)),
     ];
     let found: String = hashes
         .iter()
@@ -358,6 +394,34 @@ fn every_message_reads_back_as_what_was_written() {
         );
     }
     assert_eq!(DecisionRecord::decode(&record().encode()), Ok(record()));
+}
+
+#[test]
+fn a_chain_that_is_half_there_is_refused() {
+    let whole = Response::Manifest(Box::new(subnet_manifest())).encode();
+    let refused = |from: &[u8], to: &[u8]| {
+        let place = whole.windows(from.len()).position(|w| w == from).unwrap();
+        let mut bytes = whole.clone();
+        bytes[place..place + from.len()].copy_from_slice(to);
+        let error = Response::decode(&bytes).unwrap_err();
+        assert!(matches!(error, WireError::Field { .. }), "{error}");
+    };
+    assert!(Response::decode(&whole).is_ok());
+    refused(b"subnet", b"subnot");
+    // A netuid beyond 16 bits, and a third kind of powers.
+    refused(&[0x10, 0xFF, 0xFF, 0x03], &[0x10, 0xFF, 0xFF, 0x07]);
+    refused(&[0x18, 0x02, 0x20, 25], &[0x18, 0x03, 0x20, 25]);
+
+    let mut many = decision_by_registry();
+    many.powers = vec![(peer(), 1); 81];
+    let message = Gossip::Agreement(Message::Proposal(Box::new(proposal(many))));
+    assert_eq!(
+        Gossip::decode(&RUN, &message.encode(&RUN)),
+        Err(WireError::Field {
+            message: "decision",
+            field: "powers"
+        })
+    );
 }
 
 #[test]

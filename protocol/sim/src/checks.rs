@@ -6,6 +6,9 @@
 //! - `decision-sound`: a decision continues the one before, names only headers of its roster that their authors signed
 //!   for this round and this state, and claims the state root that the oracle computes.
 //! - `same-state`: after each round every peer has the root that the oracle computes.
+//! - `registered-only`: in a chain run the powers of each decision are those that the model chain has at the block that it
+//!   names, counted here by definition; no peer joins without; and once the faults are over and everybody has seen the same
+//!   registry, a decision of an early attempt changes all that is due, so that nobody stays a member longer than needed.
 //! - `one-vote`: no honest peer, restarted or not, signs two votes of one kind in one attempt, two proposals in one
 //!   attempt, or two headers in one round.
 //! - `orderly`: the node asks its driver only for what makes sense: training from the state before the round, applying
@@ -14,7 +17,7 @@
 //! - `no-panic`: nothing panics (the world catches it).
 //! - `converges`: after the faults everyone reaches the last round (the world decides when).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use arc_malachitebft_core_types::{NilOrVal, Round, VoteType};
@@ -25,9 +28,12 @@ use gradmesh_protocol::header::SignedHeader;
 use gradmesh_protocol::key::{PeerKey, Signature};
 use gradmesh_protocol::manifest::{Manifest, RoundId, RunId, TrustMode};
 use gradmesh_protocol::node::View;
+use gradmesh_protocol::registry::QUIET_ATTEMPT;
 use gradmesh_protocol::roster::Roster;
 use gradmesh_protocol::wire::{DecisionRecord, Gossip};
 
+use crate::chain::{ChainOptions, Seen};
+use crate::coverage::{Coverage, Situation};
 use crate::learner::{Shape, State};
 use crate::oracle::Oracle;
 use crate::queue::Instant;
@@ -80,6 +86,21 @@ pub struct Checks {
     votes: BTreeMap<(PeerKey, RoundId, i64, VoteKind), Hash>,
     headers: BTreeMap<(PeerKey, RoundId), Hash>,
     gossip: Vec<u64>,
+    /// Peers that were put out because they were not registered.
+    put_out: BTreeSet<PeerKey>,
+    /// What members went by when the last decision was first stored, once the faults are over.
+    window: Option<Window>,
+    /// Decisions that rule `registered-only` was checked of.
+    judged: usize,
+}
+
+/// What the members that are up go by.
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    /// The oldest snapshot that any of them goes by.
+    from: u64,
+    /// The newest that all of them have.
+    newest: u64,
 }
 
 #[derive(Debug)]
@@ -93,6 +114,13 @@ enum VoteKind {
     Prevote,
     Precommit,
     Proposal,
+}
+
+/// What a decision has to change by the registry.
+struct Due {
+    powers: Vec<(PeerKey, u32)>,
+    /// More than that would have been, had enough members been there.
+    put_off: bool,
 }
 
 fn ensure(holds: bool, check: &'static str, what: impl FnOnce() -> String) -> Checked {
@@ -113,6 +141,9 @@ impl Checks {
             verified: BTreeMap::new(),
             votes: BTreeMap::new(),
             headers: BTreeMap::new(),
+            put_out: BTreeSet::new(),
+            window: None,
+            judged: 0,
         }
     }
 
@@ -188,6 +219,148 @@ impl Checks {
             .push(self.rosters[stored].after(&record.decision, manifest));
         self.decisions.push(Decided { id, root_after });
         Ok(())
+    }
+
+    /// A peer has stored `record`. The first time that it is stored, checks `registered-only`.
+    ///
+    /// `seen`: what each peer has seen of the chain, if it is up.
+    pub fn registered_only(
+        &mut self,
+        manifest: &Manifest,
+        chain: &ChainOptions,
+        record: &DecisionRecord,
+        calm: bool,
+        seen: &[Option<Seen>],
+        coverage: &mut Coverage,
+    ) -> Checked {
+        const CHECK: &str = "registered-only";
+        let decision = &record.decision;
+        let place = decision.round.0 as usize;
+        if place < self.judged {
+            return Ok(());
+        }
+        self.judged += 1;
+        let roster = &self.rosters[place];
+        let number = |block: u64| block / u64::from(chain.subnet.snapshot_blocks);
+        if let Some(mark) = decision.registry {
+            let number = number(mark.block);
+            ensure(chain.mark(number) == mark, CHECK, || {
+                format!("names the block {mark:?}, which is another one")
+            })?;
+            let due = self.due(manifest, chain, number, decision)?;
+            if due.put_off {
+                coverage.meet(Situation::ChangesPutOff);
+            }
+            ensure(decision.powers == due.powers, CHECK, || {
+                format!(
+                    "powers {:?}; snapshot {number} gives {:?}",
+                    decision.powers, due.powers
+                )
+            })?;
+        }
+        if let Some(before) = self.window.take()
+            && record.certificate.attempt < QUIET_ATTEMPT
+            && roster
+                .registry()
+                .is_none_or(|mark| number(mark.block) <= before.newest)
+        {
+            // Whatever the proposer went by was one of these.
+            let newest = seen.iter().flatten().filter_map(|seen| seen.newest).max();
+            let newest = newest.unwrap_or(before.newest);
+            let registry = |number| chain.powers(number, &self.names);
+            let one = (before.from..newest).all(|n| registry(n) == registry(n + 1));
+            if one {
+                let due = self.due(manifest, chain, newest, decision)?;
+                if due.put_off {
+                    coverage.meet(Situation::ChangesPutOff);
+                }
+                ensure(decision.powers == due.powers, CHECK, || {
+                    format!("powers {:?}; {:?} are due", decision.powers, due.powers)
+                })?;
+            }
+        }
+        for (peer, power) in &decision.powers {
+            let member = roster.contains(peer);
+            if *power == 0 {
+                coverage.meet(if decision.round == RoundId::FOUNDING {
+                    Situation::LauncherNotRegistered
+                } else {
+                    Situation::Deregistered
+                });
+                self.put_out.insert(*peer);
+            } else if member {
+                coverage.meet(Situation::PowerChanged);
+            } else if self.put_out.remove(peer) {
+                coverage.meet(Situation::Reregistered);
+            }
+        }
+        let members = self.rosters[place + 1].members().iter();
+        let places = members.filter_map(|m| self.names.iter().position(|name| *name == m.peer));
+        let up: Vec<Seen> = places.filter_map(|place| seen[place]).collect();
+        let from = up.iter().map(|seen| seen.before).min().flatten();
+        let newest = up.iter().map(|seen| seen.newest).min().flatten();
+        let window = from
+            .zip(newest)
+            .map(|(from, newest)| Window { from, newest });
+        self.window = window.filter(|_| calm);
+        Ok(())
+    }
+
+    /// What `decision`, the last one, had to change by snapshot `number`.
+    fn due(
+        &self,
+        manifest: &Manifest,
+        chain: &ChainOptions,
+        number: u64,
+        decision: &Decision,
+    ) -> Result<Due, (&'static str, String)> {
+        let roster = &self.rosters[decision.round.0 as usize];
+        let powers = chain.powers(number, &self.names);
+        let round = decision.round.0;
+        let epoch =
+            round == 0 || (round - 1).is_multiple_of(manifest.schedule.rounds_per_epoch.into());
+        let mut joins = Vec::new();
+        for join in &decision.joins {
+            let power = powers.get(&join.peer);
+            ensure(power.is_some(), "registered-only", || {
+                format!(
+                    "{:?} joins and is not registered in snapshot {number}",
+                    join.peer
+                )
+            })?;
+            joins.extend(power.map(|power| (join.peer, *power)));
+        }
+        let mut full = joins.clone();
+        for member in roster.members() {
+            let power = powers.get(&member.peer).copied().unwrap_or(0);
+            let leaves = decision
+                .leaves
+                .iter()
+                .any(|leave| leave.peer == member.peer);
+            let differs = power == 0 || epoch && power != member.power;
+            if differs && !leaves {
+                full.push((member.peer, power));
+            }
+        }
+        full.sort();
+        let next = roster.after(
+            &Decision {
+                registry: Some(chain.mark(number)),
+                powers: full.clone(),
+                ..decision.clone()
+            },
+            manifest,
+        );
+        let here = next.members().iter().filter(|member| {
+            let joined = decision.joins.iter().any(|join| join.peer == member.peer);
+            joined || round == 0 || decision.accepts_any_of(&member.peer)
+        });
+        let votes: u64 = here.map(|member| u64::from(member.power)).sum();
+        let put_off = votes < self.quorum(&next);
+        Ok(Due {
+            put_off: put_off && full != joins,
+            powers: if put_off { joins } else { full },
+        })
     }
 
     fn check_certificate(
@@ -379,6 +552,7 @@ impl Checks {
             ("proposals", sizes.proposals, 48),
             // One join or leave of each peer.
             ("changes", sizes.changes, 2 * peers),
+            ("snapshots", sizes.snapshots, 8),
             ("peers", sizes.peers, peers),
             ("effects", sizes.effects, 0),
         ];

@@ -40,11 +40,27 @@ pub enum Situation {
     LieTold,
     /// A peer was accused of breaking a rule.
     LieNoticed,
+    /// A peer was told that the chain does not register it.
+    NotRegistered,
+    /// A member was put out because the chain no longer registers it.
+    Deregistered,
+    /// A peer that was put out came in again.
+    Reregistered,
+    /// The power of a member changed with its stake.
+    PowerChanged,
+    /// Changes were due, and put off because too few of those who stay were there.
+    ChangesPutOff,
+    /// The launcher founded a run without itself.
+    LauncherNotRegistered,
+    /// A peer stored a decision by a snapshot that it had not seen.
+    SnapshotUnseen,
+    /// A liar proposed what the registry does not back.
+    RegistryLieTold,
 }
 
 impl Situation {
     /// All of them.
-    pub const ALL: [Situation; 17] = [
+    pub const ALL: [Situation; 25] = [
         Situation::CrashBetweenEffects,
         Situation::JournalReplayed,
         Situation::UpdateFound,
@@ -62,6 +78,14 @@ impl Situation {
         Situation::FrameMalformed,
         Situation::LieTold,
         Situation::LieNoticed,
+        Situation::NotRegistered,
+        Situation::Deregistered,
+        Situation::Reregistered,
+        Situation::PowerChanged,
+        Situation::ChangesPutOff,
+        Situation::LauncherNotRegistered,
+        Situation::SnapshotUnseen,
+        Situation::RegistryLieTold,
     ];
 }
 

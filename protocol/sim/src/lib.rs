@@ -8,11 +8,13 @@
 //! - [`options`]: what a seed stands for.
 //! - [`queue`]: virtual time, clocks, the one event queue.
 //! - [`network`]: links and what they do to messages.
+//! - [`chain`]: the model chain of a run that has one.
 //! - [`peer`]: one node with the driver around it.
 //! - [`world`]: the loop, the faults and the end (rule `two-phases`).
 //! - [`checks`], [`oracle`]: what must hold.
 //! - [`trace`], [`coverage`]: what happened.
 
+pub mod chain;
 pub mod checks;
 pub mod coverage;
 pub mod learner;

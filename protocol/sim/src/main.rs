@@ -2,11 +2,12 @@
 
 use std::process::ExitCode;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use clap::Parser;
 use gradmesh_sim::coverage::Coverage;
+use gradmesh_sim::options::is_chain_run;
 use gradmesh_sim::{Options, Outcome, Verbosity, Verdict, run};
 
 /// Simulates gradmesh runs: one seed, one run.
@@ -25,13 +26,16 @@ struct Arguments {
     /// How many seeds.
     #[arg(long, default_value_t = 1000)]
     seeds: u64,
+    /// Only seeds that are chain runs.
+    #[arg(long, conflicts_with = "seed")]
+    chain: bool,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let holds = match arguments.seed {
         Some(seed) => run_one(seed, arguments.trace),
-        None => run_many(arguments.first_seed, arguments.seeds),
+        None => run_many(arguments.first_seed, arguments.seeds, arguments.chain),
     };
     if holds {
         ExitCode::SUCCESS
@@ -83,24 +87,25 @@ impl Summary {
     }
 }
 
-fn run_many(first: u64, count: u64) -> bool {
+fn run_many(first: u64, count: u64, only_chain: bool) -> bool {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    println!(
-        "seeds {first} to {} on {threads} threads",
-        first + count.saturating_sub(1)
-    );
+    let seeds: Vec<u64> = (first..)
+        .filter(|seed| !only_chain || is_chain_run(*seed))
+        .take(count as usize)
+        .collect();
+    let last = seeds.last().unwrap_or(&first);
+    println!("seeds {first} to {last} on {threads} threads");
     let began = Instant::now();
-    let next = AtomicU64::new(0);
+    let next = AtomicUsize::new(0);
     let summary = Mutex::new(Summary::default());
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
                 loop {
-                    let place = next.fetch_add(1, Ordering::Relaxed);
-                    if place >= count {
+                    let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)).copied()
+                    else {
                         return;
-                    }
-                    let seed = first + place;
+                    };
                     let seed_began = Instant::now();
                     let outcome = run(&Options::new(seed), Verbosity::Hash);
                     let seconds = seed_began.elapsed().as_secs_f64();

@@ -12,6 +12,7 @@ use gradmesh_protocol::manifest::{
     Timing, Trust, TrustMode,
 };
 
+use crate::chain::ChainOptions;
 use crate::queue::{Clock, Instant};
 use crate::random::{Purpose, Random};
 
@@ -26,6 +27,8 @@ pub struct Options {
     pub peers: Vec<PeerOptions>,
     /// The links between them.
     pub links: LinkOptions,
+    /// The chain, in a chain run: every fifth seed is one (see [`is_chain_run`]).
+    pub chain: Option<ChainOptions>,
     /// What goes wrong when, by time.
     pub faults: Vec<(Instant, Fault)>,
     /// When all faults are over: cuts heal, crashed and stopped peers go on, nothing is lost any more.
@@ -67,6 +70,10 @@ pub enum Lie {
     MalformedFrame,
     /// Answers requests for decisions with one that was never decided.
     ForgedHistory,
+    /// Proposes to let in a peer that the chain does not register.
+    UnregisteredJoin,
+    /// Proposes to put out a member that the chain registers.
+    WrongPowers,
 }
 
 /// What links do to messages until the faults end. Afterwards only latency and bandwidth are left.
@@ -157,7 +164,7 @@ impl Options {
         let count = r.pick(&PEERS) as usize;
         let keys: Vec<Keypair> = (0..count).map(|peer| keypair(seed, peer)).collect();
         let step_us = r.within(50_000..=600_000);
-        let manifest = manifest(r, seed, &keys[0], count, step_us);
+        let mut manifest = manifest(r, seed, &keys[0], count, step_us);
         let byzantine = manifest.trust.mode == TrustMode::Byzantine;
         let faults_end = Instant::from_secs(r.within(10..=60));
 
@@ -221,6 +228,22 @@ impl Options {
             corrupt_ppm: rate(20_000, r),
         };
         let faults = faults(r, count, starters, faults_end, &peers);
+        let chain = is_chain_run(seed).then(|| {
+            let r = &mut Random::new(seed, Purpose::Chain);
+            if let Some(liar) = peers.iter_mut().find(|peer| peer.lie.is_some())
+                && r.chance(500_000)
+            {
+                liar.lie = Some(r.pick(&[Lie::UnregisteredJoin, Lie::WrongPowers]));
+            }
+            let liar = peers.iter().position(|peer| peer.lie.is_some());
+            let chain = ChainOptions::new(r, count, liar, faults_end);
+            let registered = (0..count)
+                .filter(|peer| chain.ends_registered(*peer))
+                .count();
+            manifest.chain = Chain::Subnet(chain.subnet);
+            manifest.trust.peers_min = manifest.trust.peers_min.min(registered as u32);
+            chain
+        });
         let rounds = manifest.schedule.rounds;
         let limit_s = LIVENESS_EXTRA_S + rounds * LIVENESS_PER_ROUND_S;
         Options {
@@ -228,6 +251,7 @@ impl Options {
             manifest,
             peers,
             links,
+            chain,
             faults,
             faults_end,
             time_limit: Instant(faults_end.0 + Instant::from_secs(limit_s).0),
@@ -238,6 +262,11 @@ impl Options {
     pub fn keypair(&self, peer: usize) -> Keypair {
         keypair(self.seed, peer)
     }
+}
+
+/// Whether `seed` stands for a chain run.
+pub fn is_chain_run(seed: u64) -> bool {
+    seed % 5 == 2
 }
 
 fn keypair(seed: u64, peer: usize) -> Keypair {
@@ -465,6 +494,19 @@ impl fmt::Display for Options {
                 None => writeln!(f)?,
             }
         }
+        if let Some(chain) = &self.chain {
+            writeln!(
+                f,
+                "chain: {:?}, a snapshot every {} us; stakes {:?}",
+                chain.subnet, chain.interval_us, chain.stakes
+            )?;
+            for (peer, view) in chain.views.iter().enumerate() {
+                writeln!(f, "peer {peer} sees the chain: {view:?}")?;
+            }
+            for (number, peer, stake) in &chain.changes {
+                writeln!(f, "snapshot {number}: stake of {peer} is {stake:?}")?;
+            }
+        }
         for (at, fault) in &self.faults {
             writeln!(f, "{at}: {fault:?}")?;
         }
@@ -496,6 +538,13 @@ mod tests {
             let liars = options.peers.iter().filter(|p| p.lie.is_some()).count();
             let trusting = options.manifest.trust.mode == TrustMode::Crash;
             assert!(liars <= usize::from(!trusting));
+            assert_eq!(options.chain.is_some(), is_chain_run(seed));
+            if let Some(chain) = &options.chain {
+                let last = chain.changes.last().map_or(0, |(number, ..)| *number);
+                assert!(last * chain.interval_us <= options.faults_end.0.max(chain.interval_us));
+                let registered = chain.stakes_at(u64::MAX).into_iter().flatten().count();
+                assert!(registered >= 3.max(options.manifest.trust.peers_min as usize));
+            }
         }
     }
 

@@ -19,6 +19,7 @@ use gradmesh_protocol::node::{Effect, Input, Node, NodeConfig, Report, RequestId
 use gradmesh_protocol::time::Time;
 use gradmesh_protocol::wire::{DecisionRecord, Decisions, Gossip, JournalEntry, Request, Response};
 
+use crate::chain::Seen;
 use crate::checks::{Checks, Failure};
 use crate::coverage::{Coverage, Situation};
 use crate::learner::{Frames, Private, Shape, State};
@@ -86,6 +87,8 @@ pub enum Event {
     Disconnect(usize, usize),
     /// The fault at this place of the options.
     Fault(usize),
+    /// A peer sees this snapshot of the registry.
+    Snapshot(usize, u64),
     /// The peer is started for the first time.
     Start(usize),
     /// All faults end.
@@ -119,6 +122,8 @@ pub struct Outside {
     pub checks: Checks,
     /// What the run went through.
     pub coverage: Coverage,
+    /// What each process that is up has seen of the chain.
+    pub seen: Vec<Option<Seen>>,
     /// The first check that did not.
     pub failure: Option<Failure>,
     /// The options.
@@ -378,7 +383,16 @@ impl Peer {
             wakes_here: (outside.now, 0),
             crash: None,
         });
+        outside.seen[self.place] = Some(Seen::default());
         self.perform_all(outside);
+        let options = outside.options.clone();
+        let found = options
+            .chain
+            .as_ref()
+            .map(|chain| chain.found(self.place, outside.now));
+        for number in found.into_iter().flatten() {
+            self.sees(outside, number);
+        }
     }
 
     /// Ends the process: everything in memory is gone.
@@ -390,6 +404,7 @@ impl Peer {
             &[],
         );
         self.running = None;
+        outside.seen[self.place] = None;
         self.life = life;
         self.paused_until = None;
     }
@@ -460,7 +475,7 @@ impl Peer {
             },
             Packet::Ask(ticket, bytes) => match Request::decode(&outside.run, &bytes) {
                 Ok(request) => {
-                    let response = self.answer(outside, &request).encode();
+                    let response = self.answer(outside, from, &request).encode();
                     outside.send(self.place, from, Packet::Answer(ticket, response.into()));
                 }
                 Err(error) => {
@@ -474,21 +489,53 @@ impl Peer {
                 }
             },
             Packet::AskBlob(ticket, hash) => {
-                let blob = self.blob(outside, &hash);
+                let blob = if self.admits(outside, from) {
+                    self.blob(outside, &hash)
+                } else {
+                    None
+                };
                 outside.send(self.place, from, Packet::Blob(ticket, blob));
             }
             Packet::Blob(ticket, blob) => self.blob_came(outside, ticket, blob),
         }
     }
 
-    /// Answers another peer's request from the store.
-    fn answer(&self, outside: &Outside, request: &Request) -> Response {
+    /// Whether the peer at `place` is served frames and states.
+    fn admits(&self, outside: &Outside, place: usize) -> bool {
+        let name = &outside.names[place];
+        self.running.as_ref().is_some_and(|r| r.node.admits(name))
+    }
+
+    /// Sees snapshot `number` of the registry.
+    pub fn sees(&mut self, outside: &mut Outside, number: u64) {
+        let Some(chain) = outside
+            .options
+            .chain
+            .as_ref()
+            .filter(|_| self.running.is_some())
+        else {
+            return;
+        };
+        let registry = chain.registry(number, &outside.names);
+        if let Some(seen) = &mut outside.seen[self.place] {
+            seen.note(number);
+        }
+        if let Some(liar) = &mut self.liar {
+            liar.seen = Some(registry.mark());
+        }
+        let (now, what) = (outside.now, format_args!("sees snapshot {number}"));
+        outside.trace.record(now, self.place, what, &[]);
+        self.input(outside, Input::Registry(registry));
+    }
+
+    /// Answers the request of the peer at `from` from the store.
+    fn answer(&self, outside: &Outside, from: usize, request: &Request) -> Response {
         let Some(running) = &self.running else {
             return Response::Refused("not running".into());
         };
         match request {
-            Request::Decisions { from, count } => {
-                let wanted = self.store.decoded.iter().skip(from.0 as usize);
+            Request::Decisions { from: first, count } => {
+                let wanted = self.store.decoded.iter().skip(first.0 as usize);
                 let mut records: Vec<DecisionRecord> = wanted
                     .take(*count as usize)
                     .map(|record| (**record).clone())
@@ -512,6 +559,9 @@ impl Peer {
             Request::Headers(hashes) => {
                 let headers = hashes.iter().filter_map(|hash| running.node.header(hash));
                 Response::Headers(headers.cloned().collect())
+            }
+            Request::Snapshot(_) if !self.admits(outside, from) => {
+                Response::Refused("not registered".into())
             }
             Request::Snapshot(round) => match self.snapshot_leaves(outside, *round) {
                 Some(leaves) => Response::Snapshot {
@@ -695,6 +745,22 @@ impl Peer {
         if let Err((check, what)) = checked {
             return outside.fail(self.place, check, what);
         }
+        let options = outside.options.clone();
+        if let Some(chain) = &options.chain {
+            let newest = outside.seen[self.place].and_then(|seen| seen.newest);
+            let newest = newest.map(|number| chain.mark(number).block);
+            if record.decision.registry.map(|mark| mark.block) > newest {
+                outside.coverage.meet(Situation::SnapshotUnseen);
+            }
+            let (calm, seen) = (outside.calm, &outside.seen);
+            let situations = &mut outside.coverage;
+            let checked = outside
+                .checks
+                .registered_only(&manifest, chain, record, calm, seen, situations);
+            if let Err((check, what)) = checked {
+                return outside.fail(self.place, check, what);
+            }
+        }
         self.store.records.push(record.encode());
         self.store.decoded.push(record.clone());
         let round = record.decision.round;
@@ -718,6 +784,13 @@ impl Peer {
         };
         if lie.is_some() {
             outside.coverage.meet(Situation::LieTold);
+            if self
+                .liar
+                .as_ref()
+                .is_some_and(Liar::lies_about_the_registry)
+            {
+                outside.coverage.meet(Situation::RegistryLieTold);
+            }
         }
         for to in 0..outside.options.peers.len() {
             if to == self.place || !outside.network.is_connected(self.place, to) {
@@ -795,7 +868,8 @@ impl Peer {
                 }
             }
             Report::LeftOut(_) => outside.coverage.meet(Situation::UpdateLeftOut),
-            Report::Applied { .. } | Report::NotRegistered { .. } => {}
+            Report::NotRegistered { .. } => outside.coverage.meet(Situation::NotRegistered),
+            Report::Applied { .. } => {}
         }
     }
 }

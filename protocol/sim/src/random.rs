@@ -20,6 +20,8 @@ pub enum Purpose {
     Network = 2,
     /// Everything that happens inside peers: failures of training, moments of a crash.
     Peers = 3,
+    /// The chain of a run that has one.
+    Chain = 4,
 }
 
 impl Random {

@@ -14,6 +14,7 @@ use gradmesh_protocol::key::PeerKey;
 use gradmesh_protocol::manifest::RoundId;
 use gradmesh_protocol::node::{Activity, Input};
 
+use crate::chain::DELAY_MAX_US;
 use crate::checks::{Checks, Failure};
 use crate::coverage::Coverage;
 use crate::learner::Shape;
@@ -168,6 +169,11 @@ impl World {
             queue.push(*at, Event::Fault(place));
         }
         queue.push(options.faults_end, Event::Calm);
+        if let Some(chain) = &options.chain {
+            for peer in 0..count {
+                queue.push(chain.seen_at(peer, 1), Event::Snapshot(peer, 1));
+            }
+        }
         let peers = (0..count)
             .map(|place| Peer::new(place, &options, &shape))
             .collect();
@@ -181,6 +187,7 @@ impl World {
                 trace: Trace::new(count, verbosity),
                 checks: Checks::new(&manifest, names.clone(), &shape),
                 coverage: Coverage::default(),
+                seen: vec![None; count],
                 failure: None,
                 run: manifest.run(),
                 manifest,
@@ -290,6 +297,25 @@ impl World {
                 self.fault(place, &options.faults[place].1);
             }
             Event::Calm => self.calm(),
+            Event::Snapshot(peer, number) => self.snapshot(peer, number),
+        }
+    }
+
+    /// A peer sees a snapshot of the registry, unless its node of the chain is away.
+    fn snapshot(&mut self, peer: usize, number: u64) {
+        let outside = &mut self.outside;
+        if let Some(until) = self.peers[peer].paused_until(outside.now) {
+            return outside.queue.push(until, Event::Snapshot(peer, number));
+        }
+        let options = outside.options.clone();
+        let Some(chain) = &options.chain else {
+            return;
+        };
+        let next = chain.seen_at(peer, number + 1).max(outside.now);
+        outside.queue.push(next, Event::Snapshot(peer, number + 1));
+        if outside.calm || chain.reaches(peer, outside.now) {
+            self.last_peer = peer;
+            self.peers[peer].sees(outside, number);
         }
     }
 
@@ -474,6 +500,12 @@ impl World {
         }
     }
 
+    /// Whether a peer is to reach the last round: it is up or will be, and registered in the end if there is a chain.
+    fn is_expected(&self, peer: usize) -> bool {
+        let chain = self.outside.options.chain.as_ref();
+        self.is_living(peer) && chain.is_none_or(|chain| chain.ends_registered(peer))
+    }
+
     /// Ends all faults.
     fn calm(&mut self) {
         let now = self.outside.now;
@@ -507,7 +539,7 @@ impl World {
     fn all_finished(&self) -> bool {
         let last = RoundId(self.outside.manifest.schedule.rounds);
         (0..self.peers.len())
-            .filter(|peer| self.is_living(*peer))
+            .filter(|peer| self.is_expected(*peer))
             .all(|peer| self.peers[peer].applied() == Some(last) && self.peers[peer].is_finished())
     }
 
@@ -524,7 +556,7 @@ impl World {
     fn judge_end(&self) -> Verdict {
         let outside = &self.outside;
         let root = outside.shape.root(outside.checks.state());
-        let living = || (0..self.peers.len()).filter(|peer| self.is_living(*peer));
+        let living = || (0..self.peers.len()).filter(|peer| self.is_expected(*peer));
         let others: Vec<usize> = living()
             .filter(|peer| self.peers[*peer].root(&outside.shape) != root)
             .collect();
@@ -538,7 +570,11 @@ impl World {
         let decided = outside.decided_rounds();
         let absent: Vec<usize> = living()
             .filter(|peer| {
-                let returned = outside.options.faults_end.max(self.started_at[*peer]) + RETURN_US;
+                let chain = outside.options.chain.as_ref();
+                let registered_us = chain.map_or(0, |chain| 3 * chain.interval_us + DELAY_MAX_US);
+                let returned = outside.options.faults_end.max(self.started_at[*peer])
+                    + RETURN_US
+                    + registered_us;
                 let since = self.decided_at.partition_point(|at| *at < returned) as u64;
                 let leaves = outside
                     .options
@@ -564,7 +600,7 @@ impl World {
     fn judge_timeout(&self) -> Verdict {
         let outside = &self.outside;
         let unfinished: Vec<usize> = (0..self.peers.len())
-            .filter(|peer| self.is_living(*peer) && !self.peers[*peer].is_finished())
+            .filter(|peer| self.is_expected(*peer) && !self.peers[*peer].is_finished())
             .collect();
         let says = |peer: usize| {
             let running = self.peers[peer].running()?;

@@ -1,6 +1,7 @@
-//! Seeds that say something, a fixed range of others, and the promise that a seed is a run.
+//! Seeds that say something, fixed ranges of others, and the promise that a seed is a run.
 
 use gradmesh_sim::coverage::Coverage;
+use gradmesh_sim::options::is_chain_run;
 use gradmesh_sim::{Options, Outcome, Verbosity, Verdict, run};
 
 /// Each line: a seed, and why it is there.
@@ -42,24 +43,23 @@ fn failures(seeds: &[u64], outcomes: &[Outcome]) -> Vec<String> {
     failed.collect()
 }
 
-#[test]
-fn listed_seeds_hold() {
-    let seeds: Vec<u64> = SEEDS
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .map(|line| {
-            let (seed, reason) = line.split_once(' ').expect("a seed and its reason");
-            assert!(!reason.trim().is_empty(), "no reason for {seed}");
-            seed.parse().expect("a seed")
-        })
-        .collect();
-    assert!(!seeds.is_empty());
-    assert_eq!(failures(&seeds, &run_all(&seeds)), [""; 0]);
+fn listed_seeds() -> Vec<u64> {
+    let lines = SEEDS.lines().filter(|line| !line.starts_with('#'));
+    let seeds = lines.map(|line| {
+        let (seed, reason) = line.split_once(' ').expect("a seed and its reason");
+        assert!(!reason.trim().is_empty(), "no reason for {seed}");
+        seed.parse().expect("a seed")
+    });
+    seeds.collect()
 }
 
 #[test]
-fn a_range_of_seeds_holds_and_meets_every_situation() {
-    let seeds: Vec<u64> = (6_000_000..6_000_040).collect();
+fn listed_seeds_and_ranges_of_others_hold_and_meet_every_situation() {
+    // Forty seeds as they come, and forty chain runs.
+    let chain_runs = (7_000_000..7_000_200).filter(|seed| is_chain_run(*seed));
+    let mut seeds = listed_seeds();
+    assert!(!seeds.is_empty());
+    seeds.extend((6_000_000..6_000_040).chain(chain_runs));
     let outcomes = run_all(&seeds);
     assert_eq!(failures(&seeds, &outcomes), [""; 0]);
     let mut coverage = Coverage::default();
@@ -71,7 +71,7 @@ fn a_range_of_seeds_holds_and_meets_every_situation() {
 
 #[test]
 fn the_same_seed_gives_the_same_trace() {
-    for seed in [3, 4, 5] {
+    for seed in [3, 4, 5, 7] {
         let (once, again) = (run_seed(seed), run_seed(seed));
         assert_eq!(once.trace, again.trace, "seed {seed}");
         assert_eq!(once.messages, again.messages);

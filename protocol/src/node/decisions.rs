@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::exchange::Work;
 use super::frames::Standing;
 use super::{Effect, LastExchange, Node, PENDING_MAX, Report, StateTask};
+use crate::agreement::quorum;
 use crate::decision::{Decision, JOIN_ROUNDS_MAX};
 use crate::figures::RoundFigures;
 use crate::hash::Hash;
@@ -65,10 +66,10 @@ impl Node {
         if self.applied == round.previous() && self.task == StateTask::Idle {
             self.compare_roots(round.previous().unwrap_or_default(), decision.state_root);
         }
-        if self.leaving.is_some() && !self.roster.contains(&self.me) && !self.left {
-            self.left = true;
-            self.report(Report::Left(round));
-        }
+        let own_power = before.member(&self.me).map_or(0, |me| u64::from(me.power));
+        let alone = own_power >= quorum(self.config.manifest.trust.mode, before.power());
+        self.to_hand_over = alone.then_some(round);
+        self.report_left();
         self.keep_pending(record);
     }
 

@@ -64,6 +64,20 @@ impl Node {
         }
     }
 
+    /// Says that this peer is out once it is. Rule `last-one-out`: one whose vote alone was the quorum stays until
+    /// another peer has the decision that lets it go; nobody else could have put that together.
+    pub(super) fn report_left(&mut self) {
+        let handed_over = self.to_hand_over.is_none_or(|round| {
+            let mut peers = self.peers.values();
+            self.roster.is_empty() || peers.any(|peer| peer.decided >= Some(round))
+        });
+        let out = self.leaving.is_some() && !self.roster.contains(&self.me);
+        if out && handed_over && !self.left {
+            self.left = true;
+            self.report(Report::Left(self.decided.unwrap_or_default()));
+        }
+    }
+
     /// Whether this peer stands where it could take part from the next round on, and does not.
     pub(super) fn may_join(&self) -> bool {
         self.task == StateTask::Idle

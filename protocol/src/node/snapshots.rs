@@ -96,3 +96,98 @@ impl Snapshots {
             .or_else(|| self.newest().filter(usable))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hash::Hash;
+    use crate::manifest::{Powers, Subnet, example};
+    use crate::registry::RegistryMark;
+
+    const CHAIN: Chain = Chain::Subnet(Subnet {
+        genesis: Hash::ZERO,
+        netuid: 1,
+        powers: Powers::Equal,
+        snapshot_blocks: 10,
+    });
+
+    fn registry(block: u64) -> Registry {
+        let block_hash = Hash::ZERO;
+        Registry::new(
+            RegistryMark { block, block_hash },
+            vec![(PeerKey([1; 32]), 1)],
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn a_snapshot_is_taken_in_at_its_block_and_never_back() {
+        let mut snapshots = Snapshots::default();
+        let refused = snapshots.insert(registry(20), &Chain::None);
+        assert_eq!(refused, Err(SnapshotRefusal::NoChain));
+        assert_eq!(snapshots.insert(registry(20), &CHAIN), Ok(()));
+        for found in [20, 10] {
+            let newest = 20;
+            let refused = snapshots.insert(registry(found), &CHAIN);
+            assert_eq!(refused, Err(SnapshotRefusal::GoesBack { found, newest }));
+        }
+        let refused = snapshots.insert(registry(25), &CHAIN);
+        assert_eq!(refused, Err(SnapshotRefusal::BetweenSnapshots(25)));
+        assert_eq!(
+            snapshots.insert(registry(50), &CHAIN),
+            Ok(()),
+            "some are missed"
+        );
+        assert_eq!(snapshots.len(), 2);
+    }
+
+    #[test]
+    fn the_newest_are_kept_up_to_a_bound() {
+        let mut snapshots = Snapshots::default();
+        for block in 1..=20 {
+            assert_eq!(snapshots.insert(registry(10 * block), &CHAIN), Ok(()));
+        }
+        assert_eq!(snapshots.len(), SNAPSHOTS_MAX);
+        assert_eq!(snapshots.at(120), None);
+        assert_eq!(snapshots.at(130), Some(&registry(130)));
+        assert_eq!(snapshots.newest(), Some(&registry(200)));
+    }
+
+    #[test]
+    fn a_proposer_goes_by_the_last_but_one_unless_others_were_ahead() {
+        let mut manifest = example(PeerKey([1; 32]));
+        manifest.chain = CHAIN;
+        let founding = Roster::founding(&manifest);
+        let after = |block: Option<u64>| {
+            let decision = crate::decision::Decision {
+                run: crate::manifest::RunId(Hash::ZERO),
+                round: RoundId::FOUNDING,
+                previous: Hash::ZERO,
+                state_root: Hash::ZERO,
+                members: Vec::new(),
+                shards: Vec::new(),
+                joins: Vec::new(),
+                leaves: Vec::new(),
+                registry: block.map(|block| registry(block).mark()),
+                powers: Vec::new(),
+            };
+            founding.after(&decision, &manifest)
+        };
+        let mut snapshots = Snapshots::default();
+        assert_eq!(snapshots.to_propose(&founding), None);
+        snapshots.insert(registry(10), &CHAIN).unwrap();
+        let block = |snapshots: &Snapshots, roster: &Roster| {
+            snapshots
+                .to_propose(roster)
+                .map(|registry| registry.mark().block)
+        };
+        assert_eq!(block(&snapshots, &after(None)), Some(10));
+        snapshots.insert(registry(20), &CHAIN).unwrap();
+        snapshots.insert(registry(30), &CHAIN).unwrap();
+        assert_eq!(block(&snapshots, &founding), Some(30));
+        assert_eq!(block(&snapshots, &after(Some(10))), Some(20));
+        assert_eq!(block(&snapshots, &after(Some(20))), Some(20));
+        assert_eq!(block(&snapshots, &after(Some(30))), Some(30));
+        assert_eq!(block(&snapshots, &after(Some(40))), None);
+    }
+}

@@ -2,10 +2,11 @@
 
 use arc_malachitebft_core_types::NilOrVal;
 use gradmesh_protocol::agreement::{Message, SignedProposal, SignedVote};
-use gradmesh_protocol::decision::{Bitmap, Decision};
+use gradmesh_protocol::decision::{Bitmap, Decision, Join};
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::key::Keypair;
 use gradmesh_protocol::manifest::RunId;
+use gradmesh_protocol::registry::RegistryMark;
 use gradmesh_protocol::wire::DecisionRecord;
 
 use crate::options::Lie;
@@ -16,11 +17,17 @@ pub(super) struct Liar {
     lie: Lie,
     /// The value that the last forged proposal was for: forged votes vote for it.
     forged: Option<Hash>,
+    /// The snapshot that its forged proposals name: the newest that it has seen.
+    pub(super) seen: Option<RegistryMark>,
 }
 
 impl Liar {
     pub(super) fn new(lie: Lie) -> Liar {
-        Liar { lie, forged: None }
+        Liar {
+            lie,
+            forged: None,
+            seen: None,
+        }
     }
 
     /// Whether it commits to bytes that are no frame.
@@ -33,11 +40,16 @@ impl Liar {
         self.lie == Lie::ForgedHistory
     }
 
+    /// Whether it lies about what the chain registers.
+    pub(super) fn lies_about_the_registry(&self) -> bool {
+        matches!(self.lie, Lie::UnregisteredJoin | Lie::WrongPowers)
+    }
+
     /// Whether `peer` is told the lie; the others are told what the node says.
     pub(super) fn deceives(&self, peer: usize) -> bool {
         match self.lie {
             Lie::Equivocate => peer.is_multiple_of(2),
-            Lie::WrongRoot => true,
+            Lie::WrongRoot | Lie::UnregisteredJoin | Lie::WrongPowers => true,
             Lie::MalformedFrame | Lie::ForgedHistory => false,
         }
     }
@@ -46,14 +58,34 @@ impl Liar {
     pub(super) fn tell(&mut self, message: &Message, me: &Keypair, run: &RunId) -> Option<Message> {
         match (self.lie, message) {
             (Lie::MalformedFrame | Lie::ForgedHistory, _)
-            | (Lie::WrongRoot, Message::Vote(_))
+            | (Lie::WrongRoot | Lie::UnregisteredJoin | Lie::WrongPowers, Message::Vote(_))
             | (_, Message::Polka(_) | Message::RoundCertificate(_)) => None,
-            (Lie::Equivocate | Lie::WrongRoot, Message::Proposal(signed)) => {
+            (
+                Lie::Equivocate | Lie::WrongRoot | Lie::UnregisteredJoin | Lie::WrongPowers,
+                Message::Proposal(signed),
+            ) => {
                 let mut proposal = signed.message.clone();
+                let decision = &mut proposal.value;
                 match self.lie {
-                    Lie::Equivocate => drop_last_member(&mut proposal.value),
+                    Lie::Equivocate => drop_last_member(decision),
+                    Lie::UnregisteredJoin => {
+                        decision.registry = Some(self.seen?);
+                        let stranger = Keypair::from_seed(&[0xAB; 32]);
+                        let root = decision.state_root;
+                        decision.joins = vec![Join::sign(*run, decision.round, root, &stranger)];
+                        decision.powers = vec![(stranger.public(), 1)];
+                    }
+                    Lie::WrongPowers => {
+                        decision.registry = Some(self.seen?);
+                        let mut members = decision.members.iter().map(|member| member.peer);
+                        let victim = members.rfind(|peer| *peer != me.public())?;
+                        let due = decision.power_of(&victim);
+                        decision.leaves.clear();
+                        decision.joins.clear();
+                        decision.powers = vec![(victim, due.map_or(0, |power| power + 1))];
+                    }
                     Lie::WrongRoot | Lie::MalformedFrame | Lie::ForgedHistory => {
-                        proposal.value.state_root = Hash::of_content(b"another state");
+                        decision.state_root = Hash::of_content(b"another state");
                     }
                 }
                 self.forged = Some(proposal.value.id());
