@@ -22,7 +22,8 @@ pub const BULK_LISTEN: &str = "0.0.0.0:4701";
 /// Where the status server listens: this machine only.
 pub const STATUS_LISTEN: &str = "127.0.0.1:4702";
 /// What is logged: rounds and membership, and from libraries only what is wrong.
-pub const LOG: &str = "warn,gradmesh=info,gradmesh_protocol=info,gradmesh_trainer=info";
+pub const LOG: &str =
+    "warn,gradmesh=info,gradmesh_chain=warn,gradmesh_protocol=info,gradmesh_trainer=info";
 
 /// The settings file; every key may be left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]

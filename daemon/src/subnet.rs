@@ -425,24 +425,4 @@ impl AttestationReceipt {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_address_that_reaches_farthest_is_published() {
-        let mut addresses: Vec<SocketAddr> = [
-            "10.1.2.3:1",
-            "127.0.0.1:1",
-            "8.8.8.8:1",
-            "0.0.0.0:1",
-            "[::1]:1",
-        ]
-        .iter()
-        .map(|text| text.parse().unwrap())
-        .collect();
-        addresses.sort_by_key(reach);
-        assert_eq!(addresses.last().unwrap().to_string(), "8.8.8.8:1");
-        assert_eq!(addresses[0].to_string(), "0.0.0.0:1");
-        assert_eq!(addresses[3].to_string(), "10.1.2.3:1");
-    }
-}
+mod tests;

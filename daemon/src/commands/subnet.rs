@@ -141,7 +141,7 @@ pub(super) async fn subnet(client: &Client, netuid: u16) -> anyhow::Result<Subne
 }
 
 /// The way into the run of a subnet, as the newest finalized block shows it.
-pub(super) async fn entry(client: &Client, netuid: u16, me: PeerKey) -> anyhow::Result<Entry> {
+pub(crate) async fn entry(client: &Client, netuid: u16, me: PeerKey) -> anyhow::Result<Entry> {
     let block = told(client.finalized().await)?;
     let at = Some(block.hash);
     let subnet = told(client.subnet(netuid, at).await)?;

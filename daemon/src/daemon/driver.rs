@@ -957,7 +957,7 @@ impl Driver {
                 self.end = Some(End::Left);
             }
             Report::NotRegistered { block } => {
-                tracing::warn!(block, peer = %self.me, "the subnet does not register this peer");
+                tracing::info!(block, peer = %self.me, "the subnet does not register this peer yet, or no more");
             }
         }
     }
