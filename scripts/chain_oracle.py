@@ -284,11 +284,11 @@ async def use_chain(url):
 
         netuid = await client.query(storage.TotalNetworks)
         await succeed("register_network", subtensor.register_network(owner.hotkey.ss58_address), owner)
-        equal("number of the new subnet", await client.query(storage.SubnetOwner, [netuid]), owner.coldkey.ss58_address)
+        equal("owner of the new subnet", await client.query(storage.SubnetOwner, [netuid]), owner.coldkey.ss58_address)
         await succeed("start_call", subtensor.start_call(netuid), owner)
         hotkey = member.hotkey.ss58_address
         too_low = await submit(subtensor.register_limit(netuid, hotkey, 1), member)
-        equal("register_limit below the price", too_low, "RegistrationPriceLimitExceeded")
+        equal("register_limit below the price: RegistrationPriceLimitExceeded", too_low, "RegistrationPriceLimitExceeded")
         await succeed("register_limit", subtensor.register_limit(netuid, hotkey, 10**12), member)
         equal("uid of the member", await client.query(storage.Uids, [netuid, hotkey]), 1)
         certificate = b"\x01" + bytes(range(32))
@@ -303,14 +303,14 @@ async def use_chain(url):
 
         weights = subtensor.set_weights(netuid, [0, 1], [1, 3], 0)
         enabled = await submit(weights, owner, "hotkey")
-        equal("set_weights under commit-reveal", enabled, "CommitRevealEnabled")
+        equal("set_weights under commit-reveal: CommitRevealEnabled", enabled, "CommitRevealEnabled")
         off = admin.sudo_set_commit_reveal_weights_enabled(netuid, False)
         await succeed("commit-reveal off, by the owner", off, owner)
         for limit, expected in [(0, "Success"), (1000, "SettingWeightsTooFast")]:
             inner = await client.compose(admin.sudo_set_weights_set_rate_limit(netuid, limit))
             await succeed(f"weights at most every {limit} blocks, by sudo", bittensor.calls.Sudo.sudo(inner), wallet("Alice"))
             equal("that limit, read back", await client.query(storage.WeightsSetRateLimit, [netuid]), limit)
-            equal("set_weights", await submit(weights, owner, "hotkey"), expected)
+            equal(f"set_weights: {expected}", await submit(weights, owner, "hotkey"), expected)
         stored = [tuple(pair) for pair in await client.query(storage.Weights, [netuid, 0])]
         equal("weights, read back (scaled up to 65535)", stored, [(0, 21845), (1, 65535)])
 
