@@ -56,7 +56,11 @@ impl Arguments {
     fn options(&self) -> Options {
         Options {
             listen: self.listen,
-            sealing: if self.manual { Sealing::Manual } else { Sealing::Interval },
+            sealing: if self.manual {
+                Sealing::Manual
+            } else {
+                Sealing::Interval
+            },
             block_ms: self.block_ms,
             finality_lag_blocks: self.finality_lag,
             dir: self.dir.clone(),
@@ -73,7 +77,10 @@ impl Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -120,7 +127,9 @@ fn print(arguments: &Arguments, chain: &DevChain) {
     println!();
     println!("next:");
     println!("  gradmesh wallet new                          make keys of your own");
-    println!("  gradmesh launch run.toml                     make a subnet and a run on it (chain = \"{url}\")");
+    println!(
+        "  gradmesh launch run.toml                     make a subnet and a run on it (chain = \"{url}\")"
+    );
     println!("  gradmesh join --netuid 1 --chain {url}");
     println!("  gradmesh chain info --chain {url}");
     println!();
