@@ -4,6 +4,7 @@
 //! entropy, spawns nothing and holds no tensor; the daemon and the simulator drive the same code.
 
 pub mod agreement;
+pub mod concentration;
 pub mod decision;
 pub mod figures;
 pub mod hash;
@@ -14,6 +15,7 @@ pub mod merkle;
 pub mod node;
 pub mod plan;
 pub mod roster;
+pub mod score;
 pub mod ticket;
 pub mod time;
 pub mod wire;

@@ -202,3 +202,139 @@ mod pallet {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use frame_support::{BoundedVec, assert_noop, assert_ok};
+    use sp_runtime::DispatchResult;
+
+    use super::{
+        CommitmentInfo, CommitmentOf, Data, Error, LastCommitment, UsageTracker, UsedSpaceOf,
+    };
+    use crate::{
+        genesis::{Genesis, dev_account},
+        runtime::{
+            Commitments, Runtime, RuntimeOrigin,
+            testing::{block, on_chain},
+        },
+        subtensor,
+    };
+
+    /// A chain with subnet 1, of which Bob is the only neuron, and an epoch every 10 blocks.
+    fn on_subnet(test: impl FnOnce()) {
+        on_chain(&Genesis::default(), || {
+            let owner = RuntimeOrigin::signed(dev_account("Alice"));
+            assert_ok!(subtensor::Pallet::<Runtime>::register_network(
+                owner,
+                dev_account("Bob")
+            ));
+            test();
+        });
+    }
+
+    fn raw(bytes: usize) -> Data {
+        Data::Raw(BoundedVec::truncate_from(vec![7; bytes]))
+    }
+
+    fn commit(name: &str, fields: &[Data]) -> DispatchResult {
+        let fields = fields.to_vec().try_into().expect("at most three fields");
+        let info = Box::new(CommitmentInfo { fields });
+        Commitments::set_commitment(RuntimeOrigin::signed(dev_account(name)), 1, info)
+    }
+
+    #[test]
+    fn commitment_replaces_the_one_before_it() {
+        on_subnet(|| {
+            let bob = dev_account("Bob");
+            assert_ok!(commit("Bob", &[raw(5)]));
+            block([]);
+            assert_ok!(commit("Bob", &[Data::Sha256([1; 32]), raw(3)]));
+            let registration = CommitmentOf::<Runtime>::get(1, &bob).expect("it was set");
+            assert_eq!((registration.deposit, registration.block), (0, 2));
+            assert_eq!(
+                registration.info.fields.as_slice(),
+                [Data::Sha256([1; 32]), raw(3)]
+            );
+            assert_eq!(LastCommitment::<Runtime>::get(1, &bob), Some(2));
+        });
+    }
+
+    #[test]
+    fn stranger_may_not_commit() {
+        on_subnet(|| {
+            assert_noop!(
+                commit("Charlie", &[raw(5)]),
+                Error::<Runtime>::AccountNotAllowedCommit
+            );
+        });
+    }
+
+    #[test]
+    fn each_commitment_is_charged_its_bytes_and_at_least_a_hundred() {
+        on_subnet(|| {
+            let used = || UsedSpaceOf::<Runtime>::get(1, dev_account("Bob"));
+            assert_ok!(commit("Bob", &[raw(5)]));
+            assert_eq!(
+                used(),
+                Some(UsageTracker {
+                    last_epoch: 0,
+                    used_space: 100
+                })
+            );
+            assert_ok!(commit(
+                "Bob",
+                &[raw(128), Data::Sha256([0; 32]), Data::BlakeTwo256([0; 32])]
+            ));
+            assert_eq!(
+                used(),
+                Some(UsageTracker {
+                    last_epoch: 0,
+                    used_space: 100 + 192
+                })
+            );
+        });
+    }
+
+    #[test]
+    fn space_of_an_epoch_ends_with_the_thirty_first_small_commitment_and_comes_back() {
+        on_subnet(|| {
+            for _ in 0..31 {
+                assert_ok!(commit("Bob", &[raw(5)]));
+            }
+            assert_noop!(
+                commit("Bob", &[raw(5)]),
+                Error::<Runtime>::SpaceLimitExceeded
+            );
+            let epoch = subtensor::SubnetEpochIndex::<Runtime>::get(1);
+            while subtensor::SubnetEpochIndex::<Runtime>::get(1) == epoch {
+                block([]);
+            }
+            assert_ok!(commit("Bob", &[raw(5)]));
+        });
+    }
+
+    #[test]
+    fn root_alone_changes_the_space() {
+        on_subnet(|| {
+            let bob = RuntimeOrigin::signed(dev_account("Bob"));
+            assert_noop!(
+                Commitments::set_max_space(bob, 10),
+                sp_runtime::DispatchError::BadOrigin
+            );
+            assert_ok!(Commitments::set_max_space(RuntimeOrigin::root(), 99));
+            assert_noop!(
+                commit("Bob", &[raw(5)]),
+                Error::<Runtime>::SpaceLimitExceeded
+            );
+        });
+    }
+
+    #[test]
+    fn reset_flag_clears_the_bonds_in_the_neuron() {
+        on_subnet(|| {
+            subtensor::Bonds::<Runtime>::insert(1, 0, vec![(0, 9), (1, 8)]);
+            assert_ok!(commit("Bob", &[Data::ResetBondsFlag]));
+            assert_eq!(subtensor::Bonds::<Runtime>::get(1, 0), [(1, 8)]);
+        });
+    }
+}

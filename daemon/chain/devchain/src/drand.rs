@@ -203,3 +203,197 @@ mod pallet {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use frame_support::{BoundedVec, assert_noop, assert_ok};
+    use gradmesh_timelock::SecretKey;
+    use sha2::{Digest, Sha256};
+    use sp_core::sr25519;
+    use sp_runtime::{
+        MultiSigner,
+        transaction_validity::{InvalidTransaction, TransactionSource},
+    };
+
+    use super::*;
+    use crate::{
+        genesis::{self, Genesis},
+        runtime::{
+            Drand, Executive, Runtime, RuntimeCall, RuntimeOrigin, UncheckedExtrinsic,
+            testing::{block, on_chain},
+        },
+    };
+
+    fn key() -> SecretKey {
+        SecretKey::from_seed([1; 32])
+    }
+
+    fn on_beacon(test: impl FnOnce()) {
+        let beacon = genesis::beacon("test", key().public_key(), 1_000, 3);
+        on_chain(
+            &Genesis {
+                beacon,
+                ..Genesis::default()
+            },
+            test,
+        );
+    }
+
+    fn pulse(round: u64) -> Pulse {
+        let signature = key().sign(round);
+        Pulse {
+            round,
+            randomness: BoundedVec::truncate_from(Sha256::digest(signature).to_vec()),
+            signature: BoundedVec::truncate_from(signature.to_vec()),
+        }
+    }
+
+    fn payload(pulses: Vec<Pulse>) -> PulsesPayload<MultiSigner, u32> {
+        PulsesPayload {
+            block_number: 1,
+            pulses,
+            public: sr25519::Public::default().into(),
+        }
+    }
+
+    fn bare(pulses: Vec<Pulse>) -> UncheckedExtrinsic {
+        let call = Call::write_pulse {
+            pulses_payload: payload(pulses),
+            signature: None,
+        };
+        UncheckedExtrinsic::new_bare(RuntimeCall::Drand(call))
+    }
+
+    #[test]
+    fn pulses_arrive_in_a_bare_extrinsic() {
+        on_beacon(|| {
+            let extrinsic = bare(vec![pulse(1), pulse(2)]);
+            let validity = Executive::validate_transaction(
+                TransactionSource::Local,
+                extrinsic.clone(),
+                Default::default(),
+            );
+            assert_eq!(
+                validity.map(|validity| validity.priority),
+                Ok(PULSE_PRIORITY)
+            );
+            assert_eq!(block([extrinsic]), [Ok(Ok(()))]);
+            assert_eq!(Pulses::<Runtime>::get(2), Some(pulse(2)));
+            assert_eq!(LastStoredRound::<Runtime>::get(), 2);
+        });
+    }
+
+    #[test]
+    fn forged_pulse_is_refused_by_pool_block_and_pallet() {
+        on_beacon(|| {
+            let mut forged = pulse(1);
+            forged.round = 2;
+            let extrinsic = bare(vec![forged.clone()]);
+            let bad_proof = InvalidTransaction::BadProof;
+            let validity = Executive::validate_transaction(
+                TransactionSource::External,
+                extrinsic.clone(),
+                Default::default(),
+            );
+            assert_eq!(validity.err(), Some(bad_proof.into()));
+            assert_eq!(block([extrinsic]), [Err(bad_proof.into())]);
+            let result = Drand::write_pulse(RuntimeOrigin::none(), payload(vec![forged]), None);
+            assert_noop!(result, Error::<Runtime>::PulseVerificationError);
+        });
+    }
+
+    #[test]
+    fn randomness_must_be_the_hash_of_the_signature() {
+        on_beacon(|| {
+            let mut wrong = pulse(1);
+            wrong.randomness = BoundedVec::truncate_from(vec![0; 32]);
+            let result = Drand::write_pulse(RuntimeOrigin::none(), payload(vec![wrong]), None);
+            assert_noop!(result, Error::<Runtime>::PulseVerificationError);
+        });
+    }
+
+    #[test]
+    fn rounds_only_go_up() {
+        on_beacon(|| {
+            assert_ok!(Drand::write_pulse(
+                RuntimeOrigin::none(),
+                payload(vec![pulse(5)]),
+                None
+            ));
+            for rounds in [vec![5], vec![4], vec![7, 6], vec![6, 6]] {
+                let pulses = rounds.into_iter().map(pulse).collect();
+                let result = Drand::write_pulse(RuntimeOrigin::none(), payload(pulses), None);
+                assert_noop!(result, Error::<Runtime>::InvalidRoundNumber);
+            }
+            let result = Drand::write_pulse(RuntimeOrigin::none(), payload(Vec::new()), None);
+            assert_noop!(result, Error::<Runtime>::PulseCount);
+        });
+    }
+
+    #[test]
+    fn old_pulses_are_removed_and_recent_ones_stay() {
+        on_beacon(|| {
+            for round in [1, 2, PULSES_KEPT, PULSES_KEPT + 1, 5 * PULSES_KEPT] {
+                assert_ok!(Drand::write_pulse(
+                    RuntimeOrigin::none(),
+                    payload(vec![pulse(round)]),
+                    None
+                ));
+                let kept = Pulses::<Runtime>::iter_keys().collect::<Vec<_>>();
+                assert!(kept.contains(&round));
+                assert!(
+                    kept.iter().all(|kept| kept + PULSES_KEPT > round),
+                    "{kept:?} at {round}"
+                );
+            }
+        });
+    }
+
+    #[test]
+    fn root_alone_changes_the_beacon() {
+        on_beacon(|| {
+            let config_payload = BeaconConfigurationPayload {
+                block_number: 1,
+                config: BeaconConfiguration::quicknet(),
+                public: sr25519::Public::default().into(),
+            };
+            let anyone =
+                Drand::set_beacon_config(RuntimeOrigin::none(), config_payload.clone(), None);
+            assert_noop!(anyone, sp_runtime::DispatchError::BadOrigin);
+            assert_ok!(Drand::set_beacon_config(
+                RuntimeOrigin::root(),
+                config_payload.clone(),
+                None
+            ));
+            assert_eq!(
+                BeaconConfig::<Runtime>::get(),
+                BeaconConfiguration::quicknet()
+            );
+            let mut short = config_payload;
+            short.config.public_key = BoundedVec::default();
+            let result = Drand::set_beacon_config(RuntimeOrigin::root(), short, None);
+            assert_noop!(result, Error::<Runtime>::InvalidBeaconConfig);
+        });
+    }
+
+    #[test]
+    fn quicknets_round_1000_is_accepted() {
+        on_chain(&Genesis::default(), || {
+            let signature = hex::decode(
+                "b44679b9a59af2ec876b1a6b1ad52ea9b1615fc3982b19576350f93447cb1125e342b73a8dd2bacbe47e4b6b63ed5e39",
+            )
+            .expect("hex");
+            let randomness = BoundedVec::truncate_from(Sha256::digest(&signature).to_vec());
+            let pulse = Pulse {
+                round: 1000,
+                randomness,
+                signature: BoundedVec::truncate_from(signature),
+            };
+            assert_ok!(Drand::write_pulse(
+                RuntimeOrigin::none(),
+                payload(vec![pulse]),
+                None
+            ));
+        });
+    }
+}

@@ -50,3 +50,51 @@ fn part(amount: u64, parts: u16) -> u64 {
     let part = u128::from(amount) * u128::from(parts) / u128::from(u16::MAX);
     u64::try_from(part).unwrap_or(amount)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn owner_servers_and_validators_get_18_41_and_41_percent() {
+        let split = split(1_000_000_000, OWNER_CUT_DEFAULT);
+        // 11,796 / 65,535 is what the chain has for 18%: 0.179995...
+        let expected = Split {
+            owner: 179_995_422,
+            servers: 410_002_289,
+            validators: 410_002_289,
+        };
+        assert_eq!(split, expected);
+    }
+
+    #[test]
+    fn the_odd_rao_goes_to_the_validators() {
+        let expected = Split {
+            owner: 0,
+            servers: 1,
+            validators: 2,
+        };
+        assert_eq!(split(3, OWNER_CUT_DEFAULT), expected);
+    }
+
+    #[test]
+    fn a_whole_take_leaves_nothing() {
+        let earned = delegate_take(u64::MAX, u16::MAX);
+        assert_eq!((earned.delegate, earned.nominators), (u64::MAX, 0));
+        let earned = delegate_take(u64::MAX, 0);
+        assert_eq!((earned.delegate, earned.nominators), (0, u64::MAX));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_lost(amount: u64, parts: u16) {
+            let split = split(amount, parts);
+            prop_assert_eq!(u128::from(split.owner) + u128::from(split.servers) + u128::from(split.validators), u128::from(amount));
+            prop_assert!(split.validators - split.servers <= 1);
+            let earned = delegate_take(amount, parts);
+            prop_assert_eq!(u128::from(earned.delegate) + u128::from(earned.nominators), u128::from(amount));
+        }
+    }
+}

@@ -133,3 +133,51 @@ impl Genesis {
         storage
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        runtime::{Balances, testing::on_chain},
+        subtensor,
+    };
+
+    #[test]
+    fn new_chain_has_funded_keys_a_sudo_key_and_the_settings_asked_for() {
+        let beacon = beacon("dev", [3; 96], 5, 2);
+        let extra = AccountId::new([9; 32]);
+        let genesis = Genesis {
+            block_time_ms: 500,
+            beacon: beacon.clone(),
+            funded: vec![(extra.clone(), 700)],
+            ..Genesis::default()
+        };
+        on_chain(&genesis, || {
+            for name in DEV_KEYS {
+                assert_eq!(
+                    Balances::free_balance(dev_account(name)),
+                    genesis.endowment_rao
+                );
+            }
+            assert_eq!(Balances::free_balance(extra), 700);
+            assert_eq!(
+                pallet_sudo::Key::<Runtime>::get(),
+                Some(dev_account("Alice"))
+            );
+            assert_eq!(settings::BlockTimeMs::get(), 500);
+            assert!(settings::LoopbackAxons::get());
+            assert_eq!(drand::BeaconConfig::<Runtime>::get(), beacon);
+            assert_eq!(subtensor::NetworkRateLimit::<Runtime>::get(), 0);
+            assert_eq!(
+                subtensor::NetworkMinLockCost::<Runtime>::get(),
+                100_000_000_000
+            );
+        });
+    }
+
+    #[test]
+    fn development_keys_are_the_well_known_ones() {
+        let alice = "d43593c715fdd31c61141abd04a99fd6822c8558854ccde39a5684e7a56da27d";
+        assert_eq!(hex::encode(dev_account("Alice")), alice);
+    }
+}

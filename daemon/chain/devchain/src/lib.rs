@@ -4,10 +4,12 @@
 //! finney at spec 365 for the parts that gradmesh uses; the code behind them is our own. It is a model of the chain, not a
 //! copy: no consensus, no network, no WebAssembly, and money that is worth nothing.
 
+pub mod admin_utils;
 pub mod aura;
 pub mod commitments;
 pub mod drand;
 pub mod emission;
+mod fixed_point;
 pub mod genesis;
 mod node;
 pub mod runtime;

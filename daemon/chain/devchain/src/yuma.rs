@@ -1,8 +1,9 @@
 //! Computes one epoch of a subnet by Yuma consensus: what each neuron has earned, and who may validate next.
 //!
 //! A pure function of plain numbers: it knows no storage, no account and no clock, and it keeps nothing between calls. It
-//! models subtensor's sparse epoch in its order of steps and in its fixed-point types, so that results agree bit for bit;
-//! liquid alpha is not modelled.
+//! models subtensor's sparse epoch in its order of steps and in its fixed-point types, so that results agree bit for bit. Two
+//! things are left out: liquid alpha, and that weights on a uid which changed hands after a commit that is still hidden do not
+//! count.
 //!
 //! Rule `rounding`: shares are I32F32 and rounded down at every multiplication and division; stake is divided as I64F64 first;
 //! rao are I96F32, rounded down to whole ones. What is stored as u16 is rounded down, but pruning scores to the nearest.

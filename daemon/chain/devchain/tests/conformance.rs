@@ -484,3 +484,169 @@ fn every_pallet_here_has_finneys_index() {
         assert_eq!(finney.get(key), Some(index), "{key}");
     }
 }
+
+mod bytes {
+    //! Bytes that other programs make or expect, from finney.
+
+    use codec::Encode;
+    use frame_support::{BoundedVec, StorageHasher, Twox128};
+    use gradmesh_devchain::{
+        commitments::{self, CommitmentInfo, Data},
+        genesis::Genesis,
+        runtime::{
+            AccountId, Runtime, RuntimeCall, TxExtension, UncheckedExtrinsic,
+            extensions::CheckNonce,
+        },
+        subtensor,
+    };
+    use sp_core::H256;
+    use sp_runtime::{
+        MultiSignature,
+        generic::{Era, SignedPayload},
+    };
+    use sp_state_machine::BasicExternalities;
+
+    /// What extrinsics carry, with an era, a nonce and a tip that show in the bytes.
+    fn extension(era: Era) -> TxExtension {
+        (
+            frame_system::CheckNonZeroSender::new(),
+            frame_system::CheckSpecVersion::new(),
+            frame_system::CheckTxVersion::new(),
+            frame_system::CheckGenesis::new(),
+            frame_system::CheckMortality::from(era),
+            CheckNonce(5),
+            frame_system::CheckWeight::new(),
+            pallet_transaction_payment::ChargeTransactionPayment::<Runtime>::from(7),
+            Default::default(),
+            Default::default(),
+            Default::default(),
+            frame_metadata_hash_extension::CheckMetadataHash::new(false),
+        )
+    }
+
+    /// A short call, and its bytes.
+    fn remark() -> (RuntimeCall, Vec<u8>) {
+        (
+            RuntimeCall::System(frame_system::Call::remark { remark: vec![9] }),
+            vec![0, 0, 4, 9],
+        )
+    }
+
+    #[test]
+    fn signed_payload() {
+        BasicExternalities::new(Genesis::default().storage()).execute_with(|| {
+            let (genesis, era_block) = (H256::repeat_byte(1), H256::repeat_byte(2));
+            frame_system::BlockHash::<Runtime>::insert(0, genesis);
+            frame_system::BlockHash::<Runtime>::insert(64, era_block);
+            frame_system::Pallet::<Runtime>::set_block_number(65);
+            let versions = [365u32.to_le_bytes(), 1u32.to_le_bytes()].concat();
+            for (era, era_bytes, hash) in [
+                (Era::Immortal, vec![0], genesis),
+                (Era::mortal(64, 64), Era::mortal(64, 64).encode(), era_block),
+            ] {
+                let (call, call_bytes) = remark();
+                let payload = SignedPayload::new(call, extension(era))
+                    .expect("all that is implicit is there");
+                let bytes = payload.encode();
+                let tail = [
+                    versions.as_slice(),
+                    genesis.as_bytes(),
+                    hash.as_bytes(),
+                    &[0],
+                ]
+                .concat();
+                // Era, nonce 5, tip 7, no metadata hash.
+                let explicit = [era_bytes, vec![5 << 2, 7 << 2, 0]].concat();
+                assert_eq!(
+                    hex::encode(bytes),
+                    hex::encode([call_bytes, explicit, tail].concat())
+                );
+            }
+        });
+    }
+
+    #[test]
+    fn signed_extrinsic_of_version_4() {
+        let (call, call_bytes) = remark();
+        let signature = MultiSignature::Sr25519([3u8; 64].into());
+        let signer = AccountId::new([4; 32]);
+        let extrinsic = UncheckedExtrinsic::new_signed(
+            call,
+            signer.into(),
+            signature,
+            extension(Era::Immortal),
+        );
+        let body = [
+            [0x84, 0].as_slice(),
+            &[4; 32],
+            &[1],
+            &[3; 64],
+            &[0, 5 << 2, 7 << 2, 0],
+            &call_bytes,
+        ]
+        .concat();
+        let length = codec::Compact(u32::try_from(body.len()).expect("short")).encode();
+        assert_eq!(
+            hex::encode(extrinsic.encode()),
+            hex::encode([length, body].concat())
+        );
+    }
+
+    #[test]
+    fn call_of_set_weights() {
+        let call = RuntimeCall::SubtensorModule(subtensor::Call::set_weights {
+            netuid: 3,
+            dests: vec![0, 1, 2],
+            weights: vec![65_535, 100, 7],
+            version_key: 0,
+        });
+        assert_eq!(
+            hex::encode(call.encode()),
+            "070003000c0000010002000cffff640007000000000000000000"
+        );
+    }
+
+    #[test]
+    fn call_of_set_commitment() {
+        let hello = Data::Raw(BoundedVec::truncate_from(b"hello".to_vec()));
+        let info = CommitmentInfo {
+            fields: vec![hello].try_into().expect("one field"),
+        };
+        let call = RuntimeCall::Commitments(commitments::Call::set_commitment {
+            netuid: 3,
+            info: Box::new(info),
+        });
+        assert_eq!(hex::encode(call.encode()), "12000300040668656c6c6f");
+    }
+
+    #[test]
+    fn storage_prefixes() {
+        let of = |pallet: &str, item: &str| {
+            hex::encode(
+                [
+                    Twox128::hash(pallet.as_bytes()),
+                    Twox128::hash(item.as_bytes()),
+                ]
+                .concat(),
+            )
+        };
+        assert_eq!(
+            hex::encode(Twox128::hash(b"SubtensorModule")),
+            "658faa385070e074c85bf6b568cf0555"
+        );
+        let now = pallet_timestamp::Now::<Runtime>::hashed_key();
+        assert_eq!(
+            hex::encode(now),
+            "f0c365c3cf59d671eb72da0e7a4113c49f1f0515f462cdcf84e0f1d6045dfcbb"
+        );
+        assert_eq!(
+            of("System", "Events"),
+            "26aa394eea5630e07c48ae0c9558cef780d41e5e16056765bc8461851072c9d7"
+        );
+        let burn = subtensor::Burn::<Runtime>::hashed_key_for(3);
+        assert_eq!(
+            hex::encode(burn),
+            format!("{}0300", of("SubtensorModule", "Burn"))
+        );
+    }
+}

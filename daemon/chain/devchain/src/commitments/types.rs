@@ -234,3 +234,109 @@ pub struct UsageTracker {
     /// Bytes charged in it.
     pub used_space: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    use scale_info::{PortableRegistry, Registry, TypeDef, meta_type};
+
+    use super::*;
+
+    /// One field of each kind, and a raw one of each length.
+    fn one_of_each() -> Vec<Data> {
+        let raw = |bytes: u8| Data::Raw(BoundedVec::truncate_from(vec![bytes; usize::from(bytes)]));
+        let mut fields: Vec<Data> = (0..=RAW_BYTES_MAX).map(raw).collect();
+        fields.extend([
+            Data::None,
+            Data::BlakeTwo256([1; 32]),
+            Data::Sha256([2; 32]),
+            Data::Keccak256([3; 32]),
+            Data::ShaThree256([4; 32]),
+            Data::TimelockEncrypted {
+                encrypted: BoundedVec::truncate_from(vec![5; 70]),
+                reveal_round: 6,
+            },
+            Data::ResetBondsFlag,
+            Data::BigRaw(BoundedVec::truncate_from(vec![7; 500])),
+        ]);
+        fields
+    }
+
+    #[test]
+    fn fields_survive_the_wire() {
+        for field in one_of_each() {
+            assert_eq!(Data::decode(&mut &field.encode()[..]), Ok(field));
+        }
+    }
+
+    #[test]
+    fn bytes_are_finneys() {
+        assert_eq!(Data::None.encode(), [0]);
+        assert_eq!(
+            Data::Raw(BoundedVec::truncate_from(b"hello".to_vec())).encode(),
+            b"\x06hello"
+        );
+        assert_eq!(
+            Data::Sha256([9; 32]).encode(),
+            [[131].as_slice(), &[9; 32]].concat()
+        );
+        let locked = Data::TimelockEncrypted {
+            encrypted: BoundedVec::truncate_from(vec![1, 2]),
+            reveal_round: 3,
+        };
+        assert_eq!(locked.encode(), [134, 8, 1, 2, 3, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(Data::ResetBondsFlag.encode(), [135]);
+        assert_eq!(
+            Data::BigRaw(BoundedVec::truncate_from(vec![1])).encode(),
+            [136, 4, 1]
+        );
+    }
+
+    #[test]
+    fn truncated_unknown_and_oversized_fields_are_refused() {
+        assert!(Data::decode(&mut &[6, 1, 2][..]).is_err());
+        assert!(Data::decode(&mut &[137][..]).is_err());
+        assert!(Data::decode(&mut &[][..]).is_err());
+        let too_long = [vec![136], vec![0u8; 513].encode()].concat();
+        assert!(Data::decode(&mut &too_long[..]).is_err());
+    }
+
+    #[test]
+    fn type_describes_the_bytes_of_every_kind() {
+        let mut registry = Registry::new();
+        let id = registry.register_type(&meta_type::<Data>()).id;
+        let registry = PortableRegistry::from(registry);
+        let TypeDef::Variant(variants) = &registry.resolve(id).expect("it was registered").type_def
+        else {
+            panic!("no enum");
+        };
+        assert_eq!(variants.variants.len(), 137);
+        for field in one_of_each() {
+            let bytes = field.encode();
+            let name = match &field {
+                Data::None => "None".to_owned(),
+                Data::Raw(bytes) => format!("Raw{}", bytes.len()),
+                Data::BlakeTwo256(_) => "BlakeTwo256".to_owned(),
+                Data::Sha256(_) => "Sha256".to_owned(),
+                Data::Keccak256(_) => "Keccak256".to_owned(),
+                Data::ShaThree256(_) => "ShaThree256".to_owned(),
+                Data::TimelockEncrypted { .. } => "TimelockEncrypted".to_owned(),
+                Data::ResetBondsFlag => "ResetBondsFlag".to_owned(),
+                Data::BigRaw(_) => "BigRaw".to_owned(),
+            };
+            let variant = variants
+                .variants
+                .iter()
+                .find(|variant| variant.name == name)
+                .expect("it is described");
+            assert_eq!(variant.index, bytes[0], "{name}");
+            if let Some(array) = variant
+                .fields
+                .first()
+                .and_then(|field| registry.resolve(field.ty.id))
+                && let TypeDef::Array(array) = &array.type_def
+            {
+                assert_eq!(usize::try_from(array.len), Ok(bytes.len() - 1), "{name}");
+            }
+        }
+    }
+}

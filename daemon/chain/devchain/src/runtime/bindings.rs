@@ -29,10 +29,6 @@ impl subtensor::Beacon for StoredPulses {
     fn signature(round: u64) -> Option<Vec<u8>> {
         drand::Pulses::<Runtime>::get(round).map(|pulse| pulse.signature.into_inner())
     }
-
-    fn last_round() -> u64 {
-        drand::LastStoredRound::<Runtime>::get()
-    }
 }
 
 /// The neurons of the `SubtensorModule` pallet.

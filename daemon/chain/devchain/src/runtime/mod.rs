@@ -7,6 +7,8 @@ pub mod apis;
 mod bindings;
 pub mod extensions;
 pub mod settings;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::borrow::Cow;
 
@@ -22,7 +24,7 @@ use sp_runtime::{
 };
 use sp_version::RuntimeVersion;
 
-use crate::{aura, commitments, drand, subtensor};
+use crate::{admin_utils, aura, commitments, drand, subtensor};
 
 pub use extensions::TxExtension;
 
@@ -103,6 +105,7 @@ construct_runtime!(
         Utility: pallet_utility = 11,
         Sudo: pallet_sudo = 12,
         Commitments: commitments = 18,
+        AdminUtils: admin_utils = 19,
         Drand: drand = 26,
     }
 );
@@ -190,3 +193,5 @@ impl subtensor::Config for Runtime {
     type LoopbackAxons = settings::LoopbackAxons;
     type BlockEmission = settings::BlockEmissionRao;
 }
+
+impl admin_utils::Config for Runtime {}

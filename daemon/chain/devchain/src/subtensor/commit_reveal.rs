@@ -244,3 +244,294 @@ impl<T: Config> Pallet<T> {
         (first, first.saturating_add(tempo).saturating_sub(1))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use frame_support::{assert_noop, assert_ok};
+
+    use super::super::mock::*;
+    use super::*;
+
+    type Fault = Error<Test>;
+
+    const SALT: [u16; 2] = [11, 12];
+
+    /// Runs `test` on a subnet with commit and reveal, where the hotkey of coldkey 2 may validate and the rate limit
+    /// is gone. Epochs take ten blocks.
+    fn with_validator(test: impl FnOnce(u64, u16)) {
+        with_subnet(|| {
+            let uid = register_validator(2, TAO);
+            CommitRevealWeightsEnabled::<Test>::insert(NETUID, true);
+            WeightsSetRateLimit::<Test>::insert(NETUID, 0);
+            System::reset_events();
+            test(hotkey_of(2), uid);
+        });
+    }
+
+    fn hash(hotkey: u64, values: &[u16]) -> H256 {
+        Pallet::<Test>::commit_hash(&hotkey, NETUID, &[0, 1], values, &SALT, 0)
+    }
+
+    fn commit(hotkey: u64, values: &[u16]) -> DispatchResult {
+        SubtensorModule::commit_weights(signed(hotkey), NETUID, hash(hotkey, values))
+    }
+
+    fn reveal(hotkey: u64, values: &[u16]) -> DispatchResult {
+        let (uids, values, salt) = (vec![0, 1], values.to_vec(), SALT.to_vec());
+        SubtensorModule::reveal_weights(signed(hotkey), NETUID, uids, values, salt, 0)
+    }
+
+    fn commit_timelocked(hotkey: u64, commit: TimelockCommit, round: u64) -> DispatchResult {
+        SubtensorModule::commit_timelocked_weights(signed(hotkey), NETUID, commit, round, 4)
+    }
+
+    #[test]
+    fn commit_hash_covers_account_netuid_uids_values_salt_and_version() {
+        let bytes = (
+            7_u64,
+            1_u16,
+            vec![0_u16, 1],
+            vec![5_u16, 6],
+            SALT.to_vec(),
+            9_u64,
+        )
+            .encode();
+        let expected = H256(sp_io::hashing::blake2_256(&bytes));
+        let hash = Pallet::<Test>::commit_hash(&7, 1, &[0, 1], &[5, 6], &SALT, 9);
+        assert_eq!(hash, expected);
+    }
+
+    #[test]
+    fn committing_names_the_first_fault() {
+        with_subnet(|| {
+            register(2);
+            let commit = |hotkey, netuid, mecid| {
+                let hash = H256::repeat_byte(1);
+                SubtensorModule::commit_mechanism_weights(signed(hotkey), netuid, mecid, hash)
+            };
+            assert_noop!(commit(999, 5, 0), Fault::MechanismDoesNotExist);
+            assert_noop!(commit(999, NETUID, 1), Fault::MechanismDoesNotExist);
+            assert_noop!(commit(999, NETUID, 0), Fault::CommitRevealDisabled);
+            CommitRevealWeightsEnabled::<Test>::insert(NETUID, true);
+            assert_noop!(commit(999, NETUID, 0), Fault::HotKeyNotRegisteredInSubNet);
+            assert_noop!(commit(102, NETUID, 0), Fault::CommittingWeightsTooFast);
+            run_blocks(5);
+            assert_ok!(commit(102, NETUID, 0));
+            assert_noop!(commit(102, NETUID, 0), Fault::CommittingWeightsTooFast);
+            WeightsSetRateLimit::<Test>::insert(NETUID, 0);
+            for _ in 0..9 {
+                assert_ok!(commit(102, NETUID, 0));
+            }
+            assert_noop!(commit(102, NETUID, 0), Fault::TooManyUnrevealedCommits);
+        });
+    }
+
+    #[test]
+    fn committing_to_a_round_names_the_first_fault() {
+        with_subnet(|| {
+            register(2);
+            let commit = |hotkey, mecid, version| {
+                let (hotkey, bytes) = (signed(hotkey), TimelockCommit::default());
+                SubtensorModule::commit_timelocked_mechanism_weights(
+                    hotkey, NETUID, mecid, bytes, 9, version,
+                )
+            };
+            assert_noop!(commit(999, 1, 3), Fault::MechanismDoesNotExist);
+            assert_noop!(commit(999, 0, 3), Fault::CommitRevealDisabled);
+            CommitRevealWeightsEnabled::<Test>::insert(NETUID, true);
+            assert_noop!(commit(999, 0, 3), Fault::IncorrectCommitRevealVersion);
+            assert_noop!(commit(999, 0, 4), Fault::HotKeyNotRegisteredInSubNet);
+            assert_noop!(commit(102, 0, 4), Fault::CommittingWeightsTooFast);
+            WeightsSetRateLimit::<Test>::insert(NETUID, 0);
+            for _ in 0..10 {
+                assert_ok!(commit(102, 0, 4));
+            }
+            assert_noop!(commit(102, 0, 4), Fault::TooManyUnrevealedCommits);
+            let hash = BlakeTwo256::hash(&[]);
+            let committed = Event::TimelockedWeightsCommitted(102, NETUID, hash, 9);
+            assert_eq!(events().last(), Some(&committed));
+        });
+    }
+
+    #[test]
+    fn commit_counts_as_an_update_and_its_reveal_does_not() {
+        with_validator(|hotkey, uid| {
+            run_blocks(1);
+            assert_ok!(commit(hotkey, &[1, 2]));
+            assert_eq!(LastUpdate::<Test>::get(NETUID)[usize::from(uid)], 5);
+            run_to_epoch(1);
+            assert_ok!(reveal(hotkey, &[1, 2]));
+            assert_eq!(LastUpdate::<Test>::get(NETUID)[usize::from(uid)], 5);
+        });
+    }
+
+    #[test]
+    fn commit_is_revealed_in_its_epoch_only() {
+        with_validator(|hotkey, uid| {
+            RevealPeriodEpochs::<Test>::insert(NETUID, 2);
+            assert_ok!(commit(hotkey, &[1, 2]));
+            assert_noop!(reveal(hotkey, &[1, 2]), Fault::RevealTooEarly);
+            run_to_epoch(1);
+            assert_noop!(reveal(hotkey, &[1, 2]), Fault::RevealTooEarly);
+            run_to_epoch(2);
+            assert_ok!(reveal(hotkey, &[1, 2]));
+            assert_eq!(
+                Weights::<Test>::get(NETUID, uid),
+                [(0, 32_768), (1, 65_535)]
+            );
+            let revealed = Event::WeightsRevealed(hotkey, NETUID, hash(hotkey, &[1, 2]));
+            assert_eq!(events().last(), Some(&revealed));
+            assert_noop!(reveal(hotkey, &[1, 2]), Fault::NoWeightsCommitFound);
+        });
+    }
+
+    #[test]
+    fn commit_expires_with_its_epoch() {
+        with_validator(|hotkey, _| {
+            assert_ok!(commit(hotkey, &[1, 2]));
+            run_to_epoch(2);
+            assert_noop!(reveal(hotkey, &[1, 2]), Fault::ExpiredWeightCommit);
+            assert_ok!(commit(hotkey, &[3, 4]));
+            assert_eq!(WeightCommits::<Test>::get(NETUID, hotkey).unwrap().len(), 1);
+        });
+    }
+
+    #[test]
+    fn reveal_of_something_else_is_refused() {
+        with_validator(|hotkey, _| {
+            assert_noop!(reveal(hotkey, &[1, 2]), Fault::NoWeightsCommitFound);
+            assert_ok!(commit(hotkey, &[1, 2]));
+            run_to_epoch(1);
+            assert_noop!(
+                reveal(hotkey, &[2, 1]),
+                Fault::InvalidRevealCommitHashNotMatch
+            );
+        });
+    }
+
+    #[test]
+    fn reveal_closes_the_commits_before_it_and_leaves_those_after() {
+        with_validator(|hotkey, _| {
+            for values in [[1, 2], [3, 4], [5, 6]] {
+                assert_ok!(commit(hotkey, &values));
+            }
+            run_to_epoch(1);
+            assert_ok!(reveal(hotkey, &[3, 4]));
+            assert_noop!(
+                reveal(hotkey, &[1, 2]),
+                Fault::InvalidRevealCommitHashNotMatch
+            );
+            assert_ok!(reveal(hotkey, &[5, 6]));
+        });
+    }
+
+    #[test]
+    fn reveal_of_refused_weights_keeps_the_commit() {
+        with_validator(|hotkey, _| {
+            assert_ok!(commit(hotkey, &[1, 2]));
+            run_to_epoch(1);
+            WeightsVersionKey::<Test>::insert(NETUID, 1);
+            assert_noop!(reveal(hotkey, &[1, 2]), Fault::IncorrectWeightVersionKey);
+        });
+    }
+
+    #[test]
+    fn timelocked_commit_opens_in_its_epoch_when_the_pulse_is_there() {
+        with_validator(|hotkey, uid| {
+            assert_ok!(commit_timelocked(
+                hotkey,
+                timelocked(hotkey, &[0, 1], &[1, 2], 50),
+                50
+            ));
+            pulse(50);
+            run_blocks(5);
+            assert!(
+                Weights::<Test>::get(NETUID, uid).is_empty(),
+                "the epoch has not come"
+            );
+            run_to_epoch(1);
+            System::reset_events();
+            run_blocks(1);
+            assert_eq!(
+                Weights::<Test>::get(NETUID, uid),
+                [(0, 32_768), (1, 65_535)]
+            );
+            let revealed = Event::TimelockedWeightsRevealed(NETUID, hotkey);
+            assert_eq!(events(), [Event::WeightsSet(NETUID, uid), revealed]);
+            assert!(TimelockedWeightCommits::<Test>::get(NETUID, 0).is_empty());
+        });
+    }
+
+    #[test]
+    fn timelocked_commit_waits_for_its_pulse_and_is_dropped_with_its_epoch() {
+        with_validator(|hotkey, uid| {
+            for round in [50, 60] {
+                let commit = timelocked(hotkey, &[0, 1], &[1, 2], round);
+                assert_ok!(commit_timelocked(hotkey, commit, round));
+            }
+            run_to_epoch(1);
+            run_blocks(5);
+            assert_eq!(TimelockedWeightCommits::<Test>::get(NETUID, 0).len(), 2);
+            pulse(50);
+            run_blocks(1);
+            assert_eq!(Weights::<Test>::get(NETUID, uid).len(), 2);
+            assert_eq!(TimelockedWeightCommits::<Test>::get(NETUID, 0).len(), 1);
+            run_to_epoch(2);
+            pulse(60);
+            System::reset_events();
+            run_blocks(1);
+            assert_eq!(events(), [Event::TimelockedWeightsDropped(NETUID, hotkey)]);
+            assert!(TimelockedWeightCommits::<Test>::get(NETUID, 0).is_empty());
+        });
+    }
+
+    #[test]
+    fn last_block_before_an_epoch_still_opens_commits() {
+        with_validator(|hotkey, uid| {
+            assert_ok!(commit_timelocked(
+                hotkey,
+                timelocked(hotkey, &[0], &[1], 50),
+                50
+            ));
+            run_to_epoch(1);
+            run_blocks(9);
+            pulse(50);
+            run_blocks(1);
+            assert_eq!(SubnetEpochIndex::<Test>::get(NETUID), 2);
+            assert_eq!(Weights::<Test>::get(NETUID, uid), [(0, 65_535)]);
+        });
+    }
+
+    #[test]
+    fn commit_that_does_not_open_or_is_not_its_hotkeys_is_dropped() {
+        with_validator(|hotkey, uid| {
+            let garbage = TimelockCommit::try_from(vec![1; 80]).unwrap();
+            let mut trailing = timelocked(hotkey, &[0], &[1], 50);
+            trailing.try_push(0).unwrap();
+            let copied = timelocked(OWNER_HOTKEY, &[0], &[1], 50);
+            let refused = timelocked(hotkey, &[7], &[1], 50);
+            for commit in [garbage, trailing, copied, refused] {
+                assert_ok!(commit_timelocked(hotkey, commit, 50));
+            }
+            pulse(50);
+            run_to_epoch(1);
+            System::reset_events();
+            run_blocks(1);
+            assert_eq!(
+                events(),
+                vec![Event::TimelockedWeightsDropped(NETUID, hotkey); 4]
+            );
+            assert!(Weights::<Test>::get(NETUID, uid).is_empty());
+        });
+    }
+
+    #[test]
+    fn reveal_period_is_one_to_a_hundred_epochs() {
+        with_subnet(|| {
+            let set = |epochs| Pallet::<Test>::set_reveal_period(NETUID, epochs);
+            assert_noop!(set(0), Fault::RevealPeriodTooSmall);
+            assert_noop!(set(101), Fault::RevealPeriodTooLarge);
+            assert_ok!(set(100));
+        });
+    }
+}

@@ -3,8 +3,8 @@
 //! Its face is subtensor's: names, indices, argument and value types, hashers, defaults and error names. What is behind it is
 //! a model, of one mechanism (0) per subnet, that differs where a development chain may:
 //!
-//! - one alpha is always one TAO (rule `par`, [`staking`]): no slippage, and no fee on stake;
-//! - every started subnet gets the same part of [`Config::BlockEmission`] (rule `emission`, [`coinbase`]);
+//! - one alpha is always one TAO (rule `par` in `staking.rs`): no slippage, and no fee on stake;
+//! - every started subnet gets the same part of [`Config::BlockEmission`] (rule `emission` in `coinbase.rs`);
 //! - there are no child keys, no root dividends, no freeze window before an epoch and no rate limit on an owner's calls;
 //! - subnets are never removed.
 
@@ -17,6 +17,11 @@ mod shares;
 mod staking;
 mod types;
 mod weights;
+
+// What FRAME generates for the runtime is public, so what it names has to be.
+#[cfg(test)]
+#[allow(unreachable_pub)]
+mod mock;
 
 pub use neurons::{Neuron, StakeWeight};
 pub use pallet::*;

@@ -345,3 +345,321 @@ fn token_symbol(netuid: u16) -> Vec<u8> {
         .collect::<String>()
         .into_bytes()
 }
+
+#[cfg(test)]
+mod tests {
+    use frame_support::{assert_noop, assert_ok};
+
+    use super::super::mock::*;
+    use super::*;
+
+    type Fault = Error<Test>;
+
+    fn found(coldkey: u64, hotkey: u64) -> DispatchResult {
+        SubtensorModule::register_network(signed(coldkey), hotkey)
+    }
+
+    fn burned(coldkey: u64, netuid: u16, hotkey: u64) -> DispatchResult {
+        SubtensorModule::burned_register(signed(coldkey), netuid, hotkey)
+    }
+
+    #[test]
+    fn first_subnet_has_number_one_and_its_owner_holds_uid_0() {
+        on_new_chain(|| {
+            assert_eq!(TotalNetworks::<Test>::get(), 1);
+            assert_ok!(found(OWNER, OWNER_HOTKEY));
+            assert_eq!(TotalNetworks::<Test>::get(), 2);
+            assert_eq!(SubnetOwner::<Test>::get(NETUID), OWNER);
+            assert_eq!(Keys::<Test>::get(NETUID, 0), OWNER_HOTKEY);
+            assert_eq!(Uids::<Test>::get(NETUID, OWNER_HOTKEY), Some(0));
+            assert_eq!(Owner::<Test>::get(OWNER_HOTKEY), OWNER);
+            assert_eq!(Balances::free_balance(OWNER), ENDOWMENT - 1000 * TAO);
+            assert_eq!(events().last(), Some(&Event::NetworkAdded(NETUID, 1)));
+        });
+    }
+
+    #[test]
+    fn network_registration_names_the_first_fault() {
+        on_new_chain(|| {
+            assert_ok!(found(OWNER, OWNER_HOTKEY));
+            let poor = 77;
+            assert_noop!(found(poor, OWNER_HOTKEY), Fault::NetworkTxRateLimitExceeded);
+            run_blocks(29);
+            assert_noop!(found(poor, OWNER_HOTKEY), Fault::NetworkTxRateLimitExceeded);
+            run_blocks(1);
+            assert_noop!(found(poor, OWNER_HOTKEY), Fault::CannotAffordLockCost);
+            assert_noop!(found(2, OWNER_HOTKEY), Fault::NonAssociatedColdKey);
+            assert_ok!(found(OWNER, OWNER_HOTKEY));
+            assert_eq!(Uids::<Test>::get(2, OWNER_HOTKEY), Some(0));
+        });
+    }
+
+    #[test]
+    fn subnets_cost_twice_the_last_one_and_less_as_time_passes() {
+        on_new_chain(|| {
+            NetworkLockReductionInterval::<Test>::put(100);
+            assert_eq!(Pallet::<Test>::network_lock_cost(), 1000 * TAO);
+            assert_ok!(found(OWNER, OWNER_HOTKEY));
+            assert_eq!(Pallet::<Test>::network_lock_cost(), 2000 * TAO);
+            run_blocks(50);
+            assert_eq!(Pallet::<Test>::network_lock_cost(), 1500 * TAO);
+            run_blocks(100);
+            assert_eq!(Pallet::<Test>::network_lock_cost(), 1000 * TAO);
+        });
+    }
+
+    #[test]
+    fn identity_of_a_new_subnet_is_kept() {
+        on_new_chain(|| {
+            let identity = SubnetIdentityV3 {
+                subnet_name: b"gradmesh".to_vec(),
+                ..SubnetIdentityV3::default()
+            };
+            assert_ok!(SubtensorModule::register_network_with_identity(
+                signed(OWNER),
+                OWNER_HOTKEY,
+                Some(identity.clone())
+            ));
+            assert_eq!(SubnetIdentitiesV3::<Test>::get(NETUID), Some(identity));
+        });
+    }
+
+    #[test]
+    fn subnet_is_started_once_by_its_owner_when_it_is_old_enough() {
+        on_new_chain(|| {
+            let start = |coldkey, netuid| SubtensorModule::start_call(signed(coldkey), netuid);
+            assert_ok!(found(OWNER, OWNER_HOTKEY));
+            assert_noop!(start(OWNER, 2), Fault::SubnetNotExists);
+            assert_noop!(start(2, NETUID), DispatchError::BadOrigin);
+            run_blocks(2);
+            assert_noop!(start(OWNER, NETUID), Fault::NeedWaitingMoreBlocksToStarCall);
+            run_blocks(1);
+            assert_ok!(start(OWNER, NETUID));
+            assert!(SubtokenEnabled::<Test>::get(NETUID));
+            assert_noop!(
+                start(OWNER, NETUID),
+                Fault::FirstEmissionBlockNumberAlreadySet
+            );
+        });
+    }
+
+    #[test]
+    fn registration_names_the_first_fault() {
+        with_subnet(|| {
+            let poor = 77;
+            let limited = |coldkey, limit| {
+                SubtensorModule::register_limit(signed(coldkey), NETUID, OWNER_HOTKEY, limit)
+            };
+            let price = Burn::<Test>::get(NETUID);
+            MaxAllowedUids::<Test>::insert(NETUID, 1);
+            NetworkRegistrationAllowed::<Test>::insert(NETUID, false);
+            assert_noop!(
+                burned(poor, ROOT, OWNER_HOTKEY),
+                Fault::RegistrationNotPermittedOnRootSubnet
+            );
+            assert_noop!(burned(poor, 2, OWNER_HOTKEY), Fault::SubnetNotExists);
+            assert_noop!(limited(poor, price - 1), Fault::SubNetRegistrationDisabled);
+            NetworkRegistrationAllowed::<Test>::insert(NETUID, true);
+            assert_noop!(
+                limited(poor, price - 1),
+                Fault::RegistrationPriceLimitExceeded
+            );
+            assert_noop!(limited(poor, price), Fault::HotKeyAlreadyRegisteredInSubNet);
+            assert_ok!(SubtensorModule::root_register(signed(2), 102));
+            assert_noop!(burned(poor, NETUID, 102), Fault::NotEnoughBalanceToStake);
+            assert_noop!(burned(3, NETUID, 102), Fault::NonAssociatedColdKey);
+            assert_noop!(burned(2, NETUID, 102), Fault::NoNeuronIdAvailable);
+            MaxAllowedUids::<Test>::insert(NETUID, 2);
+            assert_ok!(burned(2, NETUID, 102));
+        });
+    }
+
+    #[test]
+    fn registration_takes_the_price_and_counts_as_an_update() {
+        with_subnet(|| {
+            let price = Burn::<Test>::get(NETUID);
+            assert_eq!(register(2), 1);
+            assert_eq!(Balances::free_balance(2), ENDOWMENT - price);
+            assert_eq!(LastUpdate::<Test>::get(NETUID), [1, 4]);
+            assert_eq!(Active::<Test>::get(NETUID), [true, true]);
+            assert_eq!(OwnedHotkeys::<Test>::get(2), [hotkey_of(2)]);
+            assert_eq!(
+                events().last(),
+                Some(&Event::NeuronRegistered(NETUID, 1, 102))
+            );
+        });
+    }
+
+    #[test]
+    fn proof_of_work_is_not_looked_at_and_the_signer_pays() {
+        with_subnet(|| {
+            let work = vec![1, 2, 3];
+            assert_ok!(SubtensorModule::register(
+                signed(2),
+                NETUID,
+                0,
+                0,
+                work,
+                102,
+                3
+            ));
+            assert_eq!(Owner::<Test>::get(102), 2);
+            assert_eq!(Balances::free_balance(3), ENDOWMENT);
+        });
+    }
+
+    #[test]
+    fn price_rises_by_26_percent_with_a_registration_and_halves_in_its_half_life() {
+        with_subnet(|| {
+            Burn::<Test>::insert(NETUID, 10 * TAO);
+            register(2);
+            assert_eq!(Burn::<Test>::get(NETUID), 12_600_000_000);
+            run_blocks(360);
+            // 12.6 * (1 - ln 2 / 360)^360 = 12.6 * 0.499666 = 6.29579; rounding adds at most a rao per block.
+            let price = Burn::<Test>::get(NETUID);
+            assert!((6_295_700_000..6_295_900_000).contains(&price), "{price}");
+        });
+    }
+
+    #[test]
+    fn price_stays_within_its_bounds() {
+        with_subnet(|| {
+            MinBurn::<Test>::insert(NETUID, 90_000_000);
+            MaxBurn::<Test>::insert(NETUID, 110_000_000);
+            register(2);
+            assert_eq!(Burn::<Test>::get(NETUID), 110_000_000);
+            run_blocks(360);
+            assert_eq!(Burn::<Test>::get(NETUID), 90_000_000);
+        });
+    }
+
+    #[test]
+    fn full_subnet_prunes_the_least_emission_then_the_older_one() {
+        with_subnet(|| {
+            register(2);
+            run_blocks(1);
+            register(3);
+            register(4);
+            MaxAllowedUids::<Test>::insert(NETUID, 4);
+            Emission::<Test>::insert(NETUID, vec![0, 5, 5, 6]);
+            assert_noop!(burned(5, NETUID, 105), Fault::NoNeuronIdAvailable);
+            run_blocks(19);
+            assert_eq!(register(5), 1, "uid 1 alone is past its immunity");
+            Emission::<Test>::insert(NETUID, vec![0, 0, 5, 5]);
+            run_blocks(1);
+            assert_eq!(
+                register(6),
+                2,
+                "uid 1 is new, uids 2 and 3 are equal in age and emission"
+            );
+        });
+    }
+
+    #[test]
+    fn pruned_neuron_leaves_nothing_to_its_successor() {
+        with_subnet(|| {
+            set_loopback_axons(true);
+            let uid = register(2);
+            let certificate = vec![1; 33];
+            assert_ok!(SubtensorModule::serve_axon_tls(
+                signed(102),
+                NETUID,
+                1,
+                0x0102_0304,
+                80,
+                4,
+                0,
+                0,
+                0,
+                certificate
+            ));
+            Weights::<Test>::insert(NETUID, uid, vec![(0, 1)]);
+            Weights::<Test>::insert(NETUID, 0, vec![(0, 7), (uid, 8)]);
+            Bonds::<Test>::insert(NETUID, uid, vec![(0, 1)]);
+            Bonds::<Test>::insert(NETUID, 0, vec![(uid, 8)]);
+            for column in [0, uid] {
+                neurons::set_entry::<_, Incentive<Test>>(NETUID, column, 9);
+                neurons::set_entry::<_, ValidatorPermit<Test>>(NETUID, column, true);
+            }
+            MaxAllowedUids::<Test>::insert(NETUID, 2);
+            run_blocks(4);
+            ImmunityPeriod::<Test>::insert(NETUID, 0);
+
+            assert_eq!(register(3), uid);
+
+            assert_eq!(Keys::<Test>::get(NETUID, uid), 103);
+            assert_eq!(Uids::<Test>::get(NETUID, 102), None);
+            assert!(!IsNetworkMember::<Test>::get(102, NETUID));
+            assert_eq!(Axons::<Test>::get(NETUID, 102), None);
+            assert_eq!(NeuronCertificates::<Test>::get(NETUID, 102), None);
+            assert!(Weights::<Test>::get(NETUID, uid).is_empty());
+            assert!(Bonds::<Test>::get(NETUID, uid).is_empty());
+            assert_eq!(Weights::<Test>::get(NETUID, 0), [(0, 7)]);
+            assert!(Bonds::<Test>::get(NETUID, 0).is_empty());
+            assert_eq!(Incentive::<Test>::get(NETUID), [9, 0]);
+            assert_eq!(ValidatorPermit::<Test>::get(NETUID), [true, false]);
+            assert_eq!(BlockAtRegistration::<Test>::get(NETUID, uid), 8);
+            assert_eq!(LastUpdate::<Test>::get(NETUID), [1, 8]);
+            assert_eq!(SubnetworkN::<Test>::get(NETUID), 2);
+        });
+    }
+
+    #[test]
+    fn owner_is_never_pruned() {
+        with_subnet(|| {
+            MaxAllowedUids::<Test>::insert(NETUID, 1);
+            ImmunityPeriod::<Test>::insert(NETUID, 0);
+            assert_noop!(burned(2, NETUID, 102), Fault::NoNeuronIdAvailable);
+        });
+    }
+
+    #[test]
+    fn seat_on_a_full_root_network_takes_more_stake_than_the_least() {
+        with_subnet(|| {
+            let root =
+                |coldkey| SubtensorModule::root_register(signed(coldkey), hotkey_of(coldkey));
+            MaxAllowedUids::<Test>::insert(ROOT, 2);
+            assert_ok!(root(2));
+            assert_ok!(root(3));
+            assert_noop!(root(2), Fault::HotKeyAlreadyRegisteredInSubNet);
+            assert_noop!(
+                SubtensorModule::root_register(signed(4), OWNER_HOTKEY),
+                Fault::NonAssociatedColdKey
+            );
+            assert_ok!(SubtensorModule::add_stake(signed(2), 102, ROOT, TAO));
+            register(4);
+            assert_noop!(root(4), Fault::StakeTooLowForRoot);
+            assert_ok!(SubtensorModule::add_stake(signed(4), 104, ROOT, TAO));
+            assert_ok!(root(4));
+            assert_eq!(Uids::<Test>::get(ROOT, 104), Some(1));
+            assert_eq!(Uids::<Test>::get(ROOT, 103), None);
+        });
+    }
+
+    #[test]
+    fn tempo_of_an_owner_is_bounded() {
+        with_subnet(|| {
+            let set = |coldkey, tempo| SubtensorModule::set_tempo(signed(coldkey), NETUID, tempo);
+            assert_noop!(set(2, 360), DispatchError::BadOrigin);
+            assert_noop!(set(OWNER, 359), Fault::TempoOutOfBounds);
+            assert_noop!(set(OWNER, 50_401), Fault::TempoOutOfBounds);
+            assert_ok!(set(OWNER, 360));
+            assert_eq!(Tempo::<Test>::get(NETUID), 360);
+        });
+    }
+
+    #[test]
+    fn triggered_epoch_runs_in_the_next_block() {
+        with_subnet(|| {
+            let trigger = |coldkey| SubtensorModule::trigger_epoch(signed(coldkey), NETUID);
+            assert_noop!(trigger(2), DispatchError::BadOrigin);
+            assert_ok!(trigger(OWNER));
+            assert_noop!(trigger(OWNER), Fault::EpochTriggerAlreadyPending);
+            assert_eq!(SubnetEpochIndex::<Test>::get(NETUID), 0);
+            run_blocks(1);
+            assert_eq!(SubnetEpochIndex::<Test>::get(NETUID), 1);
+            assert_eq!(PendingEpochAt::<Test>::get(NETUID), 0);
+            assert_ok!(trigger(OWNER));
+        });
+    }
+}

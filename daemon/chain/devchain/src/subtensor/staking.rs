@@ -153,3 +153,152 @@ impl<T: Config> Pallet<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use frame_support::{assert_noop, assert_ok};
+
+    use super::super::mock::*;
+    use super::*;
+
+    type Fault = Error<Test>;
+
+    fn add(coldkey: u64, hotkey: u64, tao: u64) -> DispatchResult {
+        SubtensorModule::add_stake(signed(coldkey), hotkey, NETUID, tao)
+    }
+
+    fn remove(coldkey: u64, hotkey: u64, alpha: u64) -> DispatchResult {
+        SubtensorModule::remove_stake(signed(coldkey), hotkey, NETUID, alpha)
+    }
+
+    fn stake_of(hotkey: u64, coldkey: u64) -> u64 {
+        Pallet::<Test>::stake_of(&hotkey, &coldkey, NETUID)
+    }
+
+    #[test]
+    fn adding_stake_names_the_first_fault() {
+        on_new_chain(|| {
+            let poor = 77;
+            assert_noop!(add(poor, 999, 1), Fault::SubnetNotExists);
+            SubtensorModule::register_network(signed(OWNER), OWNER_HOTKEY).unwrap();
+            assert_noop!(add(poor, 999, 1), Fault::SubtokenDisabled);
+            run_blocks(3);
+            SubtensorModule::start_call(signed(OWNER), NETUID).unwrap();
+            assert_noop!(add(poor, 999, STAKE_MIN - 1), Fault::AmountTooLow);
+            assert_noop!(add(poor, 999, STAKE_MIN), Fault::NotEnoughBalanceToStake);
+            assert_noop!(add(2, 999, STAKE_MIN), Fault::HotKeyAccountNotExists);
+            assert_ok!(add(2, OWNER_HOTKEY, STAKE_MIN));
+        });
+    }
+
+    #[test]
+    fn removing_stake_names_the_first_fault() {
+        with_subnet(|| {
+            assert_ok!(add(2, OWNER_HOTKEY, TAO));
+            assert_noop!(remove(2, 999, 0), Fault::AmountTooLow);
+            assert_noop!(remove(2, 999, 2 * TAO), Fault::HotKeyAccountNotExists);
+            assert_noop!(
+                remove(2, OWNER_HOTKEY, TAO + 1),
+                Fault::NotEnoughStakeToWithdraw
+            );
+            SubnetTAO::<Test>::insert(NETUID, 1);
+            assert_noop!(remove(2, OWNER_HOTKEY, TAO), Fault::InsufficientLiquidity);
+            SubtokenEnabled::<Test>::insert(NETUID, false);
+            assert_noop!(remove(2, OWNER_HOTKEY, 0), Fault::SubtokenDisabled);
+        });
+    }
+
+    #[test]
+    fn price_limits_hold_on_both_sides_of_par() {
+        with_subnet(|| {
+            let add = |limit| {
+                let coldkey = signed(2);
+                SubtensorModule::add_stake_limit(coldkey, OWNER_HOTKEY, NETUID, TAO, limit, true)
+            };
+            let remove = |limit| {
+                let coldkey = signed(2);
+                SubtensorModule::remove_stake_limit(
+                    coldkey,
+                    OWNER_HOTKEY,
+                    NETUID,
+                    TAO,
+                    limit,
+                    false,
+                )
+            };
+            assert_noop!(add(ALPHA_PRICE - 1), Fault::SlippageTooHigh);
+            assert_ok!(add(ALPHA_PRICE));
+            assert_noop!(remove(ALPHA_PRICE + 1), Fault::SlippageTooHigh);
+            assert_ok!(remove(ALPHA_PRICE));
+            assert_eq!(Balances::free_balance(2), ENDOWMENT);
+        });
+    }
+
+    #[test]
+    fn stake_moves_tao_into_the_pool_and_back() {
+        with_subnet(|| {
+            let (pool, out) = (
+                SubnetTAO::<Test>::get(NETUID),
+                SubnetAlphaOut::<Test>::get(NETUID),
+            );
+            assert_ok!(add(2, OWNER_HOTKEY, 5 * TAO));
+            assert_eq!(SubnetTAO::<Test>::get(NETUID), pool + 5 * TAO);
+            assert_eq!(SubnetAlphaIn::<Test>::get(NETUID), pool + 5 * TAO);
+            assert_eq!(SubnetAlphaOut::<Test>::get(NETUID), out + 5 * TAO);
+            assert_eq!(TotalHotkeyAlpha::<Test>::get(OWNER_HOTKEY, NETUID), 5 * TAO);
+            assert_eq!(stake_of(OWNER_HOTKEY, 2), 5 * TAO);
+            assert_eq!(Balances::free_balance(2), ENDOWMENT - 5 * TAO);
+            assert_eq!(StakingHotkeys::<Test>::get(2), [OWNER_HOTKEY]);
+
+            assert_ok!(remove(2, OWNER_HOTKEY, 5 * TAO));
+            assert_eq!(SubnetTAO::<Test>::get(NETUID), pool);
+            assert_eq!(SubnetAlphaOut::<Test>::get(NETUID), out);
+            assert_eq!(Balances::free_balance(2), ENDOWMENT);
+            assert!(TotalHotkeyShares::<Test>::get(OWNER_HOTKEY, NETUID).is_zero());
+            assert!(Alpha::<Test>::get((OWNER_HOTKEY, 2, NETUID)).is_zero());
+        });
+    }
+
+    #[test]
+    fn income_of_a_hotkey_belongs_to_its_holders_in_proportion() {
+        with_subnet(|| {
+            assert_ok!(add(2, OWNER_HOTKEY, 3 * TAO));
+            assert_ok!(add(3, OWNER_HOTKEY, TAO));
+            Pallet::<Test>::credit_holders(&OWNER_HOTKEY, NETUID, 4 * TAO);
+            assert_eq!(stake_of(OWNER_HOTKEY, 2), 6 * TAO);
+            assert_eq!(stake_of(OWNER_HOTKEY, 3), 2 * TAO);
+            assert_ok!(remove(3, OWNER_HOTKEY, 2 * TAO));
+            assert_eq!(stake_of(OWNER_HOTKEY, 2), 6 * TAO);
+            assert_eq!(stake_of(OWNER_HOTKEY, 3), 0);
+        });
+    }
+
+    #[test]
+    fn income_of_a_hotkey_without_stake_belongs_to_its_owner() {
+        with_subnet(|| {
+            Pallet::<Test>::credit_holders(&OWNER_HOTKEY, NETUID, TAO);
+            assert_eq!(stake_of(OWNER_HOTKEY, OWNER), TAO);
+        });
+    }
+
+    #[test]
+    fn root_stake_counts_on_subnets_by_its_weight() {
+        with_subnet(|| {
+            assert_ok!(SubtensorModule::add_stake(
+                signed(2),
+                OWNER_HOTKEY,
+                ROOT,
+                4 * TAO
+            ));
+            TaoWeight::<Test>::put(u64::MAX / 4);
+            let weight = Pallet::<Test>::stake_weight(&OWNER_HOTKEY, NETUID);
+            assert_eq!(
+                weight,
+                StakeWeight {
+                    alpha: 0,
+                    tao: TAO - 1
+                }
+            );
+        });
+    }
+}

@@ -112,8 +112,6 @@ pub struct WeightsTlockPayload {
 pub trait Beacon {
     /// The signature of `round`, if that pulse is on chain.
     fn signature(round: u64) -> Option<Vec<u8>>;
-    /// The newest round on chain; 0 before the first.
-    fn last_round() -> u64;
 }
 
 /// Opens what was encrypted to a round of the beacon.

@@ -152,3 +152,191 @@ fn upscaled(values: &[u16]) -> Vec<u16> {
     };
     values.iter().map(scale).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use frame_support::{assert_noop, assert_ok};
+
+    use super::super::mock::*;
+    use super::*;
+
+    type Fault = Error<Test>;
+
+    #[derive(Clone)]
+    struct Attempt {
+        hotkey: u64,
+        netuid: u16,
+        mecid: u8,
+        uids: Vec<u16>,
+        values: Vec<u16>,
+        version_key: u64,
+    }
+
+    impl Attempt {
+        fn make(&self) -> DispatchResult {
+            let Self {
+                hotkey,
+                netuid,
+                mecid,
+                uids,
+                values,
+                version_key,
+            } = self.clone();
+            let hotkey = signed(hotkey);
+            SubtensorModule::set_mechanism_weights(hotkey, netuid, mecid, uids, values, version_key)
+        }
+    }
+
+    fn set(coldkey: u64, uids: &[u16], values: &[u16]) -> DispatchResult {
+        let hotkey = signed(hotkey_of(coldkey));
+        SubtensorModule::set_weights(hotkey, NETUID, uids.to_vec(), values.to_vec(), 0)
+    }
+
+    #[test]
+    fn setting_weights_names_the_first_fault() {
+        with_subnet(|| {
+            let uid = register(2);
+            register(3);
+            StakeThreshold::<Test>::put(TAO);
+            WeightsVersionKey::<Test>::insert(NETUID, 7);
+            MinAllowedWeights::<Test>::insert(NETUID, 2);
+            MaxWeightsLimit::<Test>::insert(NETUID, 32_768);
+            CommitRevealWeightsEnabled::<Test>::insert(NETUID, true);
+            let mut attempt = Attempt {
+                hotkey: 999,
+                netuid: ROOT,
+                mecid: 1,
+                uids: vec![9; 4],
+                values: vec![1],
+                version_key: 6,
+            };
+            assert_noop!(attempt.make(), Fault::CommitRevealEnabled);
+            CommitRevealWeightsEnabled::<Test>::insert(ROOT, false);
+            CommitRevealWeightsEnabled::<Test>::insert(NETUID, false);
+            assert_noop!(attempt.make(), Fault::CanNotSetRootNetworkWeights);
+            attempt.netuid = NETUID;
+            assert_noop!(attempt.make(), Fault::WeightVecNotEqualSize);
+            attempt.values = vec![1; 4];
+            assert_noop!(attempt.make(), Fault::MechanismDoesNotExist);
+            attempt.mecid = 0;
+            assert_noop!(attempt.make(), Fault::UidsLengthExceedUidsInSubNet);
+            (attempt.uids, attempt.values) = (vec![9; 3], vec![1; 3]);
+            assert_noop!(attempt.make(), Fault::HotKeyNotRegisteredInSubNet);
+            attempt.hotkey = hotkey_of(2);
+            assert_noop!(attempt.make(), Fault::NotEnoughStakeToSetWeights);
+            assert_ok!(SubtensorModule::add_stake(
+                signed(2),
+                hotkey_of(2),
+                NETUID,
+                TAO
+            ));
+            assert_noop!(attempt.make(), Fault::IncorrectWeightVersionKey);
+            attempt.version_key = 7;
+            assert_noop!(attempt.make(), Fault::SettingWeightsTooFast);
+            run_blocks(5);
+            assert_noop!(attempt.make(), Fault::NeuronNoValidatorPermit);
+            set_entry::<_, ValidatorPermit<Test>>(NETUID, uid, true);
+            assert_noop!(attempt.make(), Fault::DuplicateUids);
+            (attempt.uids, attempt.values) = (vec![3], vec![1]);
+            assert_noop!(attempt.make(), Fault::UidVecContainInvalidOne);
+            attempt.uids = vec![2];
+            assert_noop!(attempt.make(), Fault::WeightVecLengthIsLow);
+            (attempt.uids, attempt.values) = (vec![2, 0], vec![2, 1]);
+            assert_noop!(attempt.make(), Fault::MaxWeightExceeded);
+            attempt.values = vec![1, 1];
+            assert_ok!(attempt.make());
+            assert_eq!(
+                Weights::<Test>::get(NETUID, uid),
+                [(2, 65_535), (0, 65_535)]
+            );
+            assert_eq!(events().last(), Some(&Event::WeightsSet(NETUID, uid)));
+        });
+    }
+
+    #[test]
+    fn weights_on_a_subnet_that_does_not_exist_have_no_mechanism() {
+        with_subnet(|| {
+            CommitRevealWeightsEnabled::<Test>::insert(5, false);
+            let missing = SubtensorModule::set_weights(signed(OWNER_HOTKEY), 5, vec![], vec![], 0);
+            assert_noop!(missing, Fault::MechanismDoesNotExist);
+        });
+    }
+
+    #[test]
+    fn largest_weight_is_stored_as_65535_and_zeros_are_kept() {
+        with_subnet(|| {
+            let uid = register_validator(2, TAO);
+            register(3);
+            run_blocks(5);
+            assert_ok!(set(2, &[0, 1, 2], &[3, 0, 2]));
+            assert_eq!(
+                Weights::<Test>::get(NETUID, uid),
+                [(0, 65_535), (1, 0), (2, 43_690)]
+            );
+            run_blocks(5);
+            assert_ok!(set(2, &[0, 1, 2], &[0, 0, 0]));
+            assert_eq!(Weights::<Test>::get(NETUID, uid), [(0, 0), (1, 0), (2, 0)]);
+        });
+    }
+
+    #[test]
+    fn second_weights_wait_for_the_rate_limit() {
+        with_subnet(|| {
+            register_validator(2, TAO);
+            run_blocks(5);
+            assert_ok!(set(2, &[0], &[1]));
+            run_blocks(4);
+            assert_noop!(set(2, &[0], &[1]), Fault::SettingWeightsTooFast);
+            run_blocks(1);
+            assert_ok!(set(2, &[0], &[1]));
+        });
+    }
+
+    #[test]
+    fn neuron_without_an_update_is_not_limited() {
+        with_subnet(|| {
+            let uid = register_validator(2, TAO);
+            set_entry::<_, LastUpdate<Test>>(NETUID, uid, 0);
+            assert_ok!(set(2, &[0], &[1]));
+            assert_eq!(LastUpdate::<Test>::get(NETUID), [1, 4]);
+        });
+    }
+
+    #[test]
+    fn weight_on_oneself_and_weights_of_the_owner_need_no_permit() {
+        with_subnet(|| {
+            let uid = register(2);
+            run_blocks(5);
+            assert_noop!(set(2, &[0], &[1]), Fault::NeuronNoValidatorPermit);
+            assert_ok!(set(2, &[uid], &[1]));
+            assert_ok!(set(OWNER, &[uid], &[1]));
+        });
+    }
+
+    #[test]
+    fn one_failure_in_a_batch_stops_nothing() {
+        with_subnet(|| {
+            let uid = register_validator(2, TAO);
+            run_blocks(5);
+            let netuids = vec![Compact(9), Compact(NETUID)];
+            let row = vec![(Compact(0), Compact(5))];
+            let batch = |version_keys| {
+                let rows = vec![row.clone(), row.clone()];
+                SubtensorModule::batch_set_weights(signed(102), netuids.clone(), rows, version_keys)
+            };
+            assert_noop!(batch(vec![Compact(0)]), Fault::InputLengthsUnequal);
+            System::reset_events();
+            assert_ok!(batch(vec![Compact(0), Compact(0)]));
+            assert_eq!(Weights::<Test>::get(NETUID, uid), [(0, 65_535)]);
+            assert_eq!(
+                events(),
+                [
+                    Event::BatchWeightItemFailed(Fault::CommitRevealEnabled.into()),
+                    Event::WeightsSet(NETUID, uid),
+                    Event::BatchCompletedWithErrors(),
+                    Event::BatchWeightsCompleted(netuids.clone(), 102),
+                ]
+            );
+        });
+    }
+}

@@ -2,6 +2,8 @@
 //!
 //! Absent entries are zero. Every operation saturates: sums of hostile numbers stay numbers.
 
+use std::collections::BTreeMap;
+
 use fixed::types::I32F32;
 
 /// One row for each uid, every row in ascending order of column, each column at most once and within the matrix.
@@ -118,27 +120,19 @@ impl Matrix {
     }
 }
 
-/// Two sorted rows side by side.
 fn merge_rows(left: &Row, right: &Row, merge: impl Fn(I32F32, I32F32) -> I32F32) -> Row {
-    let mut merged = Row::with_capacity(left.len().max(right.len()));
-    let (mut left, mut right) = (left.iter().peekable(), right.iter().peekable());
-    while let Some(column) = left
-        .peek()
-        .into_iter()
-        .chain(right.peek())
-        .map(|e| e.0)
-        .min()
-    {
-        let mut take = |row: &mut std::iter::Peekable<std::slice::Iter<'_, _>>| {
-            row.next_if(|entry: &&(u16, I32F32)| entry.0 == column)
-                .map_or(I32F32::ZERO, |entry| entry.1)
-        };
-        let value = merge(take(&mut left), take(&mut right));
-        if value > I32F32::ZERO {
-            merged.push((column, value));
-        }
+    let mut sides = BTreeMap::<u16, (I32F32, I32F32)>::new();
+    for (column, value) in left {
+        sides.entry(*column).or_default().0 = *value;
     }
-    merged
+    for (column, value) in right {
+        sides.entry(*column).or_default().1 = *value;
+    }
+    sides
+        .into_iter()
+        .map(|(column, (left, right))| (column, merge(left, right)))
+        .filter(|(_, value)| *value > I32F32::ZERO)
+        .collect()
 }
 
 /// Sums, saturating.
