@@ -38,7 +38,7 @@ pub async fn run(cli: Cli, settings: &MachineFile) -> anyhow::Result<()> {
         Command::Checkpoint(command) => checkpoint::run(&global, settings, command).await,
         Command::Chain(command) => chain::run(settings, command).await,
         Command::Wallet(command) => wallet::run(settings, command).await,
-        Command::Doctor(args) => doctor::run(&global, settings, &args),
+        Command::Doctor(args) => doctor::run(&global, settings, &args).await,
     }
 }
 

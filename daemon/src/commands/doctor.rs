@@ -5,13 +5,15 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::bail;
+use gradmesh_chain::{Client, Settings};
 use gradmesh_trainer::torch::{device, version_check};
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 use serde::Serialize;
 
-use super::print_json;
-use crate::cli::{DoctorArgs, GlobalArgs};
+use super::subnet::told;
+use super::{print_json, wallet};
+use crate::cli::{DoctorArgs, GlobalArgs, WalletArgs};
 use crate::machine::{Machine, MachineFile, cores};
 use crate::state_dir::StateDir;
 use crate::terminal::{bytes, say};
@@ -48,7 +50,7 @@ fn finding(check: &'static str, verdict: Verdict, detail: impl Into<String>) -> 
     }
 }
 
-pub(super) fn run(
+pub(super) async fn run(
     global: &GlobalArgs,
     file: &MachineFile,
     args: &DoctorArgs,
@@ -68,6 +70,10 @@ pub(super) fn run(
     findings.extend(settings.listen.iter().map(control_port));
     findings.push(udp_port("bulk port", settings.bulk_listen, "--bulk-listen"));
     findings.push(status_port(settings.status_listen));
+    if let Some(network) = &settings.chain {
+        findings.push(chain(network).await);
+        findings.push(hotkey(&settings.wallet));
+    }
 
     let failed = findings
         .iter()
@@ -95,6 +101,32 @@ pub(super) fn run(
         );
     }
     Ok(())
+}
+
+/// Whether the chain that the operator named answers.
+async fn chain(network: &str) -> Finding {
+    let read = async {
+        let client = told(Client::connect(told(Settings::network(network))?).await)?;
+        let block = told(client.finalized().await)?;
+        let spec = client.capabilities().spec_version;
+        anyhow::Ok(format!(
+            "{}, finalized block {}, runtime {spec}",
+            client.endpoint(),
+            block.number
+        ))
+    };
+    match read.await {
+        Ok(detail) => finding("chain", Verdict::Ok, detail),
+        Err(error) => finding("chain", Verdict::Fail, format!("{error:#}")),
+    }
+}
+
+/// Whether the hotkey that would sign can be opened.
+fn hotkey(args: &WalletArgs) -> Finding {
+    match wallet::hotkey(args) {
+        Ok(key) => finding("hotkey", Verdict::Ok, key.account().to_string()),
+        Err(error) => finding("hotkey", Verdict::Fail, format!("{error:#}")),
+    }
 }
 
 fn libtorch() -> Finding {

@@ -71,7 +71,11 @@ impl Arguments {
     fn options(&self) -> Options {
         Options {
             listen: self.listen,
-            sealing: if self.manual { Sealing::Manual } else { Sealing::Interval },
+            sealing: if self.manual {
+                Sealing::Manual
+            } else {
+                Sealing::Interval
+            },
             block_ms: self.block_ms,
             finality_lag_blocks: self.finality_lag,
             dir: self.dir.clone(),
@@ -88,7 +92,10 @@ impl Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

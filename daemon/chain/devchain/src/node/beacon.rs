@@ -28,7 +28,11 @@ pub(crate) struct Beacon {
 impl Beacon {
     /// The beacon whose round 1 is due at `genesis_unix_s`.
     pub(crate) fn new(genesis_unix_s: u64, period_s: u64) -> Beacon {
-        Beacon { key: SecretKey::from_seed(SEED), genesis_unix_s, period_s }
+        Beacon {
+            key: SecretKey::from_seed(SEED),
+            genesis_unix_s,
+            period_s,
+        }
     }
 
     /// The public key, as the chain has it in storage.
@@ -41,15 +45,26 @@ impl Beacon {
         let newest = round_at(unix_ms / 1_000, self.genesis_unix_s, self.period_s);
         rounds_due(newest, last, awaited)
             .into_iter()
-            .map(|round| Pulse { round, signature: self.key.sign(round) })
+            .map(|round| Pulse {
+                round,
+                signature: self.key.sign(round),
+            })
             .collect()
     }
 }
 
 fn rounds_due(newest: u64, last: u64, awaited: BTreeSet<u64>) -> Vec<u64> {
-    let from = last.saturating_add(1).max(newest.saturating_sub(CATCH_UP_ROUNDS - 1)).max(1);
-    let older = awaited.into_iter().filter(|round| *round > last && *round < from.min(newest.saturating_add(1)));
-    older.chain(from..=newest).take(PULSES_PER_BLOCK_MAX).collect()
+    let from = last
+        .saturating_add(1)
+        .max(newest.saturating_sub(CATCH_UP_ROUNDS - 1))
+        .max(1);
+    let older = awaited
+        .into_iter()
+        .filter(|round| *round > last && *round < from.min(newest.saturating_add(1)));
+    older
+        .chain(from..=newest)
+        .take(PULSES_PER_BLOCK_MAX)
+        .collect()
 }
 
 #[cfg(test)]
@@ -75,7 +90,10 @@ mod tests {
             last = *newest;
             brought.extend(rounds);
         }
-        let expected: Vec<u64> = [400, 90_000].into_iter().chain(100_000 - CATCH_UP_ROUNDS + 1..=100_000).collect();
+        let expected: Vec<u64> = [400, 90_000]
+            .into_iter()
+            .chain(100_000 - CATCH_UP_ROUNDS + 1..=100_000)
+            .collect();
         assert_eq!(brought, expected);
     }
 }

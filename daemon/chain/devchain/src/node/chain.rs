@@ -76,13 +76,37 @@ impl Chain {
     /// # Panics
     /// If there is no tip.
     pub(crate) fn new(best: Vec<Hash>, tips: Vec<Tip>, finalized: u32, states_kept: u32) -> Chain {
-        let states_from = tips.first().expect("a chain has a newest block").block.number();
-        let numbers = best.iter().zip(0..).map(|(hash, number)| (*hash, number)).collect();
+        let states_from = tips
+            .first()
+            .expect("a chain has a newest block")
+            .block
+            .number();
+        let numbers = best
+            .iter()
+            .zip(0..)
+            .map(|(hash, number)| (*hash, number))
+            .collect();
         let entries = tips
             .into_iter()
-            .map(|tip| (tip.block.hash, Entry { block: tip.block, state: Some(tip.state) }))
+            .map(|tip| {
+                (
+                    tip.block.hash,
+                    Entry {
+                        block: tip.block,
+                        state: Some(tip.state),
+                    },
+                )
+            })
             .collect();
-        Chain { entries, best, numbers, forks: Vec::new(), finalized, states_kept, states_from }
+        Chain {
+            entries,
+            best,
+            numbers,
+            forks: Vec::new(),
+            finalized,
+            states_kept,
+            states_from,
+        }
     }
 
     pub(crate) fn best_number(&self) -> u32 {
@@ -95,13 +119,17 @@ impl Chain {
 
     /// The newest block with its state.
     pub(crate) fn tip(&self) -> Tip {
-        self.tip_at(self.best_number()).expect("the newest block keeps its state")
+        self.tip_at(self.best_number())
+            .expect("the newest block keeps its state")
     }
 
     /// The block `number` of the best chain with its state, if that is kept.
     pub(crate) fn tip_at(&self, number: u32) -> Option<Tip> {
         let entry = self.entries.get(&self.hash_at(number)?)?;
-        Some(Tip { block: entry.block.clone(), state: entry.state.clone()? })
+        Some(Tip {
+            block: entry.block.clone(),
+            state: entry.state.clone()?,
+        })
     }
 
     /// Hash of block `number` of the best chain.
@@ -122,7 +150,9 @@ impl Chain {
     /// The state after a block.
     pub(crate) fn state(&self, hash: &Hash) -> Result<State, StateError> {
         match self.entries.get(hash) {
-            Some(Entry { state: Some(state), .. }) => Ok(state.clone()),
+            Some(Entry {
+                state: Some(state), ..
+            }) => Ok(state.clone()),
             Some(Entry { state: None, .. }) => Err(StateError::Discarded(*hash)),
             None if self.numbers.contains_key(hash) => Err(StateError::Discarded(*hash)),
             None => Err(StateError::Unknown(*hash)),
@@ -135,10 +165,20 @@ impl Chain {
     /// If it is not its child.
     pub(crate) fn push(&mut self, tip: Tip) {
         let hash = tip.block.hash;
-        assert_eq!(Some(&tip.block.header.parent_hash), self.best.last(), "a block follows the newest one");
+        assert_eq!(
+            Some(&tip.block.header.parent_hash),
+            self.best.last(),
+            "a block follows the newest one"
+        );
         self.best.push(hash);
         self.numbers.insert(hash, tip.block.number());
-        self.entries.insert(hash, Entry { block: tip.block, state: Some(tip.state) });
+        self.entries.insert(
+            hash,
+            Entry {
+                block: tip.block,
+                state: Some(tip.state),
+            },
+        );
         self.prune();
     }
 
@@ -154,7 +194,10 @@ impl Chain {
             self.numbers.remove(hash);
         }
         self.forks.extend(&retracted);
-        retracted.iter().filter_map(|hash| self.block(hash)).collect()
+        retracted
+            .iter()
+            .filter_map(|hash| self.block(hash))
+            .collect()
     }
 
     /// Makes block `number` of the best chain final, and gives the blocks that became so, oldest first. Does nothing for
@@ -164,11 +207,15 @@ impl Chain {
         if number <= self.finalized {
             return Vec::new();
         }
-        let newly = (self.finalized + 1..=number).filter_map(|n| self.block(&self.hash_at(n)?)).collect();
+        let newly = (self.finalized + 1..=number)
+            .filter_map(|n| self.block(&self.hash_at(n)?))
+            .collect();
         self.finalized = number;
         let forks = std::mem::take(&mut self.forks);
-        let (ended, alive): (Vec<_>, Vec<_>) =
-            forks.into_iter().partition(|hash| self.block(hash).is_none_or(|block| block.number() <= number));
+        let (ended, alive): (Vec<_>, Vec<_>) = forks.into_iter().partition(|hash| {
+            self.block(hash)
+                .is_none_or(|block| block.number() <= number)
+        });
         for hash in ended {
             self.entries.remove(&hash);
         }
@@ -185,7 +232,10 @@ impl Chain {
     fn prune(&mut self) {
         let keep_from = self.states_from(self.best_number(), self.finalized);
         while self.states_from < keep_from {
-            if let Some(entry) = self.hash_at(self.states_from).and_then(|hash| self.entries.get_mut(&hash)) {
+            if let Some(entry) = self
+                .hash_at(self.states_from)
+                .and_then(|hash| self.entries.get_mut(&hash))
+            {
                 entry.state = None;
             }
             self.states_from += 1;
@@ -208,7 +258,14 @@ mod tests {
         header.number += 1;
         header.extrinsics_root = Hash::repeat_byte(salt);
         let hash = header.hash();
-        Tip { block: Arc::new(Block { hash, header, extrinsics: Vec::new() }), state: State::empty() }
+        Tip {
+            block: Arc::new(Block {
+                hash,
+                header,
+                extrinsics: Vec::new(),
+            }),
+            state: State::empty(),
+        }
     }
 
     fn genesis(states_kept: u32) -> Chain {
@@ -220,8 +277,20 @@ mod tests {
             digest: Default::default(),
         };
         let hash = header.hash();
-        let block = Arc::new(Block { hash, header, extrinsics: Vec::new() });
-        Chain::new(vec![hash], vec![Tip { block, state: State::empty() }], 0, states_kept)
+        let block = Arc::new(Block {
+            hash,
+            header,
+            extrinsics: Vec::new(),
+        });
+        Chain::new(
+            vec![hash],
+            vec![Tip {
+                block,
+                state: State::empty(),
+            }],
+            0,
+            states_kept,
+        )
     }
 
     fn grow(chain: &mut Chain, blocks: u32, salt: u8) {
@@ -240,14 +309,23 @@ mod tests {
         }
         chain.finalize(5);
         for number in 0..5 {
-            assert_eq!(state(&chain, number), Err(StateError::Discarded(chain.hash_at(number).unwrap())));
+            assert_eq!(
+                state(&chain, number),
+                Err(StateError::Discarded(chain.hash_at(number).unwrap()))
+            );
         }
         assert_eq!(state(&chain, 5), Ok(()));
         chain.finalize(10);
-        assert_eq!(state(&chain, 7), Err(StateError::Discarded(chain.hash_at(7).unwrap())));
+        assert_eq!(
+            state(&chain, 7),
+            Err(StateError::Discarded(chain.hash_at(7).unwrap()))
+        );
         assert_eq!(state(&chain, 8), Ok(()));
         let unknown = Hash::repeat_byte(9);
-        assert_eq!(chain.state(&unknown).map(drop), Err(StateError::Unknown(unknown)));
+        assert_eq!(
+            chain.state(&unknown).map(drop),
+            Err(StateError::Unknown(unknown))
+        );
     }
 
     #[test]
@@ -255,7 +333,14 @@ mod tests {
         let mut chain = genesis(256);
         grow(&mut chain, 3, 0);
         let old = chain.hash_at(3).unwrap();
-        assert_eq!(chain.retract_above(2).iter().map(|block| block.hash).collect::<Vec<_>>(), [old]);
+        assert_eq!(
+            chain
+                .retract_above(2)
+                .iter()
+                .map(|block| block.hash)
+                .collect::<Vec<_>>(),
+            [old]
+        );
         grow(&mut chain, 2, 1);
         assert_ne!(chain.hash_at(3), Some(old));
         assert_eq!(chain.number_of(&old), None);

@@ -24,7 +24,12 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn new(sealing: Sealing, block_ms: u64, genesis_ms: u64) -> Clock {
-        Clock { sealing, block_ms, genesis_ms, ahead_ms: 0 }
+        Clock {
+            sealing,
+            block_ms,
+            genesis_ms,
+            ahead_ms: 0,
+        }
     }
 
     /// Stamp of a block that is made because time has passed since its parent's.
@@ -34,7 +39,9 @@ impl Clock {
             Sealing::Interval => {
                 // A parent from the future: the chain was ahead of the clock before the node was started again.
                 self.ahead_ms = self.ahead_ms.max(parent_ms.saturating_sub(wall_ms));
-                wall_ms.saturating_add(self.ahead_ms).max(parent_ms.saturating_add(1))
+                wall_ms
+                    .saturating_add(self.ahead_ms)
+                    .max(parent_ms.saturating_add(1))
             }
             Sealing::Manual => parent_ms.saturating_add(self.block_ms),
         }
@@ -50,7 +57,9 @@ impl Clock {
 
 /// Milliseconds since 1970 by the wall clock.
 pub(crate) fn wall_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -71,7 +80,15 @@ mod tests {
         assert_eq!(clock.now(0, 6_003), 6_003);
         assert_eq!(clock.advance(6_003, 6_010), 7_003);
         assert_eq!(clock.advance(7_003, 6_010), 8_003);
-        assert_eq!(clock.now(8_003, 7_010), 9_003, "a second later on both clocks");
-        assert_eq!(clock.now(9_003, 6_000), 9_004, "a wall clock set back does not set the chain back");
+        assert_eq!(
+            clock.now(8_003, 7_010),
+            9_003,
+            "a second later on both clocks"
+        );
+        assert_eq!(
+            clock.now(9_003, 6_000),
+            9_004,
+            "a wall clock set back does not set the chain back"
+        );
     }
 }

@@ -44,13 +44,22 @@ impl DevChain {
         let (listener, address) = server::listen(options.listen).await?;
         let opened = options.clone();
         let node = tokio::task::spawn_blocking(move || Node::open(&opened)).await;
-        let node = Arc::new(node.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?);
+        let node =
+            Arc::new(node.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?);
         let server = server::serve(listener, node.clone(), &options);
         let timer = match options.sealing {
-            Sealing::Interval => Some(tokio::spawn(make_blocks(node.clone(), Duration::from_millis(options.block_ms)))),
+            Sealing::Interval => Some(tokio::spawn(make_blocks(
+                node.clone(),
+                Duration::from_millis(options.block_ms),
+            ))),
             Sealing::Manual => None,
         };
-        Ok(DevChain { node, address, server, timer })
+        Ok(DevChain {
+            node,
+            address,
+            server,
+            timer,
+        })
     }
 
     /// Where clients connect: `ws://ADDRESS`, and `http://ADDRESS` for single calls.
@@ -72,14 +81,20 @@ impl DevChain {
     pub fn best(&self) -> BlockRef {
         let ledger = self.node.ledger();
         let number = ledger.chain().best_number();
-        BlockRef { number, hash: ledger.chain().hash_at(number).unwrap_or_default().0 }
+        BlockRef {
+            number,
+            hash: ledger.chain().hash_at(number).unwrap_or_default().0,
+        }
     }
 
     /// The newest final block.
     pub fn finalized(&self) -> BlockRef {
         let ledger = self.node.ledger();
         let number = ledger.chain().finalized_number();
-        BlockRef { number, hash: ledger.chain().hash_at(number).unwrap_or_default().0 }
+        BlockRef {
+            number,
+            hash: ledger.chain().hash_at(number).unwrap_or_default().0,
+        }
     }
 
     /// Makes `blocks` blocks at once; the chain's clock jumps with them. Blocks the thread for milliseconds per block.
@@ -107,7 +122,9 @@ impl DevChain {
     /// # Errors
     /// As [`DevChain::advance`].
     pub fn set_finality_lag(&self, blocks: u32) -> Result<(), Arc<ChainError>> {
-        self.node.set_finality_lag(blocks.min(FINALITY_LAG_MAX)).map(drop)
+        self.node
+            .set_finality_lag(blocks.min(FINALITY_LAG_MAX))
+            .map(drop)
     }
 
     /// Stops making blocks by the clock, or goes on.
@@ -117,12 +134,17 @@ impl DevChain {
 
     /// Gives an account a free balance from the next block on.
     pub fn set_balance(&self, account: [u8; 32], rao: u64) {
-        self.node.ledger().intervene(Intervention::SetBalance { account: AccountId::new(account), rao });
+        self.node.ledger().intervene(Intervention::SetBalance {
+            account: AccountId::new(account),
+            rao,
+        });
     }
 
     /// Gives the runtime another spec version after the next block. Calls that metadata hid appear.
     pub fn upgrade(&self, spec_version: u32) {
-        self.node.ledger().intervene(Intervention::Upgrade { spec_version });
+        self.node
+            .ledger()
+            .intervene(Intervention::Upgrade { spec_version });
     }
 
     /// Cuts all connections.
@@ -153,7 +175,11 @@ impl DevChain {
     /// Returns when the chain cannot go on, with the reason.
     pub async fn failed(&self) -> Arc<ChainError> {
         let mut failure = self.node.failure();
-        match failure.wait_for(Option::is_some).await.map(|failure| failure.clone()) {
+        match failure
+            .wait_for(Option::is_some)
+            .await
+            .map(|failure| failure.clone())
+        {
             Ok(Some(failure)) => failure,
             Ok(None) | Err(_) => std::future::pending().await,
         }

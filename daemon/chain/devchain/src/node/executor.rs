@@ -26,7 +26,9 @@ use super::state::{State, Undo};
 use crate::drand;
 use crate::genesis::Genesis;
 use crate::runtime::settings::SpecVersion;
-use crate::runtime::{Executive, Runtime, RuntimeCall, System, UncheckedExtrinsic, apis::api, current_version};
+use crate::runtime::{
+    Executive, Runtime, RuntimeCall, System, UncheckedExtrinsic, apis::api, current_version,
+};
 
 pub(crate) use crate::runtime::{AccountId, Hash, Header};
 pub(crate) use sp_runtime::transaction_validity::{TransactionValidityError, ValidTransaction};
@@ -109,7 +111,10 @@ pub(crate) struct Executor {
 impl Executor {
     /// `hidden_calls`: names of calls of `SubtensorModule` that metadata leaves out until the first upgrade.
     pub(crate) fn new(hidden_calls: Vec<String>) -> Executor {
-        Executor { hidden_calls, metadata: Mutex::default() }
+        Executor {
+            hidden_calls,
+            metadata: Mutex::default(),
+        }
     }
 
     /// Header and state of block 0.
@@ -130,7 +135,12 @@ impl Executor {
     ///
     /// # Errors
     /// When the runtime panics outside of a candidate: a bug of it, or `timestamp_ms` before the parent's.
-    pub(crate) fn author(&self, parent: &Header, state: &State, content: Content<'_>) -> Result<Authored, CallError> {
+    pub(crate) fn author(
+        &self,
+        parent: &Header,
+        state: &State,
+        content: Content<'_>,
+    ) -> Result<Authored, CallError> {
         let mut work = Workspace::new(state.clone());
         let mut digest = Digest::default();
         if content.fork > 0 {
@@ -153,7 +163,11 @@ impl Executor {
         for inherent in inherents {
             match apply(&mut work, inherent.encode()) {
                 Ok(bytes) => extrinsics.push(bytes),
-                Err(refusal) => return Err(CallError::Panicked(format!("inherent extrinsic refused: {refusal}"))),
+                Err(refusal) => {
+                    return Err(CallError::Panicked(format!(
+                        "inherent extrinsic refused: {refusal}"
+                    )));
+                }
             }
         }
 
@@ -165,7 +179,12 @@ impl Executor {
                     extrinsics.push(bytes);
                     included.push(hash);
                 }
-                Err(refusal) if refusal == Refusal::Invalid(InvalidTransaction::ExhaustsResources.into()) => (),
+                Err(refusal)
+                    if refusal
+                        == Refusal::Invalid(InvalidTransaction::ExhaustsResources.into()) =>
+                {
+                    ()
+                }
                 Err(refusal) => refused.push((hash, refusal)),
             }
         }
@@ -175,22 +194,42 @@ impl Executor {
         let header = caught(|| work.run(Executive::finalize_block))?;
         let (after, touched) = work.finish();
         let undo = after.undo_to(state, &touched);
-        Ok(Authored { header, extrinsics, state: after, undo, included, refused })
+        Ok(Authored {
+            header,
+            extrinsics,
+            state: after,
+            undo,
+            included,
+            refused,
+        })
     }
 
     /// Asks the runtime whether `bytes` may go into the block after `parent`.
-    pub(crate) fn validate(&self, parent: Hash, state: &State, bytes: &[u8]) -> Result<ValidTransaction, Refusal> {
+    pub(crate) fn validate(
+        &self,
+        parent: Hash,
+        state: &State,
+        bytes: &[u8],
+    ) -> Result<ValidTransaction, Refusal> {
         let extrinsic = decode(bytes)?;
         let mut work = Workspace::new(state.clone());
         let source = TransactionSource::External;
-        let validity = caught(|| work.run(|| Executive::validate_transaction(source, extrinsic, parent)))?;
+        let validity =
+            caught(|| work.run(|| Executive::validate_transaction(source, extrinsic, parent)))?;
         validity.map_err(Refusal::Invalid)
     }
 
     /// Calls the runtime API `method` on `state`.
-    pub(crate) fn call(&self, state: &State, method: &str, arguments: &[u8]) -> Result<Vec<u8>, CallError> {
+    pub(crate) fn call(
+        &self,
+        state: &State,
+        method: &str,
+        arguments: &[u8],
+    ) -> Result<Vec<u8>, CallError> {
         if method.starts_with("Metadata_metadata") {
-            return self.metadata(state, method, arguments).map(|bytes| bytes.to_vec());
+            return self
+                .metadata(state, method, arguments)
+                .map(|bytes| bytes.to_vec());
         }
         dispatch(state, method, arguments)
     }
@@ -228,10 +267,20 @@ impl Executor {
     }
 
     /// Metadata, without the hidden calls before the first upgrade. Encoding it takes milliseconds, so it is kept.
-    fn metadata(&self, state: &State, method: &str, arguments: &[u8]) -> Result<Arc<[u8]>, CallError> {
+    fn metadata(
+        &self,
+        state: &State,
+        method: &str,
+        arguments: &[u8],
+    ) -> Result<Arc<[u8]>, CallError> {
         let version = self.version(state).spec_version;
         let key = ([method.as_bytes(), arguments].concat(), version);
-        let kept = self.metadata.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        let kept = self
+            .metadata
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&key)
+            .cloned();
         if let Some(kept) = kept {
             return Ok(kept);
         }
@@ -239,10 +288,14 @@ impl Executor {
         if version == crate::runtime::VERSION.spec_version && !self.hidden_calls.is_empty() {
             bytes = match method {
                 "Metadata_metadata" => metadata::answer_without(&bytes, &self.hidden_calls),
-                "Metadata_metadata_at_version" => metadata::optional_answer_without(&bytes, &self.hidden_calls),
+                "Metadata_metadata_at_version" => {
+                    metadata::optional_answer_without(&bytes, &self.hidden_calls)
+                }
                 _ => Some(bytes),
             }
-            .ok_or_else(|| CallError::Panicked(format!("{method} of spec {version} does not decode")))?;
+            .ok_or_else(|| {
+                CallError::Panicked(format!("{method} of spec {version} does not decode"))
+            })?;
         }
         let bytes: Arc<[u8]> = bytes.into();
         let mut all = self.metadata.lock().unwrap_or_else(PoisonError::into_inner);
@@ -286,13 +339,17 @@ pub(crate) fn is_signed(bytes: &[u8]) -> bool {
 }
 
 pub(crate) fn state_root(state: &State) -> Hash {
-    let entries = state.iter().map(|(key, value)| (key.to_vec(), value.to_vec())).collect();
+    let entries = state
+        .iter()
+        .map(|(key, value)| (key.to_vec(), value.to_vec()))
+        .collect();
     sp_io::trie::blake2_256_root(entries, StateVersion::V1)
 }
 
 fn dispatch(state: &State, method: &str, arguments: &[u8]) -> Result<Vec<u8>, CallError> {
     let mut work = Workspace::new(state.clone());
-    caught(|| work.run(|| api::dispatch(method, arguments)))?.ok_or_else(|| CallError::NoMethod(method.to_owned()))
+    caught(|| work.run(|| api::dispatch(method, arguments)))?
+        .ok_or_else(|| CallError::NoMethod(method.to_owned()))
 }
 
 fn decode(bytes: &[u8]) -> Result<UncheckedExtrinsic, Refusal> {
@@ -324,13 +381,19 @@ fn write_pulse(block_number: u32, pulses: &[Pulse]) -> UncheckedExtrinsic {
         .iter()
         .map(|pulse| drand::Pulse {
             round: pulse.round,
-            randomness: BoundedVec::truncate_from(sp_io::hashing::sha2_256(&pulse.signature).to_vec()),
+            randomness: BoundedVec::truncate_from(
+                sp_io::hashing::sha2_256(&pulse.signature).to_vec(),
+            ),
             signature: BoundedVec::truncate_from(pulse.signature.to_vec()),
         })
         .collect();
     let public = MultiSigner::Sr25519(sp_core::sr25519::Public::default());
     UncheckedExtrinsic::new_bare(RuntimeCall::Drand(drand::Call::write_pulse {
-        pulses_payload: drand::PulsesPayload { block_number, pulses, public },
+        pulses_payload: drand::PulsesPayload {
+            block_number,
+            pulses,
+            public,
+        },
         signature: None,
     }))
 }
@@ -359,6 +422,9 @@ fn caught<T>(work: impl FnOnce() -> T) -> Result<T, CallError> {
 }
 
 fn message_of(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied());
     text.unwrap_or("no message").to_owned()
 }

@@ -24,7 +24,11 @@ pub(crate) struct Workspace {
 
 impl Workspace {
     pub(crate) fn new(state: State) -> Workspace {
-        Workspace { state, touched: BTreeSet::new(), transactions: Vec::new() }
+        Workspace {
+            state,
+            touched: BTreeSet::new(),
+            transactions: Vec::new(),
+        }
     }
 
     /// Runs `work` with this as its storage.
@@ -64,7 +68,9 @@ impl Externalities for Workspace {
     }
 
     fn storage_hash(&mut self, key: &[u8]) -> Option<Vec<u8>> {
-        self.state.get(key).map(|value| sp_io::hashing::blake2_256(value).to_vec())
+        self.state
+            .get(key)
+            .map(|value| sp_io::hashing::blake2_256(value).to_vec())
     }
 
     fn next_storage_key(&mut self, key: &[u8]) -> Option<Vec<u8>> {
@@ -72,13 +78,27 @@ impl Externalities for Workspace {
     }
 
     /// Removes all of them whatever the limit is, as is allowed where removing is cheap.
-    fn clear_prefix(&mut self, prefix: &[u8], _: Option<u32>, _: Option<&[u8]>) -> MultiRemovalResults {
-        let keys: Vec<Vec<u8>> = self.state.keys_with(prefix, None).map(<[u8]>::to_vec).collect();
+    fn clear_prefix(
+        &mut self,
+        prefix: &[u8],
+        _: Option<u32>,
+        _: Option<&[u8]>,
+    ) -> MultiRemovalResults {
+        let keys: Vec<Vec<u8>> = self
+            .state
+            .keys_with(prefix, None)
+            .map(<[u8]>::to_vec)
+            .collect();
         let count = u32::try_from(keys.len()).unwrap_or(u32::MAX);
         for key in keys {
             self.write(key, None);
         }
-        MultiRemovalResults { maybe_cursor: None, backend: count, unique: count, loops: count }
+        MultiRemovalResults {
+            maybe_cursor: None,
+            backend: count,
+            unique: count,
+            loops: count,
+        }
     }
 
     fn place_storage(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
@@ -88,13 +108,20 @@ impl Externalities for Workspace {
     /// The value is a SCALE vector: its length counts up by one, the element goes to its end. A value that is none
     /// starts anew.
     fn storage_append(&mut self, key: Vec<u8>, element: Vec<u8>) {
-        let value = self.state.get(&key).and_then(|value| appended(value, &element));
+        let value = self
+            .state
+            .get(&key)
+            .and_then(|value| appended(value, &element));
         let value = value.unwrap_or_else(|| [Compact(1u32).encode(), element].concat());
         self.write(key, Some(value));
     }
 
     fn storage_root(&mut self, version: StateVersion) -> Vec<u8> {
-        let entries = self.state.iter().map(|(key, value)| (key.to_vec(), value.to_vec())).collect();
+        let entries = self
+            .state
+            .iter()
+            .map(|(key, value)| (key.to_vec(), value.to_vec()))
+            .collect();
         sp_io::trie::blake2_256_root(entries, version).encode()
     }
 
@@ -123,7 +150,12 @@ impl Externalities for Workspace {
         unimplemented_here(NO_CHILD_TRIES)
     }
 
-    fn kill_child_storage(&mut self, _: &ChildInfo, _: Option<u32>, _: Option<&[u8]>) -> MultiRemovalResults {
+    fn kill_child_storage(
+        &mut self,
+        _: &ChildInfo,
+        _: Option<u32>,
+        _: Option<&[u8]>,
+    ) -> MultiRemovalResults {
         unimplemented_here(NO_CHILD_TRIES)
     }
 
@@ -179,7 +211,11 @@ impl ExtensionStore for Workspace {
         None
     }
 
-    fn register_extension_with_type_id(&mut self, _: TypeId, _: Box<dyn Extension>) -> Result<(), Error> {
+    fn register_extension_with_type_id(
+        &mut self,
+        _: TypeId,
+        _: Box<dyn Extension>,
+    ) -> Result<(), Error> {
         Err(Error::ExtensionsAreNotSupported)
     }
 
@@ -210,7 +246,10 @@ mod tests {
             work.storage_append(b"events".to_vec(), element.encode());
         }
         let value = work.storage(b"events").unwrap();
-        assert_eq!(Vec::<u16>::decode(&mut &value[..]).unwrap(), (0..70).collect::<Vec<_>>());
+        assert_eq!(
+            Vec::<u16>::decode(&mut &value[..]).unwrap(),
+            (0..70).collect::<Vec<_>>()
+        );
     }
 
     #[test]
@@ -233,7 +272,11 @@ mod tests {
     fn root_is_the_one_of_substrates_own_externalities() {
         // Of the trie {doe: reindeer, dog: puppy, dogglesworth: cat}, as sp-state-machine's tests have it.
         let mut work = Workspace::new(State::empty());
-        for (key, value) in [("doe", "reindeer"), ("dog", "puppy"), ("dogglesworth", "cat")] {
+        for (key, value) in [
+            ("doe", "reindeer"),
+            ("dog", "puppy"),
+            ("dogglesworth", "cat"),
+        ] {
             work.set_storage(key.as_bytes().to_vec(), value.as_bytes().to_vec());
         }
         assert_eq!(

@@ -83,12 +83,18 @@ impl Faults {
 
     /// Refuses new connections for `ms` from now on, at most [`FAULT_MS_MAX`]; 0 takes it back.
     pub(crate) fn refuse_connections(&self, refusal: Refusal, ms: u64) {
-        self.settings().refused = Some((refusal, Instant::now() + Duration::from_millis(ms.min(FAULT_MS_MAX))));
+        self.settings().refused = Some((
+            refusal,
+            Instant::now() + Duration::from_millis(ms.min(FAULT_MS_MAX)),
+        ));
     }
 
     /// How a connection that comes now is refused, if it is.
     pub(crate) fn refusal(&self) -> Option<Refusal> {
-        self.settings().refused.filter(|(_, until)| Instant::now() < *until).map(|(refusal, _)| refusal)
+        self.settings()
+            .refused
+            .filter(|(_, until)| Instant::now() < *until)
+            .map(|(refusal, _)| refusal)
     }
 
     /// Notes a new connection. It has to end at the time that the receiver tells.
@@ -120,7 +126,9 @@ impl Faults {
         let now = Instant::now();
         let connections = self.connections();
         let others = connections.iter().filter(|(id, _)| Some(**id) != spared);
-        others.map(|(_, connection)| connection.send_replace(Some(now))).count()
+        others
+            .map(|(_, connection)| connection.send_replace(Some(now)))
+            .count()
     }
 
     fn settings(&self) -> MutexGuard<'_, Settings> {
@@ -128,6 +136,8 @@ impl Faults {
     }
 
     fn connections(&self) -> MutexGuard<'_, HashMap<u64, watch::Sender<Option<Instant>>>> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+        self.connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }

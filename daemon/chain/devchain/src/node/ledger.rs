@@ -85,7 +85,13 @@ impl Ledger {
         let genesis = match (&stored, &options.dir) {
             (Some(stored), Some(dir)) => {
                 if let Some((option, stored, wanted)) = stored.first_difference(options) {
-                    return Err(StoreError::OtherGenesis { dir: dir.clone(), option, stored, wanted }.into());
+                    return Err(StoreError::OtherGenesis {
+                        dir: dir.clone(),
+                        option,
+                        stored,
+                        wanted,
+                    }
+                    .into());
                 }
                 stored.clone()
             }
@@ -95,7 +101,12 @@ impl Ledger {
         let chain = match (&store, stored) {
             (Some(store), Some(_)) => {
                 let stored = store.load()?;
-                Chain::new(stored.hashes, stored.tips, stored.finalized, options.states_kept)
+                Chain::new(
+                    stored.hashes,
+                    stored.tips,
+                    stored.finalized,
+                    options.states_kept,
+                )
             }
             (store, _) => {
                 let tip = first_tip(&executor, &genesis)?;
@@ -132,7 +143,11 @@ impl Ledger {
 
     /// A block, also one that is only on disk.
     pub(crate) fn block(&self, hash: &Hash) -> Result<Option<Arc<Block>>, StoreError> {
-        match (self.chain.block(hash), self.chain.number_of(hash), &self.store) {
+        match (
+            self.chain.block(hash),
+            self.chain.number_of(hash),
+            &self.store,
+        ) {
             (Some(block), _, _) => Ok(Some(block)),
             (None, Some(number), Some(store)) => Ok(store.block(number)?.map(Arc::new)),
             (None, _, _) => Ok(None),
@@ -157,7 +172,10 @@ impl Ledger {
     }
 
     /// Takes an extrinsic into the pool and watches it.
-    pub(crate) fn submit_and_watch(&mut self, bytes: &[u8]) -> Result<mpsc::Receiver<Status>, SubmitError> {
+    pub(crate) fn submit_and_watch(
+        &mut self,
+        bytes: &[u8],
+    ) -> Result<mpsc::Receiver<Status>, SubmitError> {
         if !self.watchers.has_room() {
             return Err(SubmitError::TooManyWatchers);
         }
@@ -178,7 +196,11 @@ impl Ledger {
 
     /// Retracts the newest `depth` blocks and makes one more than that in their place. The signed extrinsics of the
     /// retracted blocks go back to the pool, or are `dropped`.
-    pub(crate) fn reorg(&mut self, depth: u32, dropped: bool) -> Result<Result<Advance, ReorgError>, ChainError> {
+    pub(crate) fn reorg(
+        &mut self,
+        depth: u32,
+        dropped: bool,
+    ) -> Result<Result<Advance, ReorgError>, ChainError> {
         let best = self.chain.best_number();
         let possible = best - self.chain.finalized_number();
         if depth == 0 || depth > possible {
@@ -191,7 +213,11 @@ impl Ledger {
         let retracted: Vec<Arc<Block>> = (parent + 1..=best)
             .filter_map(|number| self.chain.block(&self.chain.hash_at(number)?))
             .collect();
-        let fork = 1 + retracted.iter().map(|block| fork_of(&block.header)).max().unwrap_or(0);
+        let fork = 1 + retracted
+            .iter()
+            .map(|block| fork_of(&block.header))
+            .max()
+            .unwrap_or(0);
         let mut statuses = self.revalidate(&tip);
         for block in &retracted {
             for bytes in block.extrinsics.iter().filter(|bytes| is_signed(bytes)) {
@@ -203,9 +229,15 @@ impl Ledger {
                 }
                 match self.executor.validate(tip.block.hash, &tip.state, bytes) {
                     Ok(validity) => {
-                        let pending = Pending { hash, bytes: bytes.as_slice().into(), validity };
+                        let pending = Pending {
+                            hash,
+                            bytes: bytes.as_slice().into(),
+                            validity,
+                        };
                         match self.pool.insert(pending) {
-                            Ok(usurped) => statuses.extend(usurped.into_iter().map(|old| (old, Status::Usurped(hash)))),
+                            Ok(usurped) => statuses.extend(
+                                usurped.into_iter().map(|old| (old, Status::Usurped(hash))),
+                            ),
                             Err(_) => statuses.push((hash, Status::Dropped)),
                         }
                     }
@@ -241,10 +273,18 @@ impl Ledger {
             return Err(SubmitError::Pool(PoolError::AlreadyImported(hash)));
         }
         let tip = self.chain.tip();
-        let validity =
-            self.executor.validate(tip.block.hash, &tip.state, bytes).map_err(SubmitError::Refused)?;
-        let usurped =
-            self.pool.insert(Pending { hash, bytes: bytes.into(), validity }).map_err(SubmitError::Pool)?;
+        let validity = self
+            .executor
+            .validate(tip.block.hash, &tip.state, bytes)
+            .map_err(SubmitError::Refused)?;
+        let usurped = self
+            .pool
+            .insert(Pending {
+                hash,
+                bytes: bytes.into(),
+                validity,
+            })
+            .map_err(SubmitError::Pool)?;
         for old in usurped {
             self.watchers.tell(&old, Status::Usurped(hash));
         }
@@ -261,15 +301,25 @@ impl Ledger {
         let last = self.executor.last_round(&tip.state);
         let content = Content {
             timestamp_ms,
-            pulses: self.beacon.due(timestamp_ms, last, self.executor.awaited_rounds(&tip.state)),
-            extrinsics: self.pool.ready().into_iter().map(|pending| (pending.hash, pending.bytes)).collect(),
+            pulses: self
+                .beacon
+                .due(timestamp_ms, last, self.executor.awaited_rounds(&tip.state)),
+            extrinsics: self
+                .pool
+                .ready()
+                .into_iter()
+                .map(|pending| (pending.hash, pending.bytes))
+                .collect(),
             interventions: &self.interventions,
             fork,
         };
         let authored = self
             .executor
             .author(&tip.block.header, &tip.state, content)
-            .map_err(|error| ChainError::Runtime { number: tip.block.number() + 1, what: error.to_string() })?;
+            .map_err(|error| ChainError::Runtime {
+                number: tip.block.number() + 1,
+                what: error.to_string(),
+            })?;
         self.interventions.clear();
         let hash = authored.header.hash();
         let mut statuses = Vec::new();
@@ -282,16 +332,30 @@ impl Ledger {
             self.pool.remove(&extrinsic);
             statuses.push((extrinsic, Status::Invalid));
         }
-        let block = Block { hash, header: authored.header, extrinsics: authored.extrinsics };
-        let tip = Tip { block: Arc::new(block), state: authored.state };
+        let block = Block {
+            hash,
+            header: authored.header,
+            extrinsics: authored.extrinsics,
+        };
+        let tip = Tip {
+            block: Arc::new(block),
+            state: authored.state,
+        };
         statuses.extend(self.revalidate(&tip));
-        Ok(Made { tip, undo: authored.undo, statuses })
+        Ok(Made {
+            tip,
+            undo: authored.undo,
+            statuses,
+        })
     }
 
     /// Asks the runtime again about everything in the pool, on top of `tip`; gives what became of what it refuses now.
     fn revalidate(&mut self, tip: &Tip) -> Vec<(Hash, Status)> {
-        let pending: Vec<(Hash, Arc<[u8]>)> =
-            self.pool.iter().map(|pending| (pending.hash, pending.bytes.clone())).collect();
+        let pending: Vec<(Hash, Arc<[u8]>)> = self
+            .pool
+            .iter()
+            .map(|pending| (pending.hash, pending.bytes.clone()))
+            .collect();
         let mut statuses = Vec::new();
         for (hash, bytes) in pending {
             match self.executor.validate(tip.block.hash, &tip.state, &bytes) {
@@ -309,12 +373,21 @@ impl Ledger {
     /// Makes `blocks` the chain above block `parent`, on disk first, and moves finality.
     fn take_over(&mut self, parent: u32, blocks: Vec<Made>) -> Result<Advance, ChainError> {
         let best = blocks.last().map_or(parent, |made| made.tip.block.number());
-        let finalized = best.saturating_sub(self.finality_lag).max(self.chain.finalized_number());
+        let finalized = best
+            .saturating_sub(self.finality_lag)
+            .max(self.chain.finalized_number());
         let states_from = self.chain.states_from(best, finalized);
-        let (blocks, statuses): (Vec<_>, Vec<_>) =
-            blocks.into_iter().map(|made| ((made.tip, made.undo), made.statuses)).unzip();
+        let (blocks, statuses): (Vec<_>, Vec<_>) = blocks
+            .into_iter()
+            .map(|made| ((made.tip, made.undo), made.statuses))
+            .unzip();
         if let Some(store) = &self.store {
-            store.apply(&Step { parent, blocks: &blocks, finalized, states_from })?;
+            store.apply(&Step {
+                parent,
+                blocks: &blocks,
+                finalized,
+                states_from,
+            })?;
         }
 
         if parent < self.chain.best_number() {
@@ -331,7 +404,8 @@ impl Ledger {
         self.tell_ready();
         for block in self.chain.finalize(finalized) {
             for bytes in &block.extrinsics {
-                self.watchers.tell(&extrinsic_hash(bytes), Status::Finalized(block.hash));
+                self.watchers
+                    .tell(&extrinsic_hash(bytes), Status::Finalized(block.hash));
             }
         }
         Ok(Advance { imported })
@@ -348,18 +422,36 @@ impl Ledger {
 
 fn first_tip(executor: &Executor, options: &GenesisOptions) -> Result<Tip, ChainError> {
     let start_s = u32::try_from(options.unix_ms / 1_000).map_err(|_| {
-        ChainError::Options(vec![format!("--genesis-unix-ms {} is after the year 2106", options.unix_ms)])
+        ChainError::Options(vec![format!(
+            "--genesis-unix-ms {} is after the year 2106",
+            options.unix_ms
+        )])
     })?;
     let subnets = fast_subnets();
     let genesis = Genesis {
         block_time_ms: options.block_ms,
-        beacon: beacon("gradmesh-dev", Beacon::public_key(), start_s, options.beacon_period_s),
-        subnets: InitialParameters { tempo: options.tempo_blocks.unwrap_or(subnets.tempo), ..subnets },
+        beacon: beacon(
+            "gradmesh-dev",
+            Beacon::public_key(),
+            start_s,
+            options.beacon_period_s,
+        ),
+        subnets: InitialParameters {
+            tempo: options.tempo_blocks.unwrap_or(subnets.tempo),
+            ..subnets
+        },
         ..Genesis::default()
     };
     let (header, state) = executor
         .genesis(&genesis)
-        .map_err(|error| ChainError::Runtime { number: 0, what: error.to_string() })?;
-    let block = Arc::new(Block { hash: header.hash(), header, extrinsics: Vec::new() });
+        .map_err(|error| ChainError::Runtime {
+            number: 0,
+            what: error.to_string(),
+        })?;
+    let block = Arc::new(Block {
+        hash: header.hash(),
+        header,
+        extrinsics: Vec::new(),
+    });
     Ok(Tip { block, state })
 }

@@ -25,15 +25,24 @@ fn without(metadata: &[u8], calls: &[String]) -> Option<Vec<u8>> {
     let mut metadata = RuntimeMetadataPrefixed::decode(&mut &metadata[..]).ok()?;
     match &mut metadata.1 {
         RuntimeMetadata::V14(metadata) => {
-            let pallet = metadata.pallets.iter().find(|pallet| pallet.name == PALLET)?;
+            let pallet = metadata
+                .pallets
+                .iter()
+                .find(|pallet| pallet.name == PALLET)?;
             remove_variants(&mut metadata.types, pallet.calls.as_ref()?.ty.id, calls);
         }
         RuntimeMetadata::V15(metadata) => {
-            let pallet = metadata.pallets.iter().find(|pallet| pallet.name == PALLET)?;
+            let pallet = metadata
+                .pallets
+                .iter()
+                .find(|pallet| pallet.name == PALLET)?;
             remove_variants(&mut metadata.types, pallet.calls.as_ref()?.ty.id, calls);
         }
         RuntimeMetadata::V16(metadata) => {
-            let pallet = metadata.pallets.iter().find(|pallet| pallet.name == PALLET)?;
+            let pallet = metadata
+                .pallets
+                .iter()
+                .find(|pallet| pallet.name == PALLET)?;
             remove_variants(&mut metadata.types, pallet.calls.as_ref()?.ty.id, calls);
         }
         _ => return None,
@@ -46,6 +55,8 @@ fn remove_variants(types: &mut PortableRegistry, id: u32, names: &[String]) {
     if let Some(calls) = calls
         && let TypeDef::Variant(variants) = &mut calls.ty.type_def
     {
-        variants.variants.retain(|variant| !names.contains(&variant.name));
+        variants
+            .variants
+            .retain(|variant| !names.contains(&variant.name));
     }
 }

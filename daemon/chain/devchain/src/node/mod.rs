@@ -90,12 +90,18 @@ impl Node {
         self.change(|ledger| ledger.seal(pace))
     }
 
-    pub(crate) fn reorg(&self, depth: u32, dropped: bool) -> Result<Result<Arc<Advance>, ReorgError>, Arc<ChainError>> {
+    pub(crate) fn reorg(
+        &self,
+        depth: u32,
+        dropped: bool,
+    ) -> Result<Result<Arc<Advance>, ReorgError>, Arc<ChainError>> {
         let mut refused = None;
         let advance = self.change(|ledger| {
             Ok(ledger.reorg(depth, dropped)?.unwrap_or_else(|error| {
                 refused = Some(error);
-                Advance { imported: Vec::new() }
+                Advance {
+                    imported: Vec::new(),
+                }
             }))
         })?;
         Ok(refused.map_or(Ok(advance), Err))

@@ -101,10 +101,16 @@ impl Options {
     pub fn validate(&self) -> Result<(), ChainError> {
         let mut faults = Vec::new();
         if !(BLOCK_MS_MIN..=BLOCK_MS_MAX).contains(&self.block_ms) {
-            faults.push(format!("--block-ms {} is not in {BLOCK_MS_MIN}..={BLOCK_MS_MAX}", self.block_ms));
+            faults.push(format!(
+                "--block-ms {} is not in {BLOCK_MS_MIN}..={BLOCK_MS_MAX}",
+                self.block_ms
+            ));
         }
         if self.finality_lag_blocks > FINALITY_LAG_MAX {
-            faults.push(format!("--finality-lag {} is more than {FINALITY_LAG_MAX}", self.finality_lag_blocks));
+            faults.push(format!(
+                "--finality-lag {} is more than {FINALITY_LAG_MAX}",
+                self.finality_lag_blocks
+            ));
         }
         if self.tempo_blocks == Some(0) {
             faults.push("--tempo 0 leaves no block for an epoch".to_owned());
@@ -115,7 +121,11 @@ impl Options {
         if self.states_kept == 0 {
             faults.push("--states-kept 0 leaves no state to read".to_owned());
         }
-        if faults.is_empty() { Ok(()) } else { Err(ChainError::Options(faults)) }
+        if faults.is_empty() {
+            Ok(())
+        } else {
+            Err(ChainError::Options(faults))
+        }
     }
 
     /// The part that block 0 depends on, for a chain that begins at `unix_ms`.
@@ -142,14 +152,34 @@ pub(crate) struct GenesisOptions {
 impl GenesisOptions {
     /// The first option in which `options` asks for another chain: its name on the command line, the value here and the
     /// one asked for.
-    pub(crate) fn first_difference(&self, options: &Options) -> Option<(&'static str, String, String)> {
-        let tempo = |tempo: Option<u16>| tempo.map_or("default".to_owned(), |tempo| tempo.to_string());
+    pub(crate) fn first_difference(
+        &self,
+        options: &Options,
+    ) -> Option<(&'static str, String, String)> {
+        let tempo =
+            |tempo: Option<u16>| tempo.map_or("default".to_owned(), |tempo| tempo.to_string());
         let asked = options.genesis(self.unix_ms);
         [
-            ("--block-ms", self.block_ms.to_string(), asked.block_ms.to_string()),
-            ("--tempo", tempo(self.tempo_blocks), tempo(asked.tempo_blocks)),
-            ("--beacon-period-s", self.beacon_period_s.to_string(), asked.beacon_period_s.to_string()),
-            ("--genesis-unix-ms", self.unix_ms.to_string(), asked.unix_ms.to_string()),
+            (
+                "--block-ms",
+                self.block_ms.to_string(),
+                asked.block_ms.to_string(),
+            ),
+            (
+                "--tempo",
+                tempo(self.tempo_blocks),
+                tempo(asked.tempo_blocks),
+            ),
+            (
+                "--beacon-period-s",
+                self.beacon_period_s.to_string(),
+                asked.beacon_period_s.to_string(),
+            ),
+            (
+                "--genesis-unix-ms",
+                self.unix_ms.to_string(),
+                asked.unix_ms.to_string(),
+            ),
         ]
         .into_iter()
         .find(|(_, stored, wanted)| stored != wanted)

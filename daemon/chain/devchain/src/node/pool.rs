@@ -65,7 +65,10 @@ impl Pool {
     /// How many of them `account` signed whose nonces follow one another from `nonce` on.
     pub(crate) fn nonces_from(&self, account: &AccountId, nonce: u32) -> u32 {
         let given = |nonce: u32| self.given.contains_key(&(account, nonce).encode());
-        (0..).take_while(|offset| nonce.checked_add(*offset).is_some_and(given)).last().map_or(0, |last| last + 1)
+        (0..)
+            .take_while(|offset| nonce.checked_add(*offset).is_some_and(given))
+            .last()
+            .map_or(0, |last| last + 1)
     }
 
     /// Takes an extrinsic in, and gives those that it pushed out.
@@ -73,9 +76,18 @@ impl Pool {
         if self.contains(&pending.hash) {
             return Err(PoolError::AlreadyImported(pending.hash));
         }
-        let rivals: HashSet<Hash> =
-            pending.validity.provides.iter().filter_map(|tag| self.given.get(tag)).copied().collect();
-        let old = rivals.iter().filter_map(|hash| self.get(hash)).map(|rival| rival.validity.priority).max();
+        let rivals: HashSet<Hash> = pending
+            .validity
+            .provides
+            .iter()
+            .filter_map(|tag| self.given.get(tag))
+            .copied()
+            .collect();
+        let old = rivals
+            .iter()
+            .filter_map(|hash| self.get(hash))
+            .map(|rival| rival.validity.priority)
+            .max();
         let new = pending.validity.priority;
         if let Some(old) = old.filter(|old| *old >= new) {
             return Err(PoolError::TooLowPriority { old, new });
@@ -112,7 +124,11 @@ impl Pool {
 
     /// Takes over what the runtime says of an extrinsic after a new block.
     pub(crate) fn revalidate(&mut self, hash: &Hash, validity: ValidTransaction) {
-        if let Some(pending) = self.places.get(hash).and_then(|place| self.pending.get_mut(place)) {
+        if let Some(pending) = self
+            .places
+            .get(hash)
+            .and_then(|place| self.pending.get_mut(place))
+        {
             pending.validity = validity;
         }
     }
@@ -124,7 +140,12 @@ impl Pool {
         let mut waiting: HashMap<&[u8], Vec<u64>> = HashMap::new();
         let mut free = BinaryHeap::new();
         for (place, pending) in &self.pending {
-            let requires: HashSet<&[u8]> = pending.validity.requires.iter().map(Vec::as_slice).collect();
+            let requires: HashSet<&[u8]> = pending
+                .validity
+                .requires
+                .iter()
+                .map(Vec::as_slice)
+                .collect();
             if requires.is_empty() {
                 free.push((pending.validity.priority, Reverse(*place)));
             }
@@ -135,11 +156,15 @@ impl Pool {
         }
         let mut ready = Vec::new();
         while let Some((_, Reverse(place))) = free.pop() {
-            let Some(pending) = self.pending.get(&place) else { continue };
+            let Some(pending) = self.pending.get(&place) else {
+                continue;
+            };
             ready.push(pending.clone());
             for tag in &pending.validity.provides {
                 for dependent in waiting.remove(tag.as_slice()).unwrap_or_default() {
-                    let Some(missing) = needs.get_mut(&dependent) else { continue };
+                    let Some(missing) = needs.get_mut(&dependent) else {
+                        continue;
+                    };
                     *missing -= 1;
                     if *missing == 0
                         && let Some(next) = self.pending.get(&dependent)
@@ -155,7 +180,11 @@ impl Pool {
     /// The ready extrinsics that this has not given before.
     pub(crate) fn newly_ready(&mut self) -> Vec<Hash> {
         let ready = self.ready();
-        ready.iter().map(|pending| pending.hash).filter(|hash| self.told_ready.insert(*hash)).collect()
+        ready
+            .iter()
+            .map(|pending| pending.hash)
+            .filter(|hash| self.told_ready.insert(*hash))
+            .collect()
     }
 
     fn get(&self, hash: &Hash) -> Option<&Pending> {
@@ -183,7 +212,10 @@ mod tests {
     }
 
     fn ready(pool: &Pool) -> Vec<u8> {
-        pool.ready().iter().map(|pending| pending.bytes[0]).collect()
+        pool.ready()
+            .iter()
+            .map(|pending| pending.bytes[0])
+            .collect()
     }
 
     #[test]
@@ -195,7 +227,11 @@ mod tests {
         assert_eq!(pool.newly_ready(), [1, 2].map(Hash::repeat_byte));
         assert_eq!(pool.newly_ready(), []);
         pool.insert(extrinsic(3, &[], &["b0"], 5)).unwrap();
-        assert_eq!(ready(&pool), [3, 1, 2], "priority first, but never before what it needs");
+        assert_eq!(
+            ready(&pool),
+            [3, 1, 2],
+            "priority first, but never before what it needs"
+        );
     }
 
     #[test]
@@ -206,8 +242,14 @@ mod tests {
             pool.insert(extrinsic(1, &[], &["a0"], 5)),
             Err(PoolError::AlreadyImported(Hash::repeat_byte(1)))
         );
-        assert_eq!(pool.insert(extrinsic(2, &[], &["a0"], 5)), Err(PoolError::TooLowPriority { old: 5, new: 5 }));
-        assert_eq!(pool.insert(extrinsic(3, &[], &["a0"], 6)), Ok(vec![Hash::repeat_byte(1)]));
+        assert_eq!(
+            pool.insert(extrinsic(2, &[], &["a0"], 5)),
+            Err(PoolError::TooLowPriority { old: 5, new: 5 })
+        );
+        assert_eq!(
+            pool.insert(extrinsic(3, &[], &["a0"], 6)),
+            Ok(vec![Hash::repeat_byte(1)])
+        );
         assert_eq!(ready(&pool), [3]);
     }
 
@@ -233,7 +275,10 @@ mod tests {
             pending.hash = Hash::from_low_u64_be(id as u64);
             pool.insert(pending).unwrap();
         }
-        assert_eq!(pool.insert(extrinsic(1, &[], &["new"], 1)), Err(PoolError::Full));
+        assert_eq!(
+            pool.insert(extrinsic(1, &[], &["new"], 1)),
+            Err(PoolError::Full)
+        );
         assert!(pool.insert(extrinsic(2, &[], &["tag7"], 2)).is_ok());
         assert_eq!(pool.iter().count(), EXTRINSICS_MAX);
         pool.remove(&Hash::repeat_byte(2)).unwrap();

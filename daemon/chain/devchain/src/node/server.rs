@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use jsonrpsee::core::BoxError;
 use jsonrpsee::core::middleware::{Batch, Notification, RpcServiceBuilder, RpcServiceT};
 use jsonrpsee::server::{
-    BatchRequestConfig, HttpBody, HttpRequest, HttpResponse, Methods, RandomStringIdProvider, Server, ServerConfig,
-    ServerHandle, StopHandle, serve_with_graceful_shutdown, stop_channel,
+    BatchRequestConfig, HttpBody, HttpRequest, HttpResponse, Methods, RandomStringIdProvider,
+    Server, ServerConfig, ServerHandle, StopHandle, serve_with_graceful_shutdown, stop_channel,
 };
 use jsonrpsee::types::Request;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -62,20 +62,35 @@ pub(crate) fn serve(listener: TcpListener, node: Arc<Node>, options: &Options) -
         .set_message_buffer_capacity(UNSENT_MAX)
         .set_id_provider(RandomStringIdProvider::new(SUBSCRIPTION_ID_LENGTH))
         .build();
-    tokio::spawn(accept(listener, node, config, options.connections_max, stop));
+    tokio::spawn(accept(
+        listener,
+        node,
+        config,
+        options.connections_max,
+        stop,
+    ));
     handle
 }
 
-async fn accept(listener: TcpListener, node: Arc<Node>, config: ServerConfig, connections_max: u32, stop: StopHandle) {
+async fn accept(
+    listener: TcpListener,
+    node: Arc<Node>,
+    config: ServerConfig,
+    connections_max: u32,
+    stop: StopHandle,
+) {
     let methods = Methods::from(rpc::module(node.clone()));
     let delayed = node.clone();
     let builder = Server::builder()
         .set_config(config)
-        .set_rpc_middleware(
-            RpcServiceBuilder::new().layer_fn(move |service| Delayed { service, node: delayed.clone() }),
-        )
+        .set_rpc_middleware(RpcServiceBuilder::new().layer_fn(move |service| Delayed {
+            service,
+            node: delayed.clone(),
+        }))
         .to_service_builder();
-    let sockets_max = usize::try_from(connections_max).unwrap_or(usize::MAX).saturating_mul(2);
+    let sockets_max = usize::try_from(connections_max)
+        .unwrap_or(usize::MAX)
+        .saturating_mul(2);
     for id in 0.. {
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -89,11 +104,14 @@ async fn accept(listener: TcpListener, node: Arc<Node>, config: ServerConfig, co
             },
             () = stop.clone().shutdown() => return,
         };
-        if node.faults.refusal() == Some(Refusal::Close) || node.faults.connections_open() >= sockets_max {
+        if node.faults.refusal() == Some(Refusal::Close)
+            || node.faults.connections_open() >= sockets_max
+        {
             continue;
         }
         let stream = Cuttable::new(stream, id, node.clone());
-        let (asked, builder, methods, service_stop) = (node.clone(), builder.clone(), methods.clone(), stop.clone());
+        let (asked, builder, methods, service_stop) =
+            (node.clone(), builder.clone(), methods.clone(), stop.clone());
         let service = service_fn(move |mut request: HttpRequest<_>| {
             request.extensions_mut().insert(Connection(id));
             let refused = asked.faults.refusal().and_then(status_of);
@@ -137,7 +155,10 @@ impl<S: RpcServiceT + Clone + Send + Sync + 'static> RpcServiceT for Delayed<S> 
     type NotificationResponse = S::NotificationResponse;
     type BatchResponse = S::BatchResponse;
 
-    fn call<'a>(&self, request: Request<'a>) -> impl Future<Output = Self::MethodResponse> + Send + 'a {
+    fn call<'a>(
+        &self,
+        request: Request<'a>,
+    ) -> impl Future<Output = Self::MethodResponse> + Send + 'a {
         let Delayed { service, node } = self.clone();
         async move {
             if !request.method.starts_with("dev_") {
@@ -155,7 +176,10 @@ impl<S: RpcServiceT + Clone + Send + Sync + 'static> RpcServiceT for Delayed<S> 
         }
     }
 
-    fn notification<'a>(&self, n: Notification<'a>) -> impl Future<Output = Self::NotificationResponse> + Send + 'a {
+    fn notification<'a>(
+        &self,
+        n: Notification<'a>,
+    ) -> impl Future<Output = Self::NotificationResponse> + Send + 'a {
         self.service.notification(n)
     }
 }
@@ -165,21 +189,36 @@ struct Cuttable {
     stream: TcpStream,
     id: u64,
     node: Arc<Node>,
-    cut: Pin<Box<dyn Future<Output = ()> + Send>>,
-    is_cut: bool,
+    /// One for each direction: a future wakes only the task that asked it last.
+    cut_reading: Cut,
+    cut_writing: Cut,
 }
+
+type Cut = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Cuttable {
     fn new(stream: TcpStream, id: u64, node: Arc<Node>) -> Cuttable {
-        let cut = Box::pin(when_cut(node.faults.connected(id)));
-        Cuttable { stream, id, node, cut, is_cut: false }
-    }
-
-    fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        if !self.is_cut && self.cut.as_mut().poll(context).is_ready() {
-            self.is_cut = true;
+        let cut = node.faults.connected(id);
+        let (cut_reading, cut_writing) = (Box::pin(when_cut(cut.clone())), Box::pin(when_cut(cut)));
+        Cuttable {
+            stream,
+            id,
+            node,
+            cut_reading,
+            cut_writing,
         }
-        if self.is_cut { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(()) }
+    }
+}
+
+/// An error once the connection is cut; until then `context` is woken by it.
+fn check(cut: &mut Cut, context: &mut Context<'_>) -> io::Result<()> {
+    match cut.as_mut().poll(context) {
+        Poll::Ready(()) => {
+            // A future that is done may not be asked again.
+            *cut = Box::pin(std::future::ready(()));
+            Err(io::ErrorKind::ConnectionReset.into())
+        }
+        Poll::Pending => Ok(()),
     }
 }
 
@@ -193,6 +232,8 @@ impl Drop for Cuttable {
 async fn when_cut(mut cut: watch::Receiver<Option<Instant>>) {
     let at = cut.wait_for(Option::is_some).await.map(|at| *at);
     match at {
+        // At once, not at the timer's next tick: a reply may be on its way.
+        Ok(Some(at)) if at <= Instant::now() => (),
         Ok(Some(at)) => tokio::time::sleep_until(at.into()).await,
         Ok(None) | Err(_) => std::future::pending().await,
     }
@@ -204,19 +245,23 @@ impl AsyncRead for Cuttable {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.check(context)?;
+        check(&mut self.cut_reading, context)?;
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
 
 impl AsyncWrite for Cuttable {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.check(context)?;
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        check(&mut self.cut_writing, context)?;
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.check(context)?;
+        check(&mut self.cut_writing, context)?;
         Pin::new(&mut self.stream).poll_flush(context)
     }
 

@@ -19,7 +19,9 @@ pub(crate) type Undo = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
 impl State {
     pub(crate) fn empty() -> State {
-        State { entries: RedBlackTreeMapSync::new_sync() }
+        State {
+            entries: RedBlackTreeMapSync::new_sync(),
+        }
     }
 
     pub(crate) fn get(&self, key: &[u8]) -> Option<&[u8]> {
@@ -37,12 +39,16 @@ impl State {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.entries.iter().map(|(key, value)| (key.as_slice(), value.as_slice()))
+        self.entries
+            .iter()
+            .map(|(key, value)| (key.as_slice(), value.as_slice()))
     }
 
     /// The keys after `key`, in order.
     pub(crate) fn keys_after<'s>(&'s self, key: &'s [u8]) -> impl Iterator<Item = &'s [u8]> {
-        self.entries.range::<[u8], _>((Bound::Excluded(key), Bound::Unbounded)).map(|(key, _)| key.as_slice())
+        self.entries
+            .range::<[u8], _>((Bound::Excluded(key), Bound::Unbounded))
+            .map(|(key, _)| key.as_slice())
     }
 
     /// The keys that start with `prefix`, in order; only those after `start` if there is one.
@@ -93,7 +99,10 @@ mod tests {
     use super::*;
 
     fn state(pairs: &[(&str, &str)]) -> State {
-        pairs.iter().map(|(key, value)| (key.as_bytes().to_vec(), value.as_bytes().to_vec())).collect()
+        pairs
+            .iter()
+            .map(|(key, value)| (key.as_bytes().to_vec(), value.as_bytes().to_vec()))
+            .collect()
     }
 
     fn keys<'s>(keys: impl Iterator<Item = &'s [u8]>) -> Vec<&'s str> {
@@ -118,11 +127,16 @@ mod tests {
         now.put(b"removed".to_vec(), None);
         now.put(b"added".to_vec(), Some(b"4".to_vec()));
         now.put(b"kept".to_vec(), Some(b"3".to_vec()));
-        let touched = ["changed", "removed", "added", "kept"].map(|key| key.as_bytes().to_vec()).into();
+        let touched = ["changed", "removed", "added", "kept"]
+            .map(|key| key.as_bytes().to_vec())
+            .into();
         let undo = now.undo_to(&before, &touched);
         assert_eq!(undo.len(), 3);
         now.take_back(&undo);
-        assert_eq!(now.iter().collect::<Vec<_>>(), before.iter().collect::<Vec<_>>());
+        assert_eq!(
+            now.iter().collect::<Vec<_>>(),
+            before.iter().collect::<Vec<_>>()
+        );
     }
 
     #[test]

@@ -21,7 +21,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use codec::{Decode, DecodeAll, Encode};
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{
+    Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
+};
 
 use super::chain::{Block, Tip};
 use super::executor::{Hash, state_root};
@@ -136,27 +138,42 @@ pub(crate) struct Store {
 impl Store {
     /// Opens or makes the directory, with the options of the chain that it holds, if it holds one.
     pub(crate) fn open(dir: &Path) -> Result<(Store, Option<GenesisOptions>), StoreError> {
-        let failed = |source| StoreError::Io { dir: dir.to_owned(), source };
+        let failed = |source| StoreError::Io {
+            dir: dir.to_owned(),
+            source,
+        };
         std::fs::create_dir_all(dir).map_err(failed)?;
         let path = dir.join("chain.redb");
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE_BYTES);
         // A damaged file can make the database panic.
         let opened = catch_unwind(AssertUnwindSafe(|| builder.create(&path)));
-        let damaged = |what: String| StoreError::Damaged { dir: dir.to_owned(), what };
+        let damaged = |what: String| StoreError::Damaged {
+            dir: dir.to_owned(),
+            what,
+        };
         let database = match opened {
             Ok(Ok(database)) => database,
-            Ok(Err(DatabaseError::DatabaseAlreadyOpen)) => return Err(StoreError::InUse { dir: dir.to_owned() }),
+            Ok(Err(DatabaseError::DatabaseAlreadyOpen)) => {
+                return Err(StoreError::InUse {
+                    dir: dir.to_owned(),
+                });
+            }
             Ok(Err(DatabaseError::Storage(redb::StorageError::Io(source)))) => {
                 return Err(match source.kind() {
-                    io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => damaged(source.to_string()),
+                    io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+                        damaged(source.to_string())
+                    }
                     _ => failed(source),
                 });
             }
             Ok(Err(error)) => return Err(damaged(error.to_string())),
             Err(_) => return Err(damaged("chain.redb is not readable".to_owned())),
         };
-        let store = Store { dir: dir.to_owned(), database };
+        let store = Store {
+            dir: dir.to_owned(),
+            database,
+        };
         let genesis = store.genesis()?;
         Ok((store, genesis))
     }
@@ -168,13 +185,22 @@ impl Store {
             Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
             Err(error) => return Err(self.damaged(error)),
         };
-        let format = self.read(values.get(KEY_FORMAT))?.ok_or_else(|| self.damaged("no format"))?;
+        let format = self
+            .read(values.get(KEY_FORMAT))?
+            .ok_or_else(|| self.damaged("no format"))?;
         let found = u32::decode_all(&mut &*format.value()).map_err(|error| self.damaged(error))?;
         if found != FORMAT {
-            return Err(StoreError::Format { dir: self.dir.clone(), found });
+            return Err(StoreError::Format {
+                dir: self.dir.clone(),
+                found,
+            });
         }
-        let genesis = self.read(values.get(KEY_GENESIS))?.ok_or_else(|| self.damaged("no genesis"))?;
-        serde_json::from_slice(genesis.value()).map(Some).map_err(|error| self.damaged(error))
+        let genesis = self
+            .read(values.get(KEY_GENESIS))?
+            .ok_or_else(|| self.damaged("no genesis"))?;
+        serde_json::from_slice(genesis.value())
+            .map(Some)
+            .map_err(|error| self.damaged(error))
     }
 
     /// Writes block 0.
@@ -202,11 +228,14 @@ impl Store {
             let mut changed: BTreeSet<Vec<u8>> = BTreeSet::new();
             let above = step.parent.saturating_add(1)..;
             for retracted in undo_table.range(above.clone())? {
-                let undo = Undo::decode(&mut retracted?.1.value()).map_err(|error| damaged_value(&error))?;
+                let undo = Undo::decode(&mut retracted?.1.value())
+                    .map_err(|error| damaged_value(&error))?;
                 changed.extend(undo.into_iter().map(|(key, _)| key));
             }
             undo_table.retain_in(above.clone(), |_, _| false)?;
-            write.open_table(HASHES)?.retain_in(above.clone(), |_, _| false)?;
+            write
+                .open_table(HASHES)?
+                .retain_in(above.clone(), |_, _| false)?;
             write.open_table(BLOCKS)?.retain_in(above, |_, _| false)?;
             for (tip, undo) in step.blocks {
                 insert_block(write, &tip.block)?;
@@ -223,7 +252,9 @@ impl Store {
                     }
                 }
             }
-            write.open_table(VALUES)?.insert(KEY_FINALIZED, step.finalized.encode().as_slice())?;
+            write
+                .open_table(VALUES)?
+                .insert(KEY_FINALIZED, step.finalized.encode().as_slice())?;
             Ok(())
         })
     }
@@ -254,43 +285,72 @@ impl Store {
         let undo = self.read(read.open_table(UNDO))?;
         let mut tips = Vec::new();
         loop {
-            let block = self.block(number)?.ok_or_else(|| self.damaged(format!("block {number} is missing")))?;
+            let block = self
+                .block(number)?
+                .ok_or_else(|| self.damaged(format!("block {number} is missing")))?;
             if tips.is_empty() && state_root(&state) != block.header.state_root {
                 return Err(self.damaged(format!("the state is not the one after block {number}")));
             }
-            tips.push(Tip { block: Arc::new(block), state: state.clone() });
-            let Some(value) = self.read(undo.get(number))? else { break };
-            let undo = Undo::decode_all(&mut &*value.value()).map_err(|error| self.damaged(error))?;
+            tips.push(Tip {
+                block: Arc::new(block),
+                state: state.clone(),
+            });
+            let Some(value) = self.read(undo.get(number))? else {
+                break;
+            };
+            let undo =
+                Undo::decode_all(&mut &*value.value()).map_err(|error| self.damaged(error))?;
             state.take_back(&undo);
-            number = number.checked_sub(1).ok_or_else(|| self.damaged("block 0 has undo"))?;
+            number = number
+                .checked_sub(1)
+                .ok_or_else(|| self.damaged("block 0 has undo"))?;
         }
         tips.reverse();
 
         let values = self.read(read.open_table(VALUES))?;
-        let finalized = self.read(values.get(KEY_FINALIZED))?.ok_or_else(|| self.damaged("no final block"))?;
-        let finalized = u32::decode_all(&mut &*finalized.value()).map_err(|error| self.damaged(error))?;
-        if finalized < number || usize::try_from(finalized).is_ok_and(|finalized| finalized >= hashes.len()) {
+        let finalized = self
+            .read(values.get(KEY_FINALIZED))?
+            .ok_or_else(|| self.damaged("no final block"))?;
+        let finalized =
+            u32::decode_all(&mut &*finalized.value()).map_err(|error| self.damaged(error))?;
+        if finalized < number
+            || usize::try_from(finalized).is_ok_and(|finalized| finalized >= hashes.len())
+        {
             return Err(self.damaged(format!("the state of final block {finalized} is missing")));
         }
-        Ok(Stored { hashes, tips, finalized })
+        Ok(Stored {
+            hashes,
+            tips,
+            finalized,
+        })
     }
 
     /// A block of the best chain.
     pub(crate) fn block(&self, number: u32) -> Result<Option<Block>, StoreError> {
         let read = self.read(self.database.begin_read())?;
         let table = self.read(read.open_table(BLOCKS))?;
-        let Some(value) = self.read(table.get(number))? else { return Ok(None) };
-        Block::decode_all(&mut &*value.value()).map(Some).map_err(|error| self.damaged(error))
+        let Some(value) = self.read(table.get(number))? else {
+            return Ok(None);
+        };
+        Block::decode_all(&mut &*value.value())
+            .map(Some)
+            .map_err(|error| self.damaged(error))
     }
 
-    fn write(&self, work: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>) -> Result<(), StoreError> {
+    fn write(
+        &self,
+        work: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
+    ) -> Result<(), StoreError> {
         let written = (|| {
             let write = self.database.begin_write()?;
             work(&write)?;
             write.commit()?;
             Ok(())
         })();
-        written.map_err(|error: redb::Error| StoreError::Write { dir: self.dir.clone(), what: error.to_string() })
+        written.map_err(|error: redb::Error| StoreError::Write {
+            dir: self.dir.clone(),
+            what: error.to_string(),
+        })
     }
 
     fn read<T, E: Into<redb::Error>>(&self, result: Result<T, E>) -> Result<T, StoreError> {
@@ -298,13 +358,20 @@ impl Store {
     }
 
     fn damaged(&self, what: impl ToString) -> StoreError {
-        StoreError::Damaged { dir: self.dir.clone(), what: what.to_string() }
+        StoreError::Damaged {
+            dir: self.dir.clone(),
+            what: what.to_string(),
+        }
     }
 }
 
 fn insert_block(write: &WriteTransaction, block: &Block) -> Result<(), redb::Error> {
-    write.open_table(HASHES)?.insert(block.number(), block.hash.0)?;
-    write.open_table(BLOCKS)?.insert(block.number(), block.encode().as_slice())?;
+    write
+        .open_table(HASHES)?
+        .insert(block.number(), block.hash.0)?;
+    write
+        .open_table(BLOCKS)?
+        .insert(block.number(), block.encode().as_slice())?;
     Ok(())
 }
 

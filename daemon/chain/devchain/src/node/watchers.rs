@@ -87,7 +87,9 @@ impl Watchers {
 
     /// Tells the watchers of an extrinsic.
     pub(crate) fn tell(&mut self, extrinsic: &Hash, status: Status) {
-        let Some(watchers) = self.watchers.get_mut(extrinsic) else { return };
+        let Some(watchers) = self.watchers.get_mut(extrinsic) else {
+            return;
+        };
         watchers.retain(|watcher| watcher.try_send(status).is_ok());
         if status.is_last() || watchers.is_empty() {
             self.watchers.remove(extrinsic);

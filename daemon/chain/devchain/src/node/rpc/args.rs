@@ -33,13 +33,19 @@ impl Args {
         .unwrap_or(&Value::Null)
     }
 
-    pub(super) fn get<T: DeserializeOwned>(&self, place: usize, name: &str) -> Result<T, ErrorObjectOwned> {
+    pub(super) fn get<T: DeserializeOwned>(
+        &self,
+        place: usize,
+        name: &str,
+    ) -> Result<T, ErrorObjectOwned> {
         let value = self.value(place, name);
         T::deserialize(value).map_err(|error| bad_params(format!("{name}: {error}")))
     }
 
     pub(super) fn text(&self, place: usize, name: &str) -> Result<&str, ErrorObjectOwned> {
-        self.value(place, name).as_str().ok_or_else(|| bad_params(format!("{name} is not a string")))
+        self.value(place, name)
+            .as_str()
+            .ok_or_else(|| bad_params(format!("{name} is not a string")))
     }
 
     pub(super) fn bytes(&self, place: usize, name: &str) -> Result<Vec<u8>, ErrorObjectOwned> {
@@ -47,16 +53,29 @@ impl Args {
     }
 
     /// A list of byte strings of at most `max` entries.
-    pub(super) fn byte_list(&self, place: usize, name: &str, max: usize) -> Result<Vec<Vec<u8>>, ErrorObjectOwned> {
-        let values =
-            self.value(place, name).as_array().ok_or_else(|| bad_params(format!("{name} is not a list")))?;
+    pub(super) fn byte_list(
+        &self,
+        place: usize,
+        name: &str,
+        max: usize,
+    ) -> Result<Vec<Vec<u8>>, ErrorObjectOwned> {
+        let values = self
+            .value(place, name)
+            .as_array()
+            .ok_or_else(|| bad_params(format!("{name} is not a list")))?;
         if values.len() > max {
-            return Err(bad_params(format!("{name} has {} entries, at most {max} are taken", values.len())));
+            return Err(bad_params(format!(
+                "{name} has {} entries, at most {max} are taken",
+                values.len()
+            )));
         }
         let entry = |value: &Value| value.as_str().and_then(bytes);
         values
             .iter()
-            .map(|value| entry(value).ok_or_else(|| bad_params(format!("{name} holds something that is not hex"))))
+            .map(|value| {
+                entry(value)
+                    .ok_or_else(|| bad_params(format!("{name} holds something that is not hex")))
+            })
             .collect()
     }
 
@@ -65,8 +84,12 @@ impl Args {
         if value.is_null() {
             return Ok(None);
         }
-        let hash = value.as_str().and_then(bytes).and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
-        hash.map(|hash| Some(Hash::from(hash))).ok_or_else(|| bad_params(format!("{name} is not a block hash")))
+        let hash = value
+            .as_str()
+            .and_then(bytes)
+            .and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+        hash.map(|hash| Some(Hash::from(hash)))
+            .ok_or_else(|| bad_params(format!("{name} is not a block hash")))
     }
 
     /// An account: ss58, or 32 bytes in hex.
@@ -76,7 +99,11 @@ impl Args {
         AccountId::from_ss58check(text)
             .ok()
             .or_else(from_hex)
-            .ok_or_else(|| bad_params(format!("{name} is neither an ss58 address nor 32 bytes in hex")))
+            .ok_or_else(|| {
+                bad_params(format!(
+                    "{name} is neither an ss58 address nor 32 bytes in hex"
+                ))
+            })
     }
 }
 

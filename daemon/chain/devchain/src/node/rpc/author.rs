@@ -15,16 +15,25 @@ use crate::node::Node;
 use crate::node::faults::DropAt;
 use crate::node::watchers::Status;
 
-pub(super) const METHODS: &[(&str, Method)] =
-    &[("author_pendingExtrinsics", pending_extrinsics), ("author_submitExtrinsic", submit_extrinsic)];
+pub(super) const METHODS: &[(&str, Method)] = &[
+    ("author_pendingExtrinsics", pending_extrinsics),
+    ("author_submitExtrinsic", submit_extrinsic),
+];
 
 fn pending_extrinsics(node: &Node, _: &Args, _: &Extensions) -> Answer {
-    Ok(node.ledger().pool().iter().map(|pending| json!(hex(&pending.bytes))).collect())
+    Ok(node
+        .ledger()
+        .pool()
+        .iter()
+        .map(|pending| json!(hex(&pending.bytes)))
+        .collect())
 }
 
 fn submit_extrinsic(node: &Node, args: &Args, extensions: &Extensions) -> Answer {
     let bytes = args.bytes(0, "bytes")?;
-    let hash = hitting_faults(node, extensions, || node.ledger().submit(&bytes).map_err(error::submit))?;
+    let hash = hitting_faults(node, extensions, || {
+        node.ledger().submit(&bytes).map_err(error::submit)
+    })?;
     Ok(json!(hash))
 }
 
@@ -35,7 +44,11 @@ pub(super) fn submit_and_watch(
     extensions: &Extensions,
 ) -> Result<mpsc::Receiver<Status>, ErrorObjectOwned> {
     let bytes = args.bytes(0, "bytes")?;
-    hitting_faults(node, extensions, || node.ledger().submit_and_watch(&bytes).map_err(error::submit))
+    hitting_faults(node, extensions, || {
+        node.ledger()
+            .submit_and_watch(&bytes)
+            .map_err(error::submit)
+    })
 }
 
 /// Submits, unless the connection is to be dropped instead, or after it.

@@ -19,7 +19,9 @@ const NUMBERS_MAX: usize = 1_000;
 pub(super) const METHODS: &[(&str, Method)] = &[
     ("chain_getBlock", get_block),
     ("chain_getBlockHash", get_block_hash),
-    ("chain_getFinalizedHead", |node, _, _| Ok(json!(finalized(node).1))),
+    ("chain_getFinalizedHead", |node, _, _| {
+        Ok(json!(finalized(node).1))
+    }),
     ("chain_getHeader", get_header),
 ];
 
@@ -32,22 +34,33 @@ pub(super) const ALIASES: &[(&str, &str)] = &[
 /// Number and hash of the newest block that clients get to see.
 pub(super) fn best(node: &Node) -> (u32, Hash) {
     let ledger = node.ledger();
-    let number = ledger.chain().best_number().saturating_sub(node.faults.stale_blocks());
+    let number = ledger
+        .chain()
+        .best_number()
+        .saturating_sub(node.faults.stale_blocks());
     (number, ledger.chain().hash_at(number).unwrap_or_default())
 }
 
 /// Number and hash of the newest final block that clients get to see.
 pub(super) fn finalized(node: &Node) -> (u32, Hash) {
     let ledger = node.ledger();
-    let visible = ledger.chain().best_number().saturating_sub(node.faults.stale_blocks());
+    let visible = ledger
+        .chain()
+        .best_number()
+        .saturating_sub(node.faults.stale_blocks());
     let number = ledger.chain().finalized_number().min(visible);
     (number, ledger.chain().hash_at(number).unwrap_or_default())
 }
 
 /// The block asked for, or the newest one.
-fn block(node: &Node, args: &Args) -> Result<Option<Arc<Block>>, jsonrpsee::types::ErrorObjectOwned> {
+fn block(
+    node: &Node,
+    args: &Args,
+) -> Result<Option<Arc<Block>>, jsonrpsee::types::ErrorObjectOwned> {
     let hash = args.hash(0, "hash")?.unwrap_or_else(|| best(node).1);
-    node.ledger().block(&hash).map_err(|error| internal(error.to_string()))
+    node.ledger()
+        .block(&hash)
+        .map_err(|error| internal(error.to_string()))
 }
 
 fn get_block(node: &Node, args: &Args, _: &Extensions) -> Answer {
@@ -62,9 +75,10 @@ fn get_header(node: &Node, args: &Args, _: &Extensions) -> Answer {
 fn get_block_hash(node: &Node, args: &Args, _: &Extensions) -> Answer {
     match args.value(0, "hash") {
         Value::Null => Ok(json!(best(node).1)),
-        Value::Array(numbers) if numbers.len() > NUMBERS_MAX => {
-            Err(bad_params(format!("{} block numbers, at most {NUMBERS_MAX} are taken", numbers.len())))
-        }
+        Value::Array(numbers) if numbers.len() > NUMBERS_MAX => Err(bad_params(format!(
+            "{} block numbers, at most {NUMBERS_MAX} are taken",
+            numbers.len()
+        ))),
         Value::Array(numbers) => numbers.iter().map(|number| hash_of(node, number)).collect(),
         number => hash_of(node, number),
     }
@@ -74,7 +88,9 @@ fn get_block_hash(node: &Node, args: &Args, _: &Extensions) -> Answer {
 fn hash_of(node: &Node, number: &Value) -> Answer {
     let wanted = match number {
         Value::Number(number) => number.as_u64(),
-        Value::String(digits) => u64::from_str_radix(digits.strip_prefix("0x").unwrap_or(digits), 16).ok(),
+        Value::String(digits) => {
+            u64::from_str_radix(digits.strip_prefix("0x").unwrap_or(digits), 16).ok()
+        }
         Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
     };
     let wanted = wanted.ok_or_else(|| bad_params(format!("{number} is not a block number")))?;

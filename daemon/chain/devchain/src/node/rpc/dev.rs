@@ -90,7 +90,9 @@ fn seal(node: &Node, _: &Args, _: &Extensions) -> Answer {
 fn advance(node: &Node, args: &Args, _: &Extensions) -> Answer {
     let blocks: u32 = args.get(0, "blocks")?;
     if blocks > BLOCKS_PER_CALL_MAX {
-        return Err(bad_params(format!("blocks is {blocks}, at most {BLOCKS_PER_CALL_MAX} are made")));
+        return Err(bad_params(format!(
+            "blocks is {blocks}, at most {BLOCKS_PER_CALL_MAX} are made"
+        )));
     }
     let mut last = None;
     for _ in 0..blocks {
@@ -107,7 +109,9 @@ fn pause(node: &Node, paused: bool) -> Answer {
 fn reorg(node: &Node, args: &Args, _: &Extensions) -> Answer {
     let depth: u32 = args.get(0, "depth")?;
     let dropped: Option<bool> = args.get(1, "drop")?;
-    let advance = node.reorg(depth, dropped.unwrap_or(false)).map_err(halted)?;
+    let advance = node
+        .reorg(depth, dropped.unwrap_or(false))
+        .map_err(halted)?;
     let advance = advance.map_err(|error| impossible(error.to_string()))?;
     Ok(json!(newest(&advance)))
 }
@@ -115,7 +119,9 @@ fn reorg(node: &Node, args: &Args, _: &Extensions) -> Answer {
 fn set_finality_lag(node: &Node, args: &Args, _: &Extensions) -> Answer {
     let blocks: u32 = args.get(0, "blocks")?;
     if blocks > FINALITY_LAG_MAX {
-        return Err(bad_params(format!("blocks is {blocks}, at most {FINALITY_LAG_MAX} are kept from being final")));
+        return Err(bad_params(format!(
+            "blocks is {blocks}, at most {FINALITY_LAG_MAX} are kept from being final"
+        )));
     }
     node.set_finality_lag(blocks).map_err(halted)?;
     Ok(Value::Null)
@@ -123,24 +129,32 @@ fn set_finality_lag(node: &Node, args: &Args, _: &Extensions) -> Answer {
 
 fn set_balance(node: &Node, args: &Args, _: &Extensions) -> Answer {
     let (account, rao) = (args.account(0, "account")?, args.get(1, "rao")?);
-    node.ledger().intervene(Intervention::SetBalance { account, rao });
+    node.ledger()
+        .intervene(Intervention::SetBalance { account, rao });
     Ok(Value::Null)
 }
 
 fn upgrade(node: &Node, args: &Args, _: &Extensions) -> Answer {
     let wanted: Option<u32> = args.get(0, "spec_version")?;
     let mut ledger = node.ledger();
-    let current = node.executor.version(&ledger.chain().tip().state).spec_version;
+    let current = node
+        .executor
+        .version(&ledger.chain().tip().state)
+        .spec_version;
     let spec_version = wanted.unwrap_or(current.saturating_add(1));
     if spec_version <= current {
-        return Err(bad_params(format!("spec_version is {spec_version}, the runtime has {current} already")));
+        return Err(bad_params(format!(
+            "spec_version is {spec_version}, the runtime has {current} already"
+        )));
     }
     ledger.intervene(Intervention::Upgrade { spec_version });
     Ok(json!(spec_version))
 }
 
 fn drop_connections(node: &Node, _: &Args, extensions: &Extensions) -> Answer {
-    let caller = extensions.get::<Connection>().map(|connection| connection.0);
+    let caller = extensions
+        .get::<Connection>()
+        .map(|connection| connection.0);
     let others = node.faults.cut_all(caller);
     if let Some(caller) = caller {
         node.faults.cut_after(caller, REPLY_GRACE);
@@ -165,6 +179,7 @@ fn set_delay(node: &Node, args: &Args, _: &Extensions) -> Answer {
 
 fn refuse_connections(node: &Node, args: &Args, _: &Extensions) -> Answer {
     let how: Option<Refusal> = args.get(1, "how")?;
-    node.faults.refuse_connections(how.unwrap_or(Refusal::TooManyRequests), args.get(0, "ms")?);
+    node.faults
+        .refuse_connections(how.unwrap_or(Refusal::TooManyRequests), args.get(0, "ms")?);
     Ok(Value::Null)
 }

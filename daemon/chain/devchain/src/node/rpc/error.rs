@@ -1,8 +1,12 @@
 //! Errors in Substrate's words and numbers: clients tell them apart by both.
 
 use jsonrpsee::types::ErrorObjectOwned;
-use jsonrpsee::types::error::{INTERNAL_ERROR_CODE, INVALID_PARAMS_CODE, SERVER_IS_BUSY_CODE, SERVER_IS_BUSY_MSG};
-use sp_runtime::transaction_validity::{InvalidTransaction, TransactionValidityError, UnknownTransaction};
+use jsonrpsee::types::error::{
+    INTERNAL_ERROR_CODE, INVALID_PARAMS_CODE, SERVER_IS_BUSY_CODE, SERVER_IS_BUSY_MSG,
+};
+use sp_runtime::transaction_validity::{
+    InvalidTransaction, TransactionValidityError, UnknownTransaction,
+};
 
 use crate::node::chain::StateError;
 use crate::node::executor::{CallError, Refusal};
@@ -38,7 +42,11 @@ pub(super) fn dev(what: impl Into<String>) -> ErrorObjectOwned {
 }
 
 pub(super) fn page_too_large(value: u64, max: u64) -> ErrorObjectOwned {
-    error(PAGE_TOO_LARGE, format!("count exceeds maximum value. value: {value}, max: {max}"), None)
+    error(
+        PAGE_TOO_LARGE,
+        format!("count exceeds maximum value. value: {value}, max: {max}"),
+        None,
+    )
 }
 
 pub(super) fn state(from: StateError) -> ErrorObjectOwned {

@@ -13,7 +13,12 @@ pub(super) fn hex(bytes: impl AsRef<[u8]>) -> String {
 
 /// The number is hex without padding, digest items are hex of their SCALE form.
 pub(super) fn header(header: &Header) -> Value {
-    let logs: Vec<String> = header.digest.logs.iter().map(|item| hex(item.encode())).collect();
+    let logs: Vec<String> = header
+        .digest
+        .logs
+        .iter()
+        .map(|item| hex(item.encode()))
+        .collect();
     json!({
         "parentHash": hex(header.parent_hash),
         "number": format!("{:#x}", header.number),
@@ -33,7 +38,11 @@ pub(super) fn block(block: &Block) -> Value {
 }
 
 pub(super) fn version(version: &RuntimeVersion) -> Value {
-    let apis: Vec<Value> = version.apis.iter().map(|(id, version)| json!([hex(id), version])).collect();
+    let apis: Vec<Value> = version
+        .apis
+        .iter()
+        .map(|(id, version)| json!([hex(id), version]))
+        .collect();
     json!({
         "specName": version.spec_name,
         "implName": version.impl_name,

@@ -41,13 +41,23 @@ pub(crate) fn module(node: Arc<Node>) -> RpcModule<Node> {
 
 fn register(node: Arc<Node>) -> Result<RpcModule<Node>, RegisterMethodError> {
     let mut module = RpcModule::from_arc(node);
-    let tables = [system::METHODS, blocks::METHODS, storage::METHODS, author::METHODS, dev::METHODS];
+    let tables = [
+        system::METHODS,
+        blocks::METHODS,
+        storage::METHODS,
+        author::METHODS,
+        dev::METHODS,
+    ];
     for (name, method) in tables.into_iter().flatten() {
         module.register_blocking_method(name, move |params, node, extensions| {
             method(&node, &Args::parse(&params)?, &extensions)
         })?;
     }
-    for (alias, name) in system::ALIASES.iter().chain(blocks::ALIASES).chain(storage::ALIASES) {
+    for (alias, name) in system::ALIASES
+        .iter()
+        .chain(blocks::ALIASES)
+        .chain(storage::ALIASES)
+    {
         module.register_alias(alias, name)?;
     }
     subscriptions::register(&mut module)?;

@@ -42,8 +42,14 @@ pub(super) const ALIASES: &[(&str, &str)] = &[
 ];
 
 /// The state after the block that argument `place` names, or after the newest one.
-pub(super) fn state_at(node: &Node, args: &Args, place: usize) -> Result<(Hash, State), ErrorObjectOwned> {
-    let hash = args.hash(place, "hash")?.unwrap_or_else(|| blocks::best(node).1);
+pub(super) fn state_at(
+    node: &Node,
+    args: &Args,
+    place: usize,
+) -> Result<(Hash, State), ErrorObjectOwned> {
+    let hash = args
+        .hash(place, "hash")?
+        .unwrap_or_else(|| blocks::best(node).1);
     let state = node.ledger().state(&hash).map_err(error::state)?;
     Ok((hash, state))
 }
@@ -57,7 +63,11 @@ fn get_storage(node: &Node, args: &Args, _: &Extensions) -> Answer {
 fn get_storage_hash(node: &Node, args: &Args, _: &Extensions) -> Answer {
     let key = args.bytes(0, "key")?;
     let (_, state) = state_at(node, args, 1)?;
-    Ok(json!(state.get(&key).map(|value| hex(sp_io::hashing::blake2_256(value)))))
+    Ok(json!(
+        state
+            .get(&key)
+            .map(|value| hex(sp_io::hashing::blake2_256(value)))
+    ))
 }
 
 fn get_storage_size(node: &Node, args: &Args, _: &Extensions) -> Answer {
@@ -74,14 +84,21 @@ fn query_storage_at(node: &Node, args: &Args, _: &Extensions) -> Answer {
 
 /// Keys and their values, null for those without.
 pub(super) fn change_set(block: Hash, state: &State, keys: &[Vec<u8>]) -> Value {
-    let changes: Vec<Value> = keys.iter().map(|key| json!([hex(key), state.get(key).map(hex)])).collect();
+    let changes: Vec<Value> = keys
+        .iter()
+        .map(|key| json!([hex(key), state.get(key).map(hex)]))
+        .collect();
     json!({ "block": block, "changes": changes })
 }
 
 fn get_keys(node: &Node, args: &Args, _: &Extensions) -> Answer {
     let prefix = args.bytes(0, "prefix")?;
     let (_, state) = state_at(node, args, 1)?;
-    Ok(state.keys_with(&prefix, None).take(KEYS_MAX).map(|key| json!(hex(key))).collect())
+    Ok(state
+        .keys_with(&prefix, None)
+        .take(KEYS_MAX)
+        .map(|key| json!(hex(key)))
+        .collect())
 }
 
 fn get_keys_paged(node: &Node, args: &Args, _: &Extensions) -> Answer {
@@ -100,22 +117,33 @@ fn get_keys_paged(node: &Node, args: &Args, _: &Extensions) -> Answer {
     };
     let (_, state) = state_at(node, args, 3)?;
     let count = usize::try_from(count).unwrap_or(usize::MAX);
-    Ok(state.keys_with(&prefix, start.as_deref()).take(count).map(|key| json!(hex(key))).collect())
+    Ok(state
+        .keys_with(&prefix, start.as_deref())
+        .take(count)
+        .map(|key| json!(hex(key)))
+        .collect())
 }
 
 fn call(node: &Node, args: &Args, _: &Extensions) -> Answer {
     let method = args.text(0, "name")?;
     let arguments = args.bytes(1, "bytes")?;
     let (_, state) = state_at(node, args, 2)?;
-    let answer = node.executor.call(&state, method, &arguments).map_err(|error| error::call(&error))?;
+    let answer = node
+        .executor
+        .call(&state, method, &arguments)
+        .map_err(|error| error::call(&error))?;
     Ok(json!(hex(answer)))
 }
 
 /// Metadata in version 14, the one that Substrate gives here.
 fn get_metadata(node: &Node, args: &Args, _: &Extensions) -> Answer {
     let (_, state) = state_at(node, args, 0)?;
-    let answer = node.executor.call(&state, "Metadata_metadata", &[]).map_err(|error| error::call(&error))?;
-    let metadata = Vec::<u8>::decode(&mut &answer[..]).map_err(|error| error::internal(error.to_string()))?;
+    let answer = node
+        .executor
+        .call(&state, "Metadata_metadata", &[])
+        .map_err(|error| error::call(&error))?;
+    let metadata =
+        Vec::<u8>::decode(&mut &answer[..]).map_err(|error| error::internal(error.to_string()))?;
     Ok(json!(hex(metadata)))
 }
 
@@ -128,7 +156,8 @@ fn get_runtime_version(node: &Node, args: &Args, _: &Extensions) -> Answer {
 fn query_info(node: &Node, args: &Args, _: &Extensions) -> Answer {
     let extrinsic = args.bytes(0, "extrinsic")?;
     let (_, state) = state_at(node, args, 1)?;
-    let length = u32::try_from(extrinsic.len()).map_err(|_| error::bad_params("extrinsic is too long"))?;
+    let length =
+        u32::try_from(extrinsic.len()).map_err(|_| error::bad_params("extrinsic is too long"))?;
     let arguments = [extrinsic, length.encode()].concat();
     let answer = node
         .executor

@@ -20,16 +20,27 @@ use super::{author, blocks, format, storage};
 use crate::node::Node;
 use crate::node::executor::Hash;
 use crate::node::ledger::Advance;
+use crate::node::state::State;
 
 /// Keys of one storage subscription.
 const KEYS_MAX: usize = 1_000;
 
 pub(super) fn register(module: &mut RpcModule<Node>) -> Result<(), RegisterMethodError> {
     for (subscribe, notify, unsubscribe) in [
-        ("chain_subscribeNewHeads", "chain_newHead", "chain_unsubscribeNewHeads"),
-        ("chain_subscribeAllHeads", "chain_allHead", "chain_unsubscribeAllHeads"),
+        (
+            "chain_subscribeNewHeads",
+            "chain_newHead",
+            "chain_unsubscribeNewHeads",
+        ),
+        (
+            "chain_subscribeAllHeads",
+            "chain_allHead",
+            "chain_unsubscribeAllHeads",
+        ),
     ] {
-        module.register_subscription(subscribe, notify, unsubscribe, |_, pending, node, _| new_heads(pending, node))?;
+        module.register_subscription(subscribe, notify, unsubscribe, |_, pending, node, _| {
+            new_heads(pending, node)
+        })?;
     }
     module.register_subscription(
         "chain_subscribeFinalizedHeads",
@@ -61,7 +72,9 @@ pub(super) fn register(module: &mut RpcModule<Node>) -> Result<(), RegisterMetho
             .await;
             match submitted {
                 Ok(mut statuses) => {
-                    let Ok(sink) = pending.accept().await else { return };
+                    let Ok(sink) = pending.accept().await else {
+                        return;
+                    };
                     while let Some(status) = unless_closed(&sink, statuses.recv()).await.flatten() {
                         if send(&sink, &status.json()).await.is_err() {
                             return;
@@ -79,10 +92,22 @@ pub(super) fn register(module: &mut RpcModule<Node>) -> Result<(), RegisterMetho
         ("subscribe_newHead", "chain_subscribeNewHeads"),
         ("chain_unsubscribeNewHead", "chain_unsubscribeNewHeads"),
         ("unsubscribe_newHead", "chain_unsubscribeNewHeads"),
-        ("chain_subscribeFinalisedHeads", "chain_subscribeFinalizedHeads"),
-        ("chain_unsubscribeFinalisedHeads", "chain_unsubscribeFinalizedHeads"),
-        ("chain_subscribeRuntimeVersion", "state_subscribeRuntimeVersion"),
-        ("chain_unsubscribeRuntimeVersion", "state_unsubscribeRuntimeVersion"),
+        (
+            "chain_subscribeFinalisedHeads",
+            "chain_subscribeFinalizedHeads",
+        ),
+        (
+            "chain_unsubscribeFinalisedHeads",
+            "chain_unsubscribeFinalizedHeads",
+        ),
+        (
+            "chain_subscribeRuntimeVersion",
+            "state_subscribeRuntimeVersion",
+        ),
+        (
+            "chain_unsubscribeRuntimeVersion",
+            "state_unsubscribeRuntimeVersion",
+        ),
     ] {
         module.register_alias(alias, name)?;
     }
@@ -94,7 +119,11 @@ async fn new_heads(pending: PendingSubscriptionSink, node: Arc<Node>) {
     each_advance(pending, node, |node, advance| match advance {
         None => header(node, blocks::best(node).1).into_iter().collect(),
         Some(advance) => match node.faults.stale_blocks() {
-            0 => advance.imported.iter().map(|block| format::header(&block.header)).collect(),
+            0 => advance
+                .imported
+                .iter()
+                .map(|block| format::header(&block.header))
+                .collect(),
             _ => header(node, blocks::best(node).1).into_iter().collect(),
         },
     })
@@ -118,7 +147,10 @@ async fn finalized_heads(pending: PendingSubscriptionSink, node: Arc<Node>) {
 async fn runtime_versions(pending: PendingSubscriptionSink, node: Arc<Node>) {
     let mut told = None;
     each_advance(pending, node, move |node, _| {
-        let Ok(state) = node.ledger().state(&blocks::best(node).1) else { return Vec::new() };
+        let hash = blocks::best(node).1;
+        let Ok(state) = node.ledger().state(&hash) else {
+            return Vec::new();
+        };
         let version = node.executor.version(&state);
         if told.replace(version.spec_version) == Some(version.spec_version) {
             return Vec::new();
@@ -135,13 +167,19 @@ async fn changes(params: Params<'static>, pending: PendingSubscriptionSink, node
         Ok(keys) => keys,
         Err(error) => return pending.reject(error).await,
     };
-    let mut told = None;
+    let mut told: Option<State> = None;
     each_advance(pending, node, move |node, _| {
         let hash = blocks::best(node).1;
-        let Ok(state) = node.ledger().state(&hash) else { return Vec::new() };
+        let Ok(state) = node.ledger().state(&hash) else {
+            return Vec::new();
+        };
         let changed: Vec<Vec<u8>> = match &told {
             None => keys.clone(),
-            Some(told) => keys.iter().filter(|key| crate::node::state::State::get(told, key) != state.get(key)).cloned().collect(),
+            Some(told) => keys
+                .iter()
+                .filter(|key| told.get(key) != state.get(key))
+                .cloned()
+                .collect(),
         };
         let message = (!changed.is_empty()).then(|| storage::change_set(hash, &state, &changed));
         told = Some(state);
@@ -157,7 +195,9 @@ async fn each_advance(
     mut messages: impl FnMut(&Node, Option<&Advance>) -> Vec<Value> + Send + 'static,
 ) {
     let mut advances = node.advances();
-    let Ok(sink) = pending.accept().await else { return };
+    let Ok(sink) = pending.accept().await else {
+        return;
+    };
     let mut advance = None;
     loop {
         let asked = node.clone();
@@ -165,7 +205,9 @@ async fn each_advance(
             let given = messages(&asked, advance.as_deref());
             (given, messages)
         });
-        let Ok((given, again)) = given.await else { return };
+        let Ok((given, again)) = given.await else {
+            return;
+        };
         messages = again;
         for message in given {
             if send(&sink, &message).await.is_err() {
@@ -199,13 +241,17 @@ async fn unless_closed<T>(sink: &SubscriptionSink, work: impl Future<Output = T>
 
 async fn send(sink: &SubscriptionSink, message: &Value) -> Result<(), ()> {
     let message = serde_json::value::to_raw_value(message).map_err(drop)?;
-    sink.send(SubscriptionMessage::from(message)).await.map_err(drop)
+    sink.send(SubscriptionMessage::from(message))
+        .await
+        .map_err(drop)
 }
 
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ErrorObjectOwned> + Send + 'static,
 ) -> Result<T, ErrorObjectOwned> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(internal(error.to_string())))
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(internal(error.to_string())))
 }
 
 fn header(node: &Node, hash: Hash) -> Option<Value> {

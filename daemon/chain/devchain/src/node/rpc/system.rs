@@ -11,15 +11,21 @@ pub(super) const METHODS: &[(&str, Method)] = &[
     ("system_accountNextIndex", account_next_index),
     ("system_chain", |_, _, _| Ok(json!("Bittensor"))),
     ("system_chainType", |_, _, _| Ok(json!("Development"))),
-    ("system_health", |_, _, _| Ok(json!({ "peers": 0, "isSyncing": false, "shouldHavePeers": false }))),
+    ("system_health", |_, _, _| {
+        Ok(json!({ "peers": 0, "isSyncing": false, "shouldHavePeers": false }))
+    }),
     ("system_name", |_, _, _| Ok(json!("gradmesh-devchain"))),
     ("system_nodeRoles", |_, _, _| Ok(json!(["Authority"]))),
     ("system_peers", |_, _, _| Ok(json!([]))),
     ("system_properties", |_, _, _| {
-        Ok(json!({ "isEthereum": false, "ss58Format": 42, "tokenDecimals": 9, "tokenSymbol": "TAO" }))
+        Ok(
+            json!({ "isEthereum": false, "ss58Format": 42, "tokenDecimals": 9, "tokenSymbol": "TAO" }),
+        )
     }),
     ("system_syncState", sync_state),
-    ("system_version", |_, _, _| Ok(json!(env!("CARGO_PKG_VERSION")))),
+    ("system_version", |_, _, _| {
+        Ok(json!(env!("CARGO_PKG_VERSION")))
+    }),
 ];
 
 pub(super) const ALIASES: &[(&str, &str)] = &[("account_nextIndex", "system_accountNextIndex")];
