@@ -4,6 +4,7 @@
 //! against the beacon's public key. Opens no connection: the node brings the pulses.
 
 #![allow(unreachable_pub)] // `frame_support::pallet` makes its items `pub` whatever the module is.
+#![allow(clippy::let_unit_value)] // `pallet::validate_unsigned` expands to one.
 #![allow(deprecated)] // Finney takes pulses as bare extrinsics; the successor of `ValidateUnsigned` needs one more extension.
 
 mod types;

@@ -143,7 +143,7 @@ impl pallet_balances::Config for Runtime {
     type MaxFreezes = ConstU32<50>;
 }
 
-/// One RAO per [`WEIGHT_PER_RAO`].
+/// The part of a fee that is for weight.
 pub struct WeightFee;
 
 impl WeightToFee for WeightFee {
