@@ -212,17 +212,11 @@ fn the_example_loads_and_shows_every_key_with_its_default() {
 
     // Uncommented, every key is there: serialised and read back, nothing is missing and every default is as said.
     let text = fs::read_to_string(&path).unwrap();
-    let uncommented: String = text
-        .lines()
-        .map(|line| match line.strip_prefix("# ") {
-            Some(key) if key.split(" = ").next().is_some_and(is_key) && key.contains(" = ") => key,
-            _ => line,
-        })
-        .flat_map(|line| [line, "\n"])
-        .collect();
+    let (text, chain) = text.split_once("# [chain]\n").unwrap();
+    let uncommented = uncommented(text);
     let (full, found) = RunFile::parse(&uncommented).unwrap();
     assert_eq!(found, []);
-    let (plain, _) = RunFile::parse(&text).unwrap();
+    let (plain, _) = RunFile::parse(text).unwrap();
     let filled = RunFile {
         seed: full.seed,
         outer: Outer {
@@ -245,6 +239,26 @@ fn the_example_loads_and_shows_every_key_with_its_default() {
     };
     let all = toml::Table::try_from(&full).unwrap();
     assert_eq!(keys(&uncommented.parse().unwrap()), keys(&all));
+
+    // The section that stands in the place of chain = "none".
+    let section: Subnet = toml::from_str(&self::uncommented(chain)).unwrap();
+    let example = Subnet {
+        netuid: Some(1),
+        ..Subnet::default()
+    };
+    assert_eq!(section, example);
+    let all = toml::Table::try_from(&section).unwrap();
+    let written: toml::Table = self::uncommented(chain).parse().unwrap();
+    assert_eq!(keys(&written), keys(&all));
+}
+
+/// `text` with those of its comments that are keys as keys.
+fn uncommented(text: &str) -> String {
+    let lines = text.lines().map(|line| match line.strip_prefix("# ") {
+        Some(key) if key.split(" = ").next().is_some_and(is_key) && key.contains(" = ") => key,
+        _ => line,
+    });
+    lines.flat_map(|line| [line, "\n"]).collect()
 }
 
 fn is_key(text: &str) -> bool {
