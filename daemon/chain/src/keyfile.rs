@@ -1,6 +1,6 @@
 //! Bittensor's keyfiles: one key in one file.
 //!
-//! What a file may hold, told apart by its first bytes ([`content`] and [`envelope`] give every byte):
+//! What a file may hold, told apart by its first bytes (keyfile/content.rs and keyfile/envelope.rs give every byte):
 //!
 //! | starts with | form | opened | written |
 //! |---|---|---|---|
