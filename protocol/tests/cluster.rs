@@ -121,8 +121,9 @@ impl Cluster {
             self.later(0, other, Input::PeerUp(key));
             self.later(0, key, Input::PeerUp(other));
         }
-        let newest_two = self.chain.len().saturating_sub(2);
-        for registry in self.chain[newest_two..].to_vec() {
+        let older = self.chain.len().saturating_sub(2);
+        let newest_two: Vec<Registry> = self.chain.iter().skip(older).cloned().collect();
+        for registry in newest_two {
             self.later(0, key, Input::Registry(registry));
         }
         self.perform(key);
