@@ -195,8 +195,11 @@ impl Client {
         answer: &ErrorObjectOwned,
     ) -> Result<Submission, ChainError> {
         let name = match pool_error_name(answer, &pending.call) {
-            PoolError::Known => return Ok(Submission::Sent(pending, None)),
-            PoolError::NotPool => {
+            PoolError::Known | PoolError::Unclear => {
+                warn!(call = pending.call, answer = message(answer), "submission in doubt; looking for it on the chain");
+                return Ok(Submission::Sent(pending, None));
+            }
+            PoolError::NotSent => {
                 return Err(ChainError::Node {
                     request: "author_submitAndWatchExtrinsic".to_owned(),
                     code: answer.code(),
@@ -403,8 +406,10 @@ enum PoolError {
     Named(String),
     /// The pool has this very extrinsic already.
     Known,
-    /// An error of another kind.
-    NotPool,
+    /// The request never got as far as the pool.
+    NotSent,
+    /// An error that says nothing of the pool: of a gateway in between, or of the node's inside.
+    Unclear,
 }
 
 /// Reads a node's answer to a submission: code, and words for what has no code of its own.
@@ -436,6 +441,8 @@ fn pool_error_name(answer: &ErrorObjectOwned, call: &str) -> PoolError {
         1013 => PoolError::Known,
         1014 => named("TooLowPriority"),
         1016 => named("ImmediatelyDropped"),
-        _ => PoolError::NotPool,
+        // Bad format, failed verification; invalid request, unknown method, invalid parameters.
+        1001 | 1002 | -32602..=-32600 => PoolError::NotSent,
+        _ => PoolError::Unclear,
     }
 }

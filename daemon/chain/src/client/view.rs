@@ -13,8 +13,7 @@ use crate::error::ChainError;
 use crate::link::Link;
 use crate::runtime::{Runtime, unreadable};
 
-/// JSON-RPC code and words with which nodes say that they do not have a block's state.
-const STATE_GONE_CODE: i32 = 4003;
+/// Words with which nodes say that they do not have a block, or no longer its state. Their code, 4003, has other meanings.
 const STATE_GONE_WORDS: [&str; 3] = ["UnknownBlock", "Unknown block", "discarded"];
 
 /// One block's state and the runtime that describes it.
@@ -226,9 +225,8 @@ pub(super) async fn storage_bytes(
 /// Tells a node that lacks the state from a node that failed.
 pub(super) fn gone(error: ChainError, block: &[u8; 32]) -> ChainError {
     match &error {
-        ChainError::Node { code, message, .. }
-            if *code == STATE_GONE_CODE
-                || STATE_GONE_WORDS.iter().any(|words| message.contains(words)) =>
+        ChainError::Node { message, .. }
+            if STATE_GONE_WORDS.iter().any(|words| message.contains(words)) =>
         {
             ChainError::StateGone { block: *block }
         }
