@@ -15,7 +15,7 @@ use gradmesh_protocol::manifest::{
 use gradmesh_protocol::node::{
     Activity, Effect, Input, Node, NodeConfig, Report, RequestId, Restored,
 };
-use gradmesh_protocol::registry::{Registry, RegistryMark};
+use gradmesh_protocol::registry::{QUIET_ATTEMPT, Registry, RegistryMark};
 use gradmesh_protocol::time::Time;
 use gradmesh_protocol::wire::{DecisionRecord, Decisions, Gossip, JournalEntry, Request};
 
@@ -766,6 +766,32 @@ fn voters_without_the_chain_delay_changes_and_never_the_run() {
     cluster.run_until(|c| c.is_member(newcomer));
     let decided = cluster.records().len() as u64;
     cluster.run_until(|c| c.all_applied(decided + 2));
+    cluster.check();
+}
+
+#[test]
+fn halves_that_know_none_of_each_others_snapshots_decide_in_quiet_attempts() {
+    let mut cluster = Cluster::on_subnet(&FOUR, |m| m.schedule.rounds = 60);
+    cluster.run_until(|c| c.all_applied(2));
+    let five = [(1, 1), (2, 1), (3, 1), (4, 1), (9, 1)];
+    let newcomer = cluster.start(Keypair::from_seed(&[9; 32]), Disk::default());
+    cluster.run_until(|c| c.node(newcomer).applied() >= Some(RoundId(4)));
+    // Both halves want the newcomer in: two by block 20, and two by blocks that are too new for the others.
+    let (stale, fresh) = ([3, 4], [1, 2]);
+    let stale = stale.map(|seed| cluster.key(seed));
+    for block in [20, 30] {
+        cluster.snapshot_for(&stale, block, &five);
+    }
+    let fresh = [cluster.key(fresh[0]), cluster.key(fresh[1]), newcomer];
+    for block in 2..=12 {
+        cluster.snapshot_for(&fresh, 10 * block, &five);
+    }
+    cluster.run_for(1_000);
+    let before = cluster.records().len() as u64;
+    cluster.run_until(|c| c.records().len() as u64 >= before + 6);
+    assert!(!cluster.is_member(newcomer));
+    let quiet = |r: &Arc<DecisionRecord>| r.certificate.attempt >= QUIET_ATTEMPT;
+    assert!(cluster.records().iter().any(quiet));
     cluster.check();
 }
 
