@@ -71,21 +71,37 @@ pub(crate) enum Event {
     },
 }
 
-/// The registered peers; all may pass until the first snapshot is there. Clones share one list.
+/// Who may be served: the registered peers and the members of the roster, which may have lost their registration a few
+/// rounds ago. All may pass until the first snapshot is there. Clones share one list.
 #[derive(Clone, Default)]
 pub(crate) struct Gate {
-    registered: Arc<RwLock<Option<BTreeSet<PeerId>>>>,
+    known: Arc<RwLock<Known>>,
+}
+
+#[derive(Default)]
+struct Known {
+    registered: Option<BTreeSet<PeerId>>,
+    members: BTreeSet<PeerId>,
 }
 
 impl Gate {
-    /// Whether `peer` may be talked to.
+    /// Whether `peer` may be served.
     pub(crate) fn admits(&self, peer: &PeerId) -> bool {
-        let registered = self.registered.read().unwrap_or_else(|e| e.into_inner());
-        registered.as_ref().is_none_or(|peers| peers.contains(peer))
+        let known = self.known.read().unwrap_or_else(|e| e.into_inner());
+        let registered = known.registered.as_ref();
+        registered.is_none_or(|peers| peers.contains(peer)) || known.members.contains(peer)
     }
 
-    fn set(&self, peers: BTreeSet<PeerId>) {
-        *self.registered.write().unwrap_or_else(|e| e.into_inner()) = Some(peers);
+    /// The newest snapshot registers `peers`.
+    fn set_registered(&self, peers: BTreeSet<PeerId>) {
+        let mut known = self.known.write().unwrap_or_else(|e| e.into_inner());
+        known.registered = Some(peers);
+    }
+
+    /// The roster has `peers`.
+    pub(crate) fn set_members(&self, peers: BTreeSet<PeerId>) {
+        let mut known = self.known.write().unwrap_or_else(|e| e.into_inner());
+        known.members = peers;
     }
 }
 

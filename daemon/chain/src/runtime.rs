@@ -282,16 +282,6 @@ impl Runtime {
         }
     }
 
-    /// A call's own bytes: what an extrinsic carries behind its signature.
-    #[cfg(test)]
-    pub(crate) fn call_bytes(&self, call: &Call) -> Result<Vec<u8>, ChainError> {
-        let payload = dynamic::transaction(call.pallet, call.name, call.arguments.clone());
-        self.offline
-            .transactions()
-            .call_data(&payload)
-            .map_err(|error| unwritable(call.path(), error))
-    }
-
     /// A signed version 4 extrinsic, mortal: good for `era_blocks` blocks from `checkpoint` on.
     pub(crate) fn sign(
         &self,

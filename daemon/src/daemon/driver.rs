@@ -934,7 +934,12 @@ impl Driver {
                 joined,
                 left,
                 members,
-            } => tracing::info!(%round, ?joined, ?left, members, "roster"),
+            } => {
+                tracing::info!(%round, ?joined, ?left, members, "roster");
+                let members = self.node.roster().members();
+                let members = members.iter().filter_map(|member| peer_id(&member.peer));
+                self.gate.set_members(members.collect());
+            }
             Report::Diverged {
                 round,
                 decided,

@@ -93,7 +93,7 @@ async fn snapshot(
     };
     match Registry::new(mark, entries) {
         Ok(registry) => {
-            shared.gate.set(registered);
+            shared.gate.set_registered(registered);
             let peers = neurons.iter().filter_map(entry_peer);
             let peers = peers.filter(|peer| peer.key != shared.me).collect();
             // A driver that is gone needs nothing any more.

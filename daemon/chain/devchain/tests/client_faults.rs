@@ -38,7 +38,7 @@ async fn assert_final(chain: &DevChain, client: &Client, receipt: &Receipt) {
     let block = rpc(chain, "chain_getBlock", json!([format!("0x{}", hex::encode(receipt.block.hash))])).await;
     let index = usize::try_from(receipt.extrinsic_index).unwrap();
     let bytes = hex::decode(block["block"]["extrinsics"][index].as_str().unwrap().trim_start_matches("0x")).unwrap();
-    assert_eq!(sp_core::hashing::blake2_256(&bytes), receipt.extrinsic_hash);
+    assert_eq!(sp_io::hashing::blake2_256(&bytes), receipt.extrinsic_hash);
 }
 
 #[tokio::test(flavor = "multi_thread")]
