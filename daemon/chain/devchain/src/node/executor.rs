@@ -100,12 +100,15 @@ pub(crate) struct Authored {
     pub(crate) refused: Vec<(Hash, Refusal)>,
 }
 
+/// What encoded metadata is kept by: the API method with its arguments, and the spec version. Constants that it shows
+/// (`Aura.SlotDuration`) are fixed at genesis.
+type MetadataKey = (Vec<u8>, u32);
+
 /// The runtime.
 pub(crate) struct Executor {
     /// Calls that metadata does not show before the first upgrade.
     hidden_calls: Vec<String>,
-    /// Encoded metadata by version, spec version and block time: what it depends on.
-    metadata: Mutex<HashMap<(Vec<u8>, u32), Arc<[u8]>>>,
+    metadata: Mutex<HashMap<MetadataKey, Arc<[u8]>>>,
 }
 
 impl Executor {
@@ -179,12 +182,10 @@ impl Executor {
                     extrinsics.push(bytes);
                     included.push(hash);
                 }
-                Err(refusal)
-                    if refusal
-                        == Refusal::Invalid(InvalidTransaction::ExhaustsResources.into()) =>
-                {
-                    ()
-                }
+                // No room in this block: it stays in the pool.
+                Err(Refusal::Invalid(TransactionValidityError::Invalid(
+                    InvalidTransaction::ExhaustsResources,
+                ))) => {}
                 Err(refusal) => refused.push((hash, refusal)),
             }
         }

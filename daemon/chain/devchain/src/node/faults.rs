@@ -125,10 +125,12 @@ impl Faults {
     pub(crate) fn cut_all(&self, spared: Option<u64>) -> usize {
         let now = Instant::now();
         let connections = self.connections();
-        let others = connections.iter().filter(|(id, _)| Some(**id) != spared);
-        others
-            .map(|(_, connection)| connection.send_replace(Some(now)))
-            .count()
+        let mut cut = 0;
+        for (_, connection) in connections.iter().filter(|(id, _)| Some(**id) != spared) {
+            connection.send_replace(Some(now));
+            cut += 1;
+        }
+        cut
     }
 
     fn settings(&self) -> MutexGuard<'_, Settings> {

@@ -188,7 +188,7 @@ impl Store {
         let format = self
             .read(values.get(KEY_FORMAT))?
             .ok_or_else(|| self.damaged("no format"))?;
-        let found = u32::decode_all(&mut &*format.value()).map_err(|error| self.damaged(error))?;
+        let found = u32::decode_all(&mut format.value()).map_err(|error| self.damaged(error))?;
         if found != FORMAT {
             return Err(StoreError::Format {
                 dir: self.dir.clone(),
@@ -298,8 +298,7 @@ impl Store {
             let Some(value) = self.read(undo.get(number))? else {
                 break;
             };
-            let undo =
-                Undo::decode_all(&mut &*value.value()).map_err(|error| self.damaged(error))?;
+            let undo = Undo::decode_all(&mut value.value()).map_err(|error| self.damaged(error))?;
             state.take_back(&undo);
             number = number
                 .checked_sub(1)
@@ -312,7 +311,7 @@ impl Store {
             .read(values.get(KEY_FINALIZED))?
             .ok_or_else(|| self.damaged("no final block"))?;
         let finalized =
-            u32::decode_all(&mut &*finalized.value()).map_err(|error| self.damaged(error))?;
+            u32::decode_all(&mut finalized.value()).map_err(|error| self.damaged(error))?;
         if finalized < number
             || usize::try_from(finalized).is_ok_and(|finalized| finalized >= hashes.len())
         {
@@ -332,7 +331,7 @@ impl Store {
         let Some(value) = self.read(table.get(number))? else {
             return Ok(None);
         };
-        Block::decode_all(&mut &*value.value())
+        Block::decode_all(&mut value.value())
             .map(Some)
             .map_err(|error| self.damaged(error))
     }

@@ -4,7 +4,7 @@ use codec::{Decode, Encode};
 use gradmesh_devchain::{Options, Sealing};
 use serde_json::json;
 
-use crate::harness::{Signing, key, manual, remark, remark_of, signed, start, unhex};
+use crate::harness::{Signing, key, manual, remark, signed, start, unhex};
 
 const LAST_STORED_ROUND: (&str, &str) = ("Drand", "LastStoredRound");
 
@@ -17,28 +17,10 @@ fn value_key((pallet, item): (&str, &str)) -> String {
 
 #[tokio::test]
 async fn same_options_and_calls_give_the_same_chain() {
-    let mut hashes = Vec::new();
-    for _ in 0..2 {
-        let (chain, rpc) = start(manual()).await;
-        rpc.call(
-            "author_submitExtrinsic",
-            json!([remark_of(&rpc, "Bob", 0, "x").await]),
-        )
-        .await;
-        // The signature is random; the account, nonce and fee are not.
-        chain.advance(0).unwrap();
-        hashes.push((
-            chain.genesis(),
-            rpc.call("author_pendingExtrinsics", json!([]))
-                .await
-                .as_array()
-                .unwrap()
-                .len(),
-        ));
-        let (other, _) = start(manual()).await;
-        hashes.push((other.advance(20).unwrap().hash, 0));
-    }
-    assert_eq!(hashes[..2], hashes[2..]);
+    let (first, _) = start(manual()).await;
+    let (second, _) = start(manual()).await;
+    assert_eq!(first.genesis(), second.genesis());
+    assert_eq!(first.advance(20).unwrap(), second.advance(20).unwrap());
 }
 
 #[tokio::test]
