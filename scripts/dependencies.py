@@ -42,7 +42,7 @@ DIRECTIONS = {
     TRAINER: {PROTOCOL, COMPRESSION, LIBTORCH},
     SIM: {PROTOCOL, COMPRESSION, TRAINER},
     TIMELOCK: set(),
-    CHAIN: {PROTOCOL, TIMELOCK},
+    CHAIN: {TIMELOCK},
     # The development chain shares with the client what both must do alike byte for byte, and nothing else.
     DEVCHAIN: {TIMELOCK},
     # Not the development chain: the daemon builds, and its tests pass, without it.

@@ -89,7 +89,11 @@ pub(crate) fn reveal_round(
         .checked_add(wait_ms)?
         .checked_sub(beacon_genesis_unix_s.checked_mul(1000)?)?;
     // The first round is number 1.
-    Some(since_genesis_ms.checked_div(beacon_period_s.checked_mul(1000)?)?.max(1))
+    Some(
+        since_genesis_ms
+            .checked_div(beacon_period_s.checked_mul(1000)?)?
+            .max(1),
+    )
 }
 
 #[cfg(test)]

@@ -166,9 +166,13 @@ fn print(arguments: &Arguments, chain: &DevChain) {
     }
     println!();
     println!("next:");
-    println!("  gradmesh wallet new                     make keys of your own; start this chain with --fund COLDKEY to give them TAO");
+    println!(
+        "  gradmesh wallet new                     make keys of your own; start this chain with --fund COLDKEY to give them TAO"
+    );
     println!("  gradmesh launch run.toml --register-up-to 2000");
-    println!("                                          a new subnet with a run, if the file has [chain] network = \"{url}\"");
+    println!(
+        "                                          a new subnet with a run, if the file has [chain] network = \"{url}\""
+    );
     println!("  gradmesh join --netuid 1 --chain {url} --register-up-to 1");
     println!("  gradmesh chain info --chain {url}");
     println!();

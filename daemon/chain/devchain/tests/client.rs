@@ -32,9 +32,14 @@ async fn the_chain_is_named_and_described_at_connection() {
     assert_eq!(client.block_ms().await.unwrap(), 12_000);
     let capabilities = client.capabilities();
     assert_eq!(capabilities.spec_version, 365);
-    assert!(capabilities.register_limit && capabilities.timelocked_commits && capabilities.certificates);
+    assert!(
+        capabilities.register_limit && capabilities.timelocked_commits && capabilities.certificates
+    );
     assert!(capabilities.metagraph && capabilities.commitments && capabilities.beacon);
-    assert!(!capabilities.epoch_state, "finney at 365 keeps its epochs by formula");
+    assert!(
+        !capabilities.epoch_state,
+        "finney at 365 keeps its epochs by formula"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -51,10 +56,16 @@ async fn finalized_blocks_come_one_by_one_with_their_time() {
     for number in 6..=9 {
         let block = blocks.next().await.unwrap();
         assert_eq!(block.number, number);
-        assert_eq!(client.unix_ms(&block).await.unwrap(), client.unix_ms(&last).await.unwrap() + 12_000);
+        assert_eq!(
+            client.unix_ms(&block).await.unwrap(),
+            client.unix_ms(&last).await.unwrap() + 12_000
+        );
         last = block;
     }
-    assert_eq!(client.block_hash(7).await.unwrap().unwrap(), blocks_from(&client, 7).await.hash);
+    assert_eq!(
+        client.block_hash(7).await.unwrap().unwrap(),
+        blocks_from(&client, 7).await.hash
+    );
     assert_eq!(client.block_hash(10).await.unwrap(), None);
 }
 
@@ -77,19 +88,43 @@ async fn a_subnet_is_created_started_and_joined() {
     let joined = join(&chain, &client, netuid, &worker).await;
     let receipt = joined.receipt.unwrap();
     assert!(receipt.finalized && receipt.block.number <= client.finalized().await.unwrap().number);
-    assert_eq!(client.uid(netuid, &worker.account(), None).await.unwrap(), Some(joined.uid));
-    assert_eq!(client.uid(netuid, &Key::dev("Eve").account(), None).await.unwrap(), None);
+    assert_eq!(
+        client.uid(netuid, &worker.account(), None).await.unwrap(),
+        Some(joined.uid)
+    );
+    assert_eq!(
+        client
+            .uid(netuid, &Key::dev("Eve").account(), None)
+            .await
+            .unwrap(),
+        None
+    );
     let paid = before - client.balance(&Key::dev("Bob").account()).await.unwrap();
-    assert!((1..=burn + TAO / 100).contains(&paid), "paid {paid} for {burn}");
+    assert!(
+        (1..=burn + TAO / 100).contains(&paid),
+        "paid {paid} for {burn}"
+    );
 
     let again = join(&chain, &client, netuid, &worker).await;
-    assert_eq!((again.uid, again.receipt), (joined.uid, None), "a second registration is found, not paid");
+    assert_eq!(
+        (again.uid, again.receipt),
+        (joined.uid, None),
+        "a second registration is found, not paid"
+    );
 
     let described = client.subnet(netuid, None).await.unwrap().unwrap();
-    assert_eq!((described.owner_coldkey, described.owner_hotkey), (owner.account(), Key::dev("Charlie").account()));
+    assert_eq!(
+        (described.owner_coldkey, described.owner_hotkey),
+        (owner.account(), Key::dev("Charlie").account())
+    );
     assert_eq!((described.tempo, described.neurons), (20, 2));
-    assert!(described.commit_reveal && described.subtoken_enabled && described.registration_allowed);
-    assert_eq!((described.reveal_period_epochs, described.epoch_index), (1, None));
+    assert!(
+        described.commit_reveal && described.subtoken_enabled && described.registration_allowed
+    );
+    assert_eq!(
+        (described.reveal_period_epochs, described.epoch_index),
+        (1, None)
+    );
     assert_eq!(client.subnet(99, None).await.unwrap(), None);
     assert!(client.neurons(99, None).await.unwrap().is_empty());
 
@@ -97,7 +132,10 @@ async fn a_subnet_is_created_started_and_joined() {
     let uids: Vec<u16> = neurons.iter().map(|neuron| neuron.uid).collect();
     assert_eq!(uids, [0, 1]);
     let neuron = &neurons[usize::from(joined.uid)];
-    assert_eq!((neuron.hotkey, neuron.coldkey), (worker.account(), Key::dev("Bob").account()));
+    assert_eq!(
+        (neuron.hotkey, neuron.coldkey),
+        (worker.account(), Key::dev("Bob").account())
+    );
     assert_eq!(neuron.registered_at, receipt.block.number);
     assert_eq!((neuron.axon, neuron.peer_key), (None, None));
 }
@@ -111,15 +149,30 @@ async fn a_price_above_the_limit_is_refused_with_both_figures_and_costs_nothing(
     let price = client.registration_price(netuid).await.unwrap();
     let before = client.balance(&bob.account()).await.unwrap();
     match client.register(&bob, netuid, &worker, price / 2).await {
-        Err(error @ ChainError::PriceAboveLimit { price_rao, price_max_rao, .. }) => {
+        Err(
+            error @ ChainError::PriceAboveLimit {
+                price_rao,
+                price_max_rao,
+                ..
+            },
+        ) => {
             assert_eq!((price_rao, price_max_rao), (price, price / 2));
             assert_eq!(error.advice(), Advice::Fix);
             assert!(error.to_string().contains(&price.to_string()));
         }
         other => panic!("{other:?}"),
     }
-    assert_eq!((client.balance(&bob.account()).await.unwrap(), nonce(&chain, &bob).await), (before, 0));
-    assert!(matches!(client.register(&bob, 42, &worker, price).await, Err(ChainError::NoSubnet(42))));
+    assert_eq!(
+        (
+            client.balance(&bob.account()).await.unwrap(),
+            nonce(&chain, &bob).await
+        ),
+        (before, 0)
+    );
+    assert!(matches!(
+        client.register(&bob, 42, &worker, price).await,
+        Err(ChainError::NoSubnet(42))
+    ));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -129,22 +182,51 @@ async fn an_axon_carries_the_peer_key_and_is_sent_only_when_it_changes() {
     let netuid = subnet(&chain, &client).await;
     let worker = Key::dev("Dave");
     let serve = |port, key| client.serve_axon(&worker, netuid, ip("203.0.113.7"), port, 4, key);
-    assert_eq!(refusal(drive(&chain, serve(9000, None)).await), "HotKeyNotRegisteredInNetwork");
+    assert_eq!(
+        refusal(drive(&chain, serve(9000, None)).await),
+        "HotKeyNotRegisteredInNetwork"
+    );
 
     let uid = join(&chain, &client, netuid, &worker).await.uid;
-    let receipt = drive(&chain, serve(9000, Some([7; 32]))).await.unwrap().unwrap();
-    assert_eq!(drive(&chain, serve(9000, Some([7; 32]))).await.unwrap(), None);
-    let neuron = client.neurons(netuid, None).await.unwrap().swap_remove(usize::from(uid));
+    let receipt = drive(&chain, serve(9000, Some([7; 32])))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        drive(&chain, serve(9000, Some([7; 32]))).await.unwrap(),
+        None
+    );
+    let neuron = client
+        .neurons(netuid, None)
+        .await
+        .unwrap()
+        .swap_remove(usize::from(uid));
     let axon = neuron.axon.unwrap();
-    assert_eq!((axon.ip, axon.port, axon.protocol), (ip("203.0.113.7"), 9000, 4));
-    assert_eq!((axon.block, neuron.peer_key), (receipt.block.number, Some([7; 32])));
+    assert_eq!(
+        (axon.ip, axon.port, axon.protocol),
+        (ip("203.0.113.7"), 9000, 4)
+    );
+    assert_eq!(
+        (axon.block, neuron.peer_key),
+        (receipt.block.number, Some([7; 32]))
+    );
 
     let too_soon = drive(&chain, serve(9001, Some([7; 32]))).await;
     assert_eq!(too_soon.as_ref().unwrap_err().advice(), Advice::Retry);
     assert_eq!(refusal(too_soon), "ServingRateLimitExceeded");
     chain.advance(60).unwrap();
-    drive(&chain, client.serve_axon(&worker, netuid, ip("2001:db8::5"), 9002, 4, None)).await.unwrap().unwrap();
-    let neuron = client.neurons(netuid, None).await.unwrap().swap_remove(usize::from(uid));
+    drive(
+        &chain,
+        client.serve_axon(&worker, netuid, ip("2001:db8::5"), 9002, 4, None),
+    )
+    .await
+    .unwrap()
+    .unwrap();
+    let neuron = client
+        .neurons(netuid, None)
+        .await
+        .unwrap()
+        .swap_remove(usize::from(uid));
     assert_eq!(neuron.axon.unwrap().ip, ip("2001:db8::5"));
 }
 
@@ -162,22 +244,53 @@ async fn an_attestation_is_committed_and_read_back_at_its_block() {
         evidence_root: [0; 32],
         scores: [3; 32],
     };
-    let first = drive(&chain, client.set_commitment(&hotkey, netuid, &attestation(1).fields())).await.unwrap();
-    let second = drive(&chain, client.set_commitment(&hotkey, netuid, &attestation(2).fields())).await.unwrap();
+    let first = drive(
+        &chain,
+        client.set_commitment(&hotkey, netuid, &attestation(1).fields()),
+    )
+    .await
+    .unwrap();
+    let second = drive(
+        &chain,
+        client.set_commitment(&hotkey, netuid, &attestation(2).fields()),
+    )
+    .await
+    .unwrap();
     for (receipt, epoch) in [(first, 1), (second, 2)] {
-        let commitment =
-            client.commitment(netuid, &hotkey.account(), Some(receipt.block.hash)).await.unwrap().unwrap();
+        let commitment = client
+            .commitment(netuid, &hotkey.account(), Some(receipt.block.hash))
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(commitment.block, receipt.block.number);
-        assert_eq!(Attestation::decode(&commitment.fields), Ok(attestation(epoch)));
+        assert_eq!(
+            Attestation::decode(&commitment.fields),
+            Ok(attestation(epoch))
+        );
     }
     let all = client.commitments(netuid, None).await.unwrap();
     assert_eq!(all.len(), 1);
-    assert_eq!((all[0].0, all[0].1.block), (hotkey.account(), second.block.number));
+    assert_eq!(
+        (all[0].0, all[0].1.block),
+        (hotkey.account(), second.block.number)
+    );
 
-    let stranger = drive(&chain, client.set_commitment(&Key::dev("Eve"), netuid, &[Field::Raw(vec![1])])).await;
+    let stranger = drive(
+        &chain,
+        client.set_commitment(&Key::dev("Eve"), netuid, &[Field::Raw(vec![1])]),
+    )
+    .await;
     assert_eq!(refusal(stranger), "AccountNotAllowedCommit");
-    let long = client.set_commitment(&hotkey, netuid, &[Field::Raw(vec![0; 129])]).await;
-    assert!(matches!(long, Err(ChainError::CommitmentSize { fields: 1, longest_bytes: 129 })));
+    let long = client
+        .set_commitment(&hotkey, netuid, &[Field::Raw(vec![0; 129])])
+        .await;
+    assert!(matches!(
+        long,
+        Err(ChainError::CommitmentSize {
+            fields: 1,
+            longest_bytes: 129
+        })
+    ));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -193,21 +306,54 @@ async fn weights_are_set_in_the_clear_where_the_subnet_wants_them_so() {
     assert_eq!(refused.as_ref().unwrap_err().advice(), Advice::Stop);
     assert_eq!(refusal(refused), "CommitRevealEnabled");
 
-    set(&chain, &client, netuid, &[Hyperparameter::CommitReveal(false)]).await;
-    let sent = drive(&chain, client.publish_weights(&owner_hotkey, netuid, &[(2, 50), (1, 100)])).await.unwrap();
-    let WeightsReceipt::Set(receipt) = sent else { panic!("{sent:?}") };
-    let rows = client.weights(netuid, Some(receipt.block.hash)).await.unwrap();
+    set(
+        &chain,
+        &client,
+        netuid,
+        &[Hyperparameter::CommitReveal(false)],
+    )
+    .await;
+    let sent = drive(
+        &chain,
+        client.publish_weights(&owner_hotkey, netuid, &[(2, 50), (1, 100)]),
+    )
+    .await
+    .unwrap();
+    let WeightsReceipt::Set(receipt) = sent else {
+        panic!("{sent:?}")
+    };
+    let rows = client
+        .weights(netuid, Some(receipt.block.hash))
+        .await
+        .unwrap();
     assert_eq!(rows.len(), 1);
     assert_eq!(rows[0].0, 0);
-    let stored: Vec<(u16, u16)> = rows[0].1.iter().copied().filter(|(_, weight)| *weight > 0).collect();
+    let stored: Vec<(u16, u16)> = rows[0]
+        .1
+        .iter()
+        .copied()
+        .filter(|(_, weight)| *weight > 0)
+        .collect();
     assert_eq!(stored, [(1, 65535), (2, 32767)]);
 
-    let too_soon = drive(&chain, client.publish_weights(&owner_hotkey, netuid, &[(1, 1)])).await;
+    let too_soon = drive(
+        &chain,
+        client.publish_weights(&owner_hotkey, netuid, &[(1, 1)]),
+    )
+    .await;
     assert_eq!(too_soon.as_ref().unwrap_err().advice(), Advice::Retry);
     assert_eq!(refusal(too_soon), "SettingWeightsTooFast");
-    let stranger = client.publish_weights(&owner_hotkey, netuid, &[(7, 1)]).await;
-    assert!(matches!(stranger, Err(ChainError::Weights { .. })), "{stranger:?}");
-    assert!(matches!(client.publish_weights(&owner_hotkey, 77, &[(0, 1)]).await, Err(ChainError::NoSubnet(77))));
+    let stranger = client
+        .publish_weights(&owner_hotkey, netuid, &[(7, 1)])
+        .await;
+    assert!(
+        matches!(stranger, Err(ChainError::Weights { .. })),
+        "{stranger:?}"
+    );
+    assert!(matches!(
+        client.publish_weights(&owner_hotkey, 77, &[(0, 1)]).await,
+        Err(ChainError::NoSubnet(77))
+    ));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -221,8 +367,19 @@ async fn timelocked_weights_are_opened_by_the_chain_in_the_epoch_of_their_reveal
     for offset in [0_u32, 7, 13] {
         chain.advance(100 + offset).unwrap();
         let weights = [(0, 0), (1, u16::try_from(100 + offset).unwrap())];
-        let sent = drive(&chain, client.publish_weights(&owner_hotkey, netuid, &weights)).await.unwrap();
-        let WeightsReceipt::Timelocked { receipt, reveal_round } = sent else { panic!("{sent:?}") };
+        let sent = drive(
+            &chain,
+            client.publish_weights(&owner_hotkey, netuid, &weights),
+        )
+        .await
+        .unwrap();
+        let WeightsReceipt::Timelocked {
+            receipt,
+            reveal_round,
+        } = sent
+        else {
+            panic!("{sent:?}")
+        };
         let epoch = |block: u64| (block + u64::from(netuid) + 1) / (u64::from(tempo) + 1);
         let updated = |block: BlockRef| {
             let client = client.clone();
@@ -234,12 +391,20 @@ async fn timelocked_weights_are_opened_by_the_chain_in_the_epoch_of_their_reveal
         let revealed = drive(&chain, async {
             loop {
                 let block = blocks.next().await.unwrap();
-                if client.weights(netuid, Some(block.hash)).await.unwrap().iter().any(|row| !row.1.is_empty())
+                if client
+                    .weights(netuid, Some(block.hash))
+                    .await
+                    .unwrap()
+                    .iter()
+                    .any(|row| !row.1.is_empty())
                     && updated(block).await > committed
                 {
                     return block;
                 }
-                assert!(epoch(block.number) <= epoch(receipt.block.number) + 1, "the epoch of the reveal has passed");
+                assert!(
+                    epoch(block.number) <= epoch(receipt.block.number) + 1,
+                    "the epoch of the reveal has passed"
+                );
             }
         })
         .await;
@@ -250,10 +415,17 @@ async fn timelocked_weights_are_opened_by_the_chain_in_the_epoch_of_their_reveal
         let pulse = client.pulse(reveal_round).await.unwrap().unwrap();
         let beacon = client.beacon().await.unwrap();
         assert_eq!((pulse.round, pulse.randomness.len()), (reveal_round, 32));
-        assert!(gradmesh_timelock::verify(&beacon.public_key, reveal_round, &pulse.signature));
+        assert!(gradmesh_timelock::verify(
+            &beacon.public_key,
+            reveal_round,
+            &pulse.signature
+        ));
         assert!(client.last_pulse().await.unwrap() >= reveal_round);
         let published_ms = (beacon.genesis_unix_s + (reveal_round - 1) * beacon.period_s) * 1000;
-        assert!(published_ms > client.unix_ms(&receipt.block).await.unwrap(), "the round was public at the commit");
+        assert!(
+            published_ms > client.unix_ms(&receipt.block).await.unwrap(),
+            "the round was public at the commit"
+        );
     }
 }
 
@@ -265,10 +437,18 @@ async fn weights_committed_by_hash_are_revealed_in_the_next_epoch() {
     let owner_hotkey = Key::dev("Charlie");
     join(&chain, &client, netuid, &Key::dev("Dave")).await;
     chain.advance(100).unwrap();
-    let (commit, receipt) =
-        drive(&chain, client.commit_weights(&owner_hotkey, netuid, &[(1, 9)])).await.unwrap();
+    let (commit, receipt) = drive(
+        &chain,
+        client.commit_weights(&owner_hotkey, netuid, &[(1, 9)]),
+    )
+    .await
+    .unwrap();
     assert_eq!(commit.weights, [(0, 0), (1, 65535)]);
-    let early = drive(&chain, client.reveal_weights(&owner_hotkey, netuid, &commit)).await;
+    let early = drive(
+        &chain,
+        client.reveal_weights(&owner_hotkey, netuid, &commit),
+    )
+    .await;
     assert_eq!(refusal(early), "RevealTooEarly");
     let epoch = |block: u64| (block + u64::from(netuid) + 1) / 21;
     while epoch(u64::from(chain.best().number)) == epoch(receipt.block.number) {
@@ -278,10 +458,22 @@ async fn weights_committed_by_hash_are_revealed_in_the_next_epoch() {
     other.salt[0] ^= 1;
     let other = drive(&chain, client.reveal_weights(&owner_hotkey, netuid, &other)).await;
     assert_eq!(refusal(other), "InvalidRevealCommitHashNotMatch");
-    let revealed = drive(&chain, client.reveal_weights(&owner_hotkey, netuid, &commit)).await.unwrap();
-    let rows = client.weights(netuid, Some(revealed.block.hash)).await.unwrap();
+    let revealed = drive(
+        &chain,
+        client.reveal_weights(&owner_hotkey, netuid, &commit),
+    )
+    .await
+    .unwrap();
+    let rows = client
+        .weights(netuid, Some(revealed.block.hash))
+        .await
+        .unwrap();
     assert!(rows[0].1.contains(&(1, 65535)));
-    let again = drive(&chain, client.reveal_weights(&owner_hotkey, netuid, &commit)).await;
+    let again = drive(
+        &chain,
+        client.reveal_weights(&owner_hotkey, netuid, &commit),
+    )
+    .await;
     assert_eq!(refusal(again), "NoWeightsCommitFound");
 }
 
@@ -308,23 +500,70 @@ async fn hyperparameters_are_set_by_the_owner_or_root_and_a_failed_root_call_is_
         H::BondsMovingAverage(800_000),
         H::BondsPenalty(1000),
         H::LiquidAlpha(true),
-        H::AlphaValues { low: 45_000, high: 60_000 },
+        H::AlphaValues {
+            low: 45_000,
+            high: 60_000,
+        },
         H::Yuma3(true),
     ];
     set(&chain, &client, netuid, &values).await;
     let subnet = client.subnet(netuid, None).await.unwrap().unwrap();
-    assert_eq!((subnet.tempo, subnet.weights_rate_limit, subnet.serving_rate_limit), (30, 7, 9));
-    assert_eq!((subnet.commit_reveal, subnet.reveal_period_epochs), (false, 3));
-    assert_eq!((subnet.activity_cutoff, subnet.immunity_period, subnet.min_allowed_weights), (400, 50, 2));
-    assert_eq!((subnet.neurons_max, subnet.max_validators, subnet.registration_allowed), (64, 8, false));
+    assert_eq!(
+        (
+            subnet.tempo,
+            subnet.weights_rate_limit,
+            subnet.serving_rate_limit
+        ),
+        (30, 7, 9)
+    );
+    assert_eq!(
+        (subnet.commit_reveal, subnet.reveal_period_epochs),
+        (false, 3)
+    );
+    assert_eq!(
+        (
+            subnet.activity_cutoff,
+            subnet.immunity_period,
+            subnet.min_allowed_weights
+        ),
+        (400, 50, 2)
+    );
+    assert_eq!(
+        (
+            subnet.neurons_max,
+            subnet.max_validators,
+            subnet.registration_allowed
+        ),
+        (64, 8, false)
+    );
 
-    let by_stranger = drive(&chain, client.set_hyperparameter(&stranger, netuid, H::CommitReveal(true))).await;
+    let by_stranger = drive(
+        &chain,
+        client.set_hyperparameter(&stranger, netuid, H::CommitReveal(true)),
+    )
+    .await;
     assert_eq!(refusal(by_stranger), "BadOrigin");
-    let as_root = drive(&chain, client.sudo_set_hyperparameter(&stranger, netuid, H::Tempo(40))).await;
+    let as_root = drive(
+        &chain,
+        client.sudo_set_hyperparameter(&stranger, netuid, H::Tempo(40)),
+    )
+    .await;
     assert_eq!(refusal(as_root), "RequireSudo");
-    let inside = drive(&chain, client.sudo_set_hyperparameter(&owner, netuid, H::RevealPeriod(0))).await;
+    let inside = drive(
+        &chain,
+        client.sudo_set_hyperparameter(&owner, netuid, H::RevealPeriod(0)),
+    )
+    .await;
     assert_eq!(refusal(inside), "RevealPeriodTooSmall");
-    assert_eq!(client.subnet(netuid, None).await.unwrap().unwrap().reveal_period_epochs, 3);
+    assert_eq!(
+        client
+            .subnet(netuid, None)
+            .await
+            .unwrap()
+            .unwrap()
+            .reveal_period_epochs,
+        3
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -333,8 +572,21 @@ async fn the_owner_sets_hyperparameters_outside_the_window_before_an_epoch() {
     let client = connect(&chain).await;
     let netuid = subnet(&chain, &client).await;
     let owner = Key::dev("Alice");
-    drive(&chain, client.set_hyperparameter(&owner, netuid, Hyperparameter::ServingRateLimit(11))).await.unwrap();
-    assert_eq!(client.subnet(netuid, None).await.unwrap().unwrap().serving_rate_limit, 11);
+    drive(
+        &chain,
+        client.set_hyperparameter(&owner, netuid, Hyperparameter::ServingRateLimit(11)),
+    )
+    .await
+    .unwrap();
+    assert_eq!(
+        client
+            .subnet(netuid, None)
+            .await
+            .unwrap()
+            .unwrap()
+            .serving_rate_limit,
+        11
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -345,18 +597,38 @@ async fn stake_and_transfers_move_what_was_asked() {
     let (bob, worker) = (Key::dev("Bob"), Key::dev("Dave"));
     join(&chain, &client, netuid, &worker).await;
     assert_eq!(client.stake(netuid, &worker.account()).await.unwrap(), 0);
-    drive(&chain, client.add_stake(&bob, netuid, &worker.account(), 100 * TAO, None)).await.unwrap();
+    drive(
+        &chain,
+        client.add_stake(&bob, netuid, &worker.account(), 100 * TAO, None),
+    )
+    .await
+    .unwrap();
     let staked = client.stake(netuid, &worker.account()).await.unwrap();
     assert!(staked > 0);
-    drive(&chain, client.add_stake(&bob, netuid, &worker.account(), TAO, Some(1_000 * TAO))).await.unwrap();
+    drive(
+        &chain,
+        client.add_stake(&bob, netuid, &worker.account(), TAO, Some(1_000 * TAO)),
+    )
+    .await
+    .unwrap();
     assert!(client.stake(netuid, &worker.account()).await.unwrap() > staked);
-    let dear = drive(&chain, client.add_stake(&bob, netuid, &worker.account(), TAO, Some(1))).await;
+    let dear = drive(
+        &chain,
+        client.add_stake(&bob, netuid, &worker.account(), TAO, Some(1)),
+    )
+    .await;
     assert_eq!(refusal(dear), "SlippageTooHigh");
-    let little = drive(&chain, client.add_stake(&bob, netuid, &worker.account(), 1, None)).await;
+    let little = drive(
+        &chain,
+        client.add_stake(&bob, netuid, &worker.account(), 1, None),
+    )
+    .await;
     assert_eq!(refusal(little), "AmountTooLow");
 
     let stranger = Key::from_seed(&[9; 32]).account();
-    drive(&chain, client.transfer(&bob, &stranger, 5 * TAO)).await.unwrap();
+    drive(&chain, client.transfer(&bob, &stranger, 5 * TAO))
+        .await
+        .unwrap();
     assert_eq!(client.balance(&stranger).await.unwrap(), 5 * TAO);
     let all = client.balance(&bob.account()).await.unwrap();
     let too_much = drive(&chain, client.transfer(&bob, &stranger, all + 1)).await;
@@ -370,7 +642,9 @@ async fn a_call_that_waits_for_inclusion_only_returns_before_finality() {
     chain.set_finality_lag(10).unwrap();
     chain.advance(3).unwrap();
     let stranger = Key::from_seed(&[9; 32]).account();
-    let receipt = drive(&chain, client.transfer(&Key::dev("Bob"), &stranger, TAO)).await.unwrap();
+    let receipt = drive(&chain, client.transfer(&Key::dev("Bob"), &stranger, TAO))
+        .await
+        .unwrap();
     assert!(!receipt.finalized);
     assert!(receipt.block.number > u64::from(chain.finalized().number));
 }
@@ -380,7 +654,9 @@ async fn calls_of_one_key_wait_for_the_same_block_in_order() {
     let chain = start(20).await;
     let client = connect(&chain).await;
     let bob = Key::dev("Bob");
-    let strangers: Vec<_> = (1..=5_u8).map(|seed| Key::from_seed(&[seed; 32]).account()).collect();
+    let strangers: Vec<_> = (1..=5_u8)
+        .map(|seed| Key::from_seed(&[seed; 32]).account())
+        .collect();
     let calls = async {
         let sends = strangers.iter().map(|to| client.transfer(&bob, to, TAO));
         let (a, b, c, d, e) = {
@@ -405,35 +681,72 @@ async fn calls_have_the_bytes_that_finney_expects() {
     let mut netuid = 0;
     for seed in 1..=3_u8 {
         let hotkey = Key::from_seed(&[seed; 32]).account();
-        (netuid, _) = drive(&chain, client.register_network(&owner, &hotkey)).await.unwrap();
+        (netuid, _) = drive(&chain, client.register_network(&owner, &hotkey))
+            .await
+            .unwrap();
     }
     assert_eq!(netuid, 3);
     let hotkey = Key::from_seed(&[3; 32]);
     for name in ["Dave", "Eve"] {
-        drive(&chain, client.register(&owner, netuid, &Key::dev(name).account(), ANY_PRICE)).await.unwrap();
+        drive(
+            &chain,
+            client.register(&owner, netuid, &Key::dev(name).account(), ANY_PRICE),
+        )
+        .await
+        .unwrap();
     }
-    set(&chain, &client, netuid, &[Hyperparameter::CommitReveal(false)]).await;
+    set(
+        &chain,
+        &client,
+        netuid,
+        &[Hyperparameter::CommitReveal(false)],
+    )
+    .await;
     chain.advance(100).unwrap();
     let weights = [(0, 65535), (1, 100), (2, 7)];
-    let set_weights = drive(&chain, client.set_weights(&hotkey, netuid, &weights)).await.unwrap();
+    let set_weights = drive(&chain, client.set_weights(&hotkey, netuid, &weights))
+        .await
+        .unwrap();
     let hello = [Field::Raw(b"hello".to_vec())];
-    let commitment = drive(&chain, client.set_commitment(&hotkey, netuid, &hello)).await.unwrap();
+    let commitment = drive(&chain, client.set_commitment(&hotkey, netuid, &hello))
+        .await
+        .unwrap();
     for (receipt, call) in [
-        (set_weights, "070003000c0000010002000cffff640007000000000000000000"),
+        (
+            set_weights,
+            "070003000c0000010002000cffff640007000000000000000000",
+        ),
         (commitment, "12000300040668656c6c6f"),
     ] {
-        let block = rpc(&chain, "chain_getBlock", json!([format!("0x{}", hex::encode(receipt.block.hash))])).await;
+        let block = rpc(
+            &chain,
+            "chain_getBlock",
+            json!([format!("0x{}", hex::encode(receipt.block.hash))]),
+        )
+        .await;
         let index = usize::try_from(receipt.extrinsic_index).unwrap();
-        let extrinsic = hex::decode(block["block"]["extrinsics"][index].as_str().unwrap().trim_start_matches("0x")).unwrap();
+        let extrinsic = hex::decode(
+            block["block"]["extrinsics"][index]
+                .as_str()
+                .unwrap()
+                .trim_start_matches("0x"),
+        )
+        .unwrap();
         // Compact length, version 4 signed, address by key, the key, sr25519, signature, era, nonce, tip, mode; the call.
-        let body = &extrinsic[extrinsic.len() - (hex::decode(call).unwrap().len() + 139 - 35 + 1)..];
+        let body =
+            &extrinsic[extrinsic.len() - (hex::decode(call).unwrap().len() + 139 - 35 + 1)..];
         assert_eq!(hex::encode(&body[body.len() - call.len() / 2..]), call);
         let at = extrinsic.iter().position(|byte| *byte == 0x84).unwrap();
         assert_eq!(extrinsic[at + 1], 0);
         assert_eq!(extrinsic[at + 2..at + 34], hotkey.account().0);
         assert_eq!(extrinsic[at + 34], 1);
         let extra = &extrinsic[at + 35 + 64..extrinsic.len() - call.len() / 2];
-        assert_eq!(extra.len(), 5, "era of two bytes, nonce, tip, metadata hash off: {}", hex::encode(extra));
+        assert_eq!(
+            extra.len(),
+            5,
+            "era of two bytes, nonce, tip, metadata hash off: {}",
+            hex::encode(extra)
+        );
         assert_eq!(extra[3..], [0, 0]);
     }
 }

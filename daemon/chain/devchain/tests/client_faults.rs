@@ -33,11 +33,25 @@ fn refusal<T: std::fmt::Debug>(result: Result<T, ChainError>) -> String {
 /// The receipt's block is on the finalized chain and holds the extrinsic where the receipt says.
 async fn assert_final(chain: &DevChain, client: &Client, receipt: &Receipt) {
     assert!(receipt.finalized);
-    assert_eq!(client.block_hash(receipt.block.number).await.unwrap(), Some(receipt.block.hash));
+    assert_eq!(
+        client.block_hash(receipt.block.number).await.unwrap(),
+        Some(receipt.block.hash)
+    );
     assert!(receipt.block.number <= u64::from(chain.finalized().number));
-    let block = rpc(chain, "chain_getBlock", json!([format!("0x{}", hex::encode(receipt.block.hash))])).await;
+    let block = rpc(
+        chain,
+        "chain_getBlock",
+        json!([format!("0x{}", hex::encode(receipt.block.hash))]),
+    )
+    .await;
     let index = usize::try_from(receipt.extrinsic_index).unwrap();
-    let bytes = hex::decode(block["block"]["extrinsics"][index].as_str().unwrap().trim_start_matches("0x")).unwrap();
+    let bytes = hex::decode(
+        block["block"]["extrinsics"][index]
+            .as_str()
+            .unwrap()
+            .trim_start_matches("0x"),
+    )
+    .unwrap();
     assert_eq!(sp_io::hashing::blake2_256(&bytes), receipt.extrinsic_hash);
 }
 
@@ -47,7 +61,9 @@ async fn a_submission_cut_off_after_it_reached_the_pool_is_found_not_repeated() 
     let client = connect(&chain).await;
     let bob = Key::dev("Bob");
     chain.drop_next_submission(Some(DropAt::AfterPool));
-    let receipt = drive(&chain, client.transfer(&bob, &stranger(), TAO)).await.unwrap();
+    let receipt = drive(&chain, client.transfer(&bob, &stranger(), TAO))
+        .await
+        .unwrap();
     assert_final(&chain, &client, &receipt).await;
     assert_eq!(nonce(&chain, &bob).await, 1);
     assert_eq!(client.balance(&stranger()).await.unwrap(), TAO);
@@ -60,10 +76,22 @@ async fn a_submission_cut_off_before_the_pool_is_signed_anew_only_when_its_era_i
     let bob = Key::dev("Bob");
     chain.drop_next_submission(Some(DropAt::BeforePool));
     let sent_at = u64::from(chain.best().number);
-    let receipt = drive(&chain, client.transfer(&bob, &stranger(), TAO)).await.unwrap();
+    let receipt = drive(&chain, client.transfer(&bob, &stranger(), TAO))
+        .await
+        .unwrap();
     assert_final(&chain, &client, &receipt).await;
-    assert!(receipt.block.number >= sent_at + 32, "block {} is in the first era", receipt.block.number);
-    assert_eq!((nonce(&chain, &bob).await, client.balance(&stranger()).await.unwrap()), (1, TAO));
+    assert!(
+        receipt.block.number >= sent_at + 32,
+        "block {} is in the first era",
+        receipt.block.number
+    );
+    assert_eq!(
+        (
+            nonce(&chain, &bob).await,
+            client.balance(&stranger()).await.unwrap()
+        ),
+        (1, TAO)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -77,7 +105,13 @@ async fn a_connection_lost_between_submission_and_inclusion_changes_nothing() {
     chain.drop_connections();
     let receipt = drive(&chain, call).await.unwrap().unwrap();
     assert_final(&chain, &client, &receipt).await;
-    assert_eq!((nonce(&chain, &bob).await, client.balance(&stranger()).await.unwrap()), (1, TAO));
+    assert_eq!(
+        (
+            nonce(&chain, &bob).await,
+            client.balance(&stranger()).await.unwrap()
+        ),
+        (1, TAO)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,7 +131,13 @@ async fn an_extrinsic_in_a_block_that_a_reorganisation_undid_is_followed_into_it
     let receipt = drive(&chain, call).await.unwrap().unwrap();
     assert_ne!(receipt.block.hash, undone.hash);
     assert_final(&chain, &client, &receipt).await;
-    assert_eq!((nonce(&chain, &bob).await, client.balance(&stranger()).await.unwrap()), (1, TAO));
+    assert_eq!(
+        (
+            nonce(&chain, &bob).await,
+            client.balance(&stranger()).await.unwrap()
+        ),
+        (1, TAO)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -115,7 +155,13 @@ async fn an_extrinsic_that_a_reorganisation_lost_is_signed_anew_after_its_era_an
     let receipt = drive(&chain, call).await.unwrap().unwrap();
     assert!(receipt.block.number > u64::from(undone.number) + 20);
     assert_final(&chain, &client, &receipt).await;
-    assert_eq!((nonce(&chain, &bob).await, client.balance(&stranger()).await.unwrap()), (1, TAO));
+    assert_eq!(
+        (
+            nonce(&chain, &bob).await,
+            client.balance(&stranger()).await.unwrap()
+        ),
+        (1, TAO)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -125,7 +171,9 @@ async fn two_programs_with_one_key_take_turns() {
     let bob = Key::dev("Bob");
     // Each counts on from its own last call: the other's call has taken that nonce (pool: outdated).
     for client in [&one, &other, &one, &one, &other] {
-        drive(&chain, client.transfer(&bob, &stranger(), TAO)).await.unwrap();
+        drive(&chain, client.transfer(&bob, &stranger(), TAO))
+            .await
+            .unwrap();
     }
     assert_eq!(nonce(&chain, &bob).await, 5);
     // Now both in one block: the second to come finds the nonce taken in the pool (pool: priority too low).
@@ -139,7 +187,13 @@ async fn two_programs_with_one_key_take_turns() {
     let (first, second) = (first.unwrap().unwrap(), second.unwrap().unwrap());
     assert_eq!(first.block, second.block);
     assert_ne!(first.extrinsic_index, second.extrinsic_index);
-    assert_eq!((nonce(&chain, &bob).await, one.balance(&stranger()).await.unwrap()), (7, 7 * TAO));
+    assert_eq!(
+        (
+            nonce(&chain, &bob).await,
+            one.balance(&stranger()).await.unwrap()
+        ),
+        (7, 7 * TAO)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -151,10 +205,21 @@ async fn a_call_lost_to_another_program_is_signed_anew_as_soon_as_its_nonce_is_g
     let (sender, key) = (one.clone(), bob.clone());
     let lost = tokio::spawn(async move { sender.transfer(&key, &stranger(), TAO).await });
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let taken = drive(&chain, other.transfer(&bob, &stranger(), TAO)).await.unwrap();
+    let taken = drive(&chain, other.transfer(&bob, &stranger(), TAO))
+        .await
+        .unwrap();
     let found = drive(&chain, lost).await.unwrap().unwrap();
-    assert!(found.block.number < taken.block.number + 16, "long before the era of the lost one ends");
-    assert_eq!((nonce(&chain, &bob).await, one.balance(&stranger()).await.unwrap()), (2, 2 * TAO));
+    assert!(
+        found.block.number < taken.block.number + 16,
+        "long before the era of the lost one ends"
+    );
+    assert_eq!(
+        (
+            nonce(&chain, &bob).await,
+            one.balance(&stranger()).await.unwrap()
+        ),
+        (2, 2 * TAO)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -162,12 +227,16 @@ async fn a_runtime_upgrade_in_mid_run_needs_no_restart() {
     let chain = start(20).await;
     let client = connect(&chain).await;
     let bob = Key::dev("Bob");
-    drive(&chain, client.transfer(&bob, &stranger(), TAO)).await.unwrap();
+    drive(&chain, client.transfer(&bob, &stranger(), TAO))
+        .await
+        .unwrap();
     // The best block has the new version, the finalized one the old: what is signed must fit the best one.
     chain.set_finality_lag(5).unwrap();
     chain.upgrade(366);
     chain.advance(2).unwrap();
-    let receipt = drive(&chain, client.transfer(&bob, &stranger(), TAO)).await.unwrap();
+    let receipt = drive(&chain, client.transfer(&bob, &stranger(), TAO))
+        .await
+        .unwrap();
     assert_final(&chain, &client, &receipt).await;
     assert_eq!(client.capabilities().spec_version, 366);
     // Signed for the old version and lost: certain as soon as the version has changed, not at the end of the era.
@@ -180,7 +249,13 @@ async fn a_runtime_upgrade_in_mid_run_needs_no_restart() {
     let receipt = drive(&chain, call).await.unwrap().unwrap();
     assert!(receipt.block.number < u64::from(lost_at) + 16);
     assert_final(&chain, &client, &receipt).await;
-    assert_eq!((nonce(&chain, &bob).await, client.balance(&stranger()).await.unwrap()), (3, 3 * TAO));
+    assert_eq!(
+        (
+            nonce(&chain, &bob).await,
+            client.balance(&stranger()).await.unwrap()
+        ),
+        (3, 3 * TAO)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -188,10 +263,20 @@ async fn a_pruned_neuron_loses_its_uid_and_every_read_names_hotkey_and_uid_of_on
     let chain = start(20).await;
     let client = connect(&chain).await;
     let netuid = subnet(&chain, &client).await;
-    let values = [Hyperparameter::ImmunityPeriod(0), Hyperparameter::MaxAllowedUids(64)];
+    let values = [
+        Hyperparameter::ImmunityPeriod(0),
+        Hyperparameter::MaxAllowedUids(64),
+    ];
     set(&chain, &client, netuid, &values).await;
-    let neurons_max = client.subnet(netuid, None).await.unwrap().unwrap().neurons_max;
-    let keys: Vec<Key> = (0..neurons_max).map(|n| Key::from_seed(&[u8::try_from(n).unwrap(); 32])).collect();
+    let neurons_max = client
+        .subnet(netuid, None)
+        .await
+        .unwrap()
+        .unwrap()
+        .neurons_max;
+    let keys: Vec<Key> = (0..neurons_max)
+        .map(|n| Key::from_seed(&[u8::try_from(n).unwrap(); 32]))
+        .collect();
     let mut fill = keys.iter();
     let first = fill.next().unwrap();
     for hotkey in std::iter::once(first).chain(fill.take(usize::from(neurons_max) - 2)) {
@@ -205,17 +290,45 @@ async fn a_pruned_neuron_loses_its_uid_and_every_read_names_hotkey_and_uid_of_on
     let pruned = full[usize::from(newcomer.uid)].hotkey;
     assert_ne!(pruned, Key::dev("Eve").account());
     assert_eq!(client.uid(netuid, &pruned, None).await.unwrap(), None);
-    assert_eq!(client.uid(netuid, &pruned, Some(before.hash)).await.unwrap(), Some(newcomer.uid));
-    assert_eq!(client.uid(netuid, &Key::dev("Eve").account(), None).await.unwrap(), Some(newcomer.uid));
+    assert_eq!(
+        client
+            .uid(netuid, &pruned, Some(before.hash))
+            .await
+            .unwrap(),
+        Some(newcomer.uid)
+    );
+    assert_eq!(
+        client
+            .uid(netuid, &Key::dev("Eve").account(), None)
+            .await
+            .unwrap(),
+        Some(newcomer.uid)
+    );
     let now = client.neurons(netuid, None).await.unwrap();
-    assert_eq!(now[usize::from(newcomer.uid)].hotkey, Key::dev("Eve").account());
+    assert_eq!(
+        now[usize::from(newcomer.uid)].hotkey,
+        Key::dev("Eve").account()
+    );
     assert!(now.iter().all(|neuron| neuron.hotkey != pruned));
 
     let pruned = keys.iter().find(|key| key.account() == pruned).unwrap();
-    let axon = client.serve_axon(pruned, netuid, "203.0.113.7".parse().unwrap(), 9000, 4, None);
+    let axon = client.serve_axon(
+        pruned,
+        netuid,
+        "203.0.113.7".parse().unwrap(),
+        9000,
+        4,
+        None,
+    );
     let error = drive(&chain, axon).await;
     assert_eq!(error.as_ref().unwrap_err().advice(), Advice::Fix);
-    assert!(error.as_ref().unwrap_err().what_to_do().contains("registers anew"));
+    assert!(
+        error
+            .as_ref()
+            .unwrap_err()
+            .what_to_do()
+            .contains("registers anew")
+    );
     assert_eq!(refusal(error), "HotKeyNotRegisteredInNetwork");
 }
 
@@ -236,7 +349,10 @@ async fn commitments_end_when_the_epochs_space_is_used_up_and_go_on_in_the_next(
         }
         assert!(taken <= 62, "never refused");
     };
-    assert!(taken >= 31, "an epoch takes 31 commitments of at least 100 bytes, {taken} were taken");
+    assert!(
+        taken >= 31,
+        "an epoch takes 31 commitments of at least 100 bytes, {taken} were taken"
+    );
     assert_eq!(error.advice(), Advice::Retry);
     assert!(error.what_to_do().contains("next epoch"));
     assert_eq!(error.refusal_name(), Some("SpaceLimitExceeded"));
@@ -255,11 +371,19 @@ async fn weights_right_after_registration_are_too_early_and_pass_later() {
     let early = drive(&chain, client.publish_weights(&hotkey, netuid, &[(0, 1)])).await;
     assert_eq!(early.as_ref().unwrap_err().advice(), Advice::Retry);
     assert_eq!(refusal(early), "CommittingWeightsTooFast");
-    set(&chain, &client, netuid, &[Hyperparameter::CommitReveal(false)]).await;
+    set(
+        &chain,
+        &client,
+        netuid,
+        &[Hyperparameter::CommitReveal(false)],
+    )
+    .await;
     let early = drive(&chain, client.publish_weights(&hotkey, netuid, &[(0, 1)])).await;
     assert_eq!(refusal(early), "SettingWeightsTooFast");
     chain.advance(1000).unwrap();
-    drive(&chain, client.publish_weights(&hotkey, netuid, &[(0, 1)])).await.unwrap();
+    drive(&chain, client.publish_weights(&hotkey, netuid, &[(0, 1)]))
+        .await
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -272,21 +396,39 @@ async fn a_price_that_rises_above_the_limit_is_never_paid() {
     let before = client.balance(&bob.account()).await.unwrap();
     // Both look while the price is low. Alice's registration comes first and raises it; Bob's limit holds in the block.
     let (rival, key) = (client.clone(), Key::dev("Alice"));
-    let rivals = tokio::spawn(async move { rival.register(&key, netuid, &Key::dev("Dave").account(), ANY_PRICE).await });
+    let rivals = tokio::spawn(async move {
+        rival
+            .register(&key, netuid, &Key::dev("Dave").account(), ANY_PRICE)
+            .await
+    });
     until(&chain, |status| status["pool"] == 1).await;
     let (buyer, key) = (client.clone(), bob.clone());
-    let ours = tokio::spawn(async move { buyer.register(&key, netuid, &Key::dev("Eve").account(), price).await });
+    let ours = tokio::spawn(async move {
+        buyer
+            .register(&key, netuid, &Key::dev("Eve").account(), price)
+            .await
+    });
     until(&chain, |status| status["pool"] == 2).await;
     let (rivals, ours) = drive(&chain, async { tokio::join!(rivals, ours) }).await;
     rivals.unwrap().unwrap();
     match ours.unwrap() {
-        Err(ChainError::PriceAboveLimit { price_rao, price_max_rao, .. }) => {
+        Err(ChainError::PriceAboveLimit {
+            price_rao,
+            price_max_rao,
+            ..
+        }) => {
             assert_eq!(price_max_rao, price);
             assert!(price_rao > price, "{price_rao} against {price}");
         }
         other => panic!("{other:?}"),
     }
-    assert_eq!(client.uid(netuid, &Key::dev("Eve").account(), None).await.unwrap(), None);
+    assert_eq!(
+        client
+            .uid(netuid, &Key::dev("Eve").account(), None)
+            .await
+            .unwrap(),
+        None
+    );
     let fee = before - client.balance(&bob.account()).await.unwrap();
     assert!(fee < price / 10, "only the fee was paid, not {fee}");
 }
@@ -296,12 +438,17 @@ async fn an_endpoint_that_refuses_is_asked_once_and_the_next_one_serves() {
     let chain = start(20).await;
     for status in ["429 Too Many Requests", "403 Forbidden"] {
         let refuser = Refuser::start(status).await;
-        let client = Client::connect(settings(&format!("{},{}", refuser.url(), chain.url()))).await.unwrap();
+        let client = Client::connect(settings(&format!("{},{}", refuser.url(), chain.url())))
+            .await
+            .unwrap();
         assert_eq!((client.endpoint(), refuser.asked()), (chain.url(), 1));
         for _ in 0..3 {
             chain.drop_connections();
             chain.advance(1).unwrap();
-            assert_eq!(client.finalized().await.unwrap().number, u64::from(chain.best().number));
+            assert_eq!(
+                client.finalized().await.unwrap().number,
+                u64::from(chain.best().number)
+            );
         }
         assert_eq!(refuser.asked(), 1, "{status}: left alone while it pauses");
     }
@@ -320,11 +467,15 @@ async fn a_node_that_answers_with_a_limit_error_is_left_at_once() {
             })
             .unwrap();
         let handle = server.start(module);
-        let client = Client::connect(settings(&format!("{url},{}", chain.url()))).await.unwrap();
+        let client = Client::connect(settings(&format!("{url},{}", chain.url())))
+            .await
+            .unwrap();
         assert_eq!(client.endpoint(), chain.url());
         let alone = settings(&url);
         match Client::connect(alone).await.map(drop) {
-            Err(error @ ChainError::Unreachable(_)) => assert!(error.to_string().contains("limit exceeded"), "{error}"),
+            Err(error @ ChainError::Unreachable(_)) => {
+                assert!(error.to_string().contains("limit exceeded"), "{error}")
+            }
             other => panic!("{other:?}"),
         }
         handle.stop().unwrap();
@@ -335,7 +486,9 @@ async fn a_node_that_answers_with_a_limit_error_is_left_at_once() {
 async fn calls_and_blocks_go_on_over_the_next_endpoint_when_one_dies() {
     let chain = start(20).await;
     let door = Door::to(&chain).await;
-    let client = Client::connect(settings(&format!("{},{}", door.url(), chain.url()))).await.unwrap();
+    let client = Client::connect(settings(&format!("{},{}", door.url(), chain.url())))
+        .await
+        .unwrap();
     assert_eq!(client.endpoint(), door.url());
     let mut blocks = client.finalized_blocks();
     chain.advance(2).unwrap();
@@ -347,7 +500,10 @@ async fn calls_and_blocks_go_on_over_the_next_endpoint_when_one_dies() {
     door.shut();
     let receipt = drive(&chain, call).await.unwrap().unwrap();
     assert_final(&chain, &client, &receipt).await;
-    assert_eq!((client.endpoint(), nonce(&chain, &bob).await), (chain.url(), 1));
+    assert_eq!(
+        (client.endpoint(), nonce(&chain, &bob).await),
+        (chain.url(), 1)
+    );
     for number in first + 1..=u64::from(chain.finalized().number) {
         assert_eq!(blocks.next().await.unwrap().number, number);
     }
@@ -357,7 +513,9 @@ async fn calls_and_blocks_go_on_over_the_next_endpoint_when_one_dies() {
 async fn an_endpoint_of_another_chain_is_never_read() {
     let (ours, other) = (start(20).await, start(21).await);
     let door = Door::to(&ours).await;
-    let client = Client::connect(settings(&format!("{},{}", door.url(), other.url()))).await.unwrap();
+    let client = Client::connect(settings(&format!("{},{}", door.url(), other.url())))
+        .await
+        .unwrap();
     assert_eq!(client.genesis(), ours.genesis());
     door.shut();
     let mut patient = settings(&format!("{},{}", other.url(), ours.url()));
@@ -367,7 +525,9 @@ async fn an_endpoint_of_another_chain_is_never_read() {
     let mut strict = settings(&other.url());
     strict.genesis = Some(ours.genesis());
     match Client::connect(strict).await.map(drop) {
-        Err(ChainError::WrongChain { genesis, expected, .. }) => {
+        Err(ChainError::WrongChain {
+            genesis, expected, ..
+        }) => {
             assert_eq!((genesis, expected), (other.genesis(), ours.genesis()));
         }
         result => panic!("{result:?}"),
@@ -392,7 +552,10 @@ async fn finalized_blocks_never_go_back_at_an_endpoint_that_is_behind() {
     assert!(!next.is_finished(), "nothing new is final here");
     chain.set_stale(0);
     chain.advance(1).unwrap();
-    let (number, mut blocks) = tokio::time::timeout(Duration::from_secs(10), next).await.unwrap().unwrap();
+    let (number, mut blocks) = tokio::time::timeout(Duration::from_secs(10), next)
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(number, 11);
     chain.advance(1).unwrap();
     assert_eq!(blocks.next().await.unwrap().number, 12);
@@ -412,12 +575,17 @@ async fn a_call_whose_fate_is_open_is_settled_when_the_chain_is_back() {
         let pending = match client.transfer(&bob, &stranger(), TAO).await {
             Err(error @ ChainError::Uncertain(_)) => {
                 assert!(error.what_to_do().contains("do not send it again"));
-                let ChainError::Uncertain(pending) = error else { unreachable!() };
+                let ChainError::Uncertain(pending) = error else {
+                    unreachable!()
+                };
                 pending
             }
             other => panic!("{other:?}"),
         };
-        assert_eq!((pending.nonce, pending.block_last - pending.block_first), (before, 30));
+        assert_eq!(
+            (pending.nonce, pending.block_last - pending.block_first),
+            (before, 30)
+        );
         chain.refuse_connections(Refusal::Close, 0);
         let settled = drive(&chain, client.settle(&pending)).await.unwrap();
         assert_eq!(settled.is_some(), expected, "{lost:?}");
@@ -437,7 +605,9 @@ async fn a_silent_chain_gives_an_error_in_bounded_time() {
     impatient.away_timeout = Duration::from_millis(500);
     let client = Client::connect(impatient).await.unwrap();
     chain.set_delay(60_000);
-    let asked = tokio::time::timeout(Duration::from_secs(5), client.finalized()).await.unwrap();
+    let asked = tokio::time::timeout(Duration::from_secs(5), client.finalized())
+        .await
+        .unwrap();
     assert_eq!(asked.unwrap_err().advice(), Advice::Retry);
     chain.set_delay(0);
     tokio::time::sleep(Duration::from_millis(300)).await;

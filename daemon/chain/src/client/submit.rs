@@ -196,7 +196,11 @@ impl Client {
     ) -> Result<Submission, ChainError> {
         let name = match pool_error_name(answer, &pending.call) {
             PoolError::Known | PoolError::Unclear => {
-                warn!(call = pending.call, answer = message(answer), "submission in doubt; looking for it on the chain");
+                warn!(
+                    call = pending.call,
+                    answer = message(answer),
+                    "submission in doubt; looking for it on the chain"
+                );
                 return Ok(Submission::Sent(pending, None));
             }
             PoolError::NotSent => {

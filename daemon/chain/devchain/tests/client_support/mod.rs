@@ -70,7 +70,10 @@ pub async fn until(chain: &DevChain, condition: impl Fn(&Value) -> bool) {
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    panic!("the node never came to be as expected: {}", rpc(chain, "dev_status", json!([])).await);
+    panic!(
+        "the node never came to be as expected: {}",
+        rpc(chain, "dev_status", json!([])).await
+    );
 }
 
 /// One JSON-RPC call over HTTP, beside the client under test.
@@ -93,14 +96,24 @@ pub async fn rpc(chain: &DevChain, method: &str, params: Value) -> Value {
 
 /// How many extrinsics of an account stand on the chain or wait in the pool.
 pub async fn nonce(chain: &DevChain, key: &Key) -> u64 {
-    rpc(chain, "system_accountNextIndex", json!([key.account().to_string()])).await.as_u64().unwrap()
+    rpc(
+        chain,
+        "system_accountNextIndex",
+        json!([key.account().to_string()]),
+    )
+    .await
+    .as_u64()
+    .unwrap()
 }
 
 /// Alice creates a subnet with `//Charlie` as its hotkey, and starts it; registration sets no rate limits.
 pub async fn subnet(chain: &DevChain, client: &Client) -> u16 {
     let (owner, hotkey) = (Key::dev("Alice"), Key::dev("Charlie"));
     drive(chain, async {
-        let (netuid, _) = client.register_network(&owner, &hotkey.account()).await.unwrap();
+        let (netuid, _) = client
+            .register_network(&owner, &hotkey.account())
+            .await
+            .unwrap();
         client.start_call(&owner, netuid).await.unwrap();
         netuid
     })
@@ -109,13 +122,23 @@ pub async fn subnet(chain: &DevChain, client: &Client) -> u16 {
 
 /// Bob registers a hotkey.
 pub async fn join(chain: &DevChain, client: &Client, netuid: u16, hotkey: &Key) -> Registration {
-    drive(chain, client.register(&Key::dev("Bob"), netuid, &hotkey.account(), ANY_PRICE)).await.unwrap()
+    drive(
+        chain,
+        client.register(&Key::dev("Bob"), netuid, &hotkey.account(), ANY_PRICE),
+    )
+    .await
+    .unwrap()
 }
 
 /// Sets hyperparameters as root.
 pub async fn set(chain: &DevChain, client: &Client, netuid: u16, values: &[Hyperparameter]) {
     for value in values {
-        drive(chain, client.sudo_set_hyperparameter(&Key::dev("Alice"), netuid, *value)).await.unwrap();
+        drive(
+            chain,
+            client.sudo_set_hyperparameter(&Key::dev("Alice"), netuid, *value),
+        )
+        .await
+        .unwrap();
     }
 }
 
@@ -137,11 +160,16 @@ impl Refuser {
                 counted.fetch_add(1, Ordering::Relaxed);
                 let mut request = [0; 2048];
                 let _ = stream.read(&mut request).await;
-                let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+                let answer =
+                    format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
                 let _ = stream.write_all(answer.as_bytes()).await;
             }
         });
-        Refuser { address, asked, task }
+        Refuser {
+            address,
+            asked,
+            task,
+        }
     }
 
     pub fn url(&self) -> String {
@@ -187,7 +215,12 @@ impl Door {
                 kept.lock().unwrap().push(carried);
             }
         });
-        Door { address, open, connections, task }
+        Door {
+            address,
+            open,
+            connections,
+            task,
+        }
     }
 
     pub fn url(&self) -> String {
@@ -197,7 +230,11 @@ impl Door {
     /// Cuts what goes through, and lets nobody in any more.
     pub fn shut(&self) {
         self.open.store(false, Ordering::Relaxed);
-        self.connections.lock().unwrap().drain(..).for_each(|carried| carried.abort());
+        self.connections
+            .lock()
+            .unwrap()
+            .drain(..)
+            .for_each(|carried| carried.abort());
     }
 }
 
