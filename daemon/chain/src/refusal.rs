@@ -265,6 +265,11 @@ static TABLE: &[Row] = &[
     ),
     row("RequireSudo", Fix, "sign with the chain's sudo key"),
     row(
+        "BadSigner",
+        Fix,
+        "this key may not sign this call: sudo calls need the chain's sudo key",
+    ),
+    row(
         "BadOrigin",
         Fix,
         "sign with the key that this call is for: owner, root or hotkey",

@@ -432,6 +432,7 @@ fn pool_error_name(answer: &ErrorObjectOwned, call: &str) -> PoolError {
             let words = [
                 ("outdated", "Stale"),
                 ("bad signature", "BadProof"),
+                ("signing address", "BadSigner"),
                 ("pay some fees", "InabilityToPayFees"),
                 ("valid in the future", "Future"),
                 ("ancient birth block", "AncientBirthBlock"),

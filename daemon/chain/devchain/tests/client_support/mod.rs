@@ -16,13 +16,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-/// Real time between two blocks while [`drive`] runs.
-const BLOCK: Duration = Duration::from_millis(15);
+/// Real time between two looks at the pool while [`drive`] runs.
+const LOOK: Duration = Duration::from_millis(5);
+/// Looks at an empty pool after which a block is made: the client has had time to do what comes next.
+const IDLE_LOOKS: u32 = 40;
+/// The longest that one operation may take.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Far above any price here.
-pub const ANY_PRICE: u64 = 1_000_000_000_000;
+pub(crate) const ANY_PRICE: u64 = 1_000_000_000_000;
 
 /// A chain of 12 s blocks that are made on request only, with epochs of `tempo` blocks.
-pub async fn start(tempo: u16) -> DevChain {
+pub(crate) async fn start(tempo: u16) -> DevChain {
     let options = Options {
         sealing: Sealing::Manual,
         block_ms: 12_000,
@@ -33,7 +37,7 @@ pub async fn start(tempo: u16) -> DevChain {
 }
 
 /// Settings for a server on this machine that is expected to misbehave.
-pub fn settings(urls: &str) -> Settings {
+pub(crate) fn settings(urls: &str) -> Settings {
     let mut settings = Settings::network(urls).unwrap();
     settings.era_blocks = 32;
     settings.away_timeout = Duration::from_secs(10);
@@ -43,27 +47,36 @@ pub fn settings(urls: &str) -> Settings {
 }
 
 /// A client with its own nonces.
-pub async fn connect(chain: &DevChain) -> Client {
+pub(crate) async fn connect(chain: &DevChain) -> Client {
     Client::connect(settings(&chain.url())).await.unwrap()
 }
 
-/// Waits for `operation` while blocks are made.
-pub async fn drive<T>(chain: &DevChain, operation: impl Future<Output = T>) -> T {
-    let mut ticks = tokio::time::interval(BLOCK);
+/// Waits for `operation` while blocks are made: one at once when something waits in the pool, and one after a pause in
+/// which nothing came. Time on the chain passes by what the client does, not by how busy the machine is.
+pub(crate) async fn drive<T>(chain: &DevChain, operation: impl Future<Output = T>) -> T {
     tokio::pin!(operation);
-    let patience = tokio::time::sleep(Duration::from_secs(60));
+    let patience = tokio::time::sleep(PATIENCE);
     tokio::pin!(patience);
-    loop {
-        tokio::select! {
-            result = &mut operation => return result,
-            _ = ticks.tick() => drop(chain.advance(1).unwrap()),
-            () = &mut patience => panic!("an operation takes more than a minute"),
+    let make_blocks = async {
+        loop {
+            for _ in 0..IDLE_LOOKS {
+                tokio::time::sleep(LOOK).await;
+                if rpc(chain, "dev_status", json!([])).await["pool"] != 0 {
+                    break;
+                }
+            }
+            chain.advance(1).unwrap();
         }
+    };
+    tokio::select! {
+        result = &mut operation => result,
+        () = &mut patience => panic!("an operation takes more than {} s", PATIENCE.as_secs()),
+        () = make_blocks => unreachable!("blocks are made for ever"),
     }
 }
 
 /// Waits for a condition on the node, without making blocks.
-pub async fn until(chain: &DevChain, condition: impl Fn(&Value) -> bool) {
+pub(crate) async fn until(chain: &DevChain, condition: impl Fn(&Value) -> bool) {
     for _ in 0..2_000 {
         if condition(&rpc(chain, "dev_status", json!([])).await) {
             return;
@@ -77,7 +90,7 @@ pub async fn until(chain: &DevChain, condition: impl Fn(&Value) -> bool) {
 }
 
 /// One JSON-RPC call over HTTP, beside the client under test.
-pub async fn rpc(chain: &DevChain, method: &str, params: Value) -> Value {
+pub(crate) async fn rpc(chain: &DevChain, method: &str, params: Value) -> Value {
     let body = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params }).to_string();
     let head = format!(
         "POST / HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
@@ -95,7 +108,7 @@ pub async fn rpc(chain: &DevChain, method: &str, params: Value) -> Value {
 }
 
 /// How many extrinsics of an account stand on the chain or wait in the pool.
-pub async fn nonce(chain: &DevChain, key: &Key) -> u64 {
+pub(crate) async fn nonce(chain: &DevChain, key: &Key) -> u64 {
     rpc(
         chain,
         "system_accountNextIndex",
@@ -107,7 +120,7 @@ pub async fn nonce(chain: &DevChain, key: &Key) -> u64 {
 }
 
 /// Alice creates a subnet with `//Charlie` as its hotkey, and starts it; registration sets no rate limits.
-pub async fn subnet(chain: &DevChain, client: &Client) -> u16 {
+pub(crate) async fn subnet(chain: &DevChain, client: &Client) -> u16 {
     let (owner, hotkey) = (Key::dev("Alice"), Key::dev("Charlie"));
     drive(chain, async {
         let (netuid, _) = client
@@ -121,7 +134,12 @@ pub async fn subnet(chain: &DevChain, client: &Client) -> u16 {
 }
 
 /// Bob registers a hotkey.
-pub async fn join(chain: &DevChain, client: &Client, netuid: u16, hotkey: &Key) -> Registration {
+pub(crate) async fn join(
+    chain: &DevChain,
+    client: &Client,
+    netuid: u16,
+    hotkey: &Key,
+) -> Registration {
     drive(
         chain,
         client.register(&Key::dev("Bob"), netuid, &hotkey.account(), ANY_PRICE),
@@ -131,7 +149,7 @@ pub async fn join(chain: &DevChain, client: &Client, netuid: u16, hotkey: &Key) 
 }
 
 /// Sets hyperparameters as root.
-pub async fn set(chain: &DevChain, client: &Client, netuid: u16, values: &[Hyperparameter]) {
+pub(crate) async fn set(chain: &DevChain, client: &Client, netuid: u16, values: &[Hyperparameter]) {
     for value in values {
         drive(
             chain,
@@ -143,14 +161,14 @@ pub async fn set(chain: &DevChain, client: &Client, netuid: u16, values: &[Hyper
 }
 
 /// A server that answers every handshake with one HTTP status, and counts them.
-pub struct Refuser {
+pub(crate) struct Refuser {
     address: SocketAddr,
     asked: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
 impl Refuser {
-    pub async fn start(status: &'static str) -> Refuser {
+    pub(crate) async fn start(status: &'static str) -> Refuser {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let asked = Arc::new(AtomicUsize::new(0));
@@ -172,11 +190,11 @@ impl Refuser {
         }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("ws://{}", self.address)
     }
 
-    pub fn asked(&self) -> usize {
+    pub(crate) fn asked(&self) -> usize {
         self.asked.load(Ordering::Relaxed)
     }
 }
@@ -188,7 +206,7 @@ impl Drop for Refuser {
 }
 
 /// A second address of a dev chain, which can go away by itself.
-pub struct Door {
+pub(crate) struct Door {
     address: SocketAddr,
     open: Arc<AtomicBool>,
     connections: Arc<Mutex<Vec<JoinHandle<()>>>>,
@@ -196,7 +214,7 @@ pub struct Door {
 }
 
 impl Door {
-    pub async fn to(chain: &DevChain) -> Door {
+    pub(crate) async fn to(chain: &DevChain) -> Door {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, target) = (listener.local_addr().unwrap(), chain.address());
         let open = Arc::new(AtomicBool::new(true));
@@ -223,12 +241,12 @@ impl Door {
         }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("ws://{}", self.address)
     }
 
     /// Cuts what goes through, and lets nobody in any more.
-    pub fn shut(&self) {
+    pub(crate) fn shut(&self) {
         self.open.store(false, Ordering::Relaxed);
         self.connections
             .lock()
