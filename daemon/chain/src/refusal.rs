@@ -346,7 +346,7 @@ static TABLE: &[Row] = &[
     ),
     row(
         "InvalidRevealRound",
-        Stop,
+        Retry,
         "commit anew with a round of the beacon that is still to come",
     ),
     row(

@@ -70,7 +70,8 @@ impl Epochs {
 }
 
 /// The round of the beacon that is out when the chain reaches `reveal_block`: one before the newest at that time, which
-/// leaves the chain a period to store it.
+/// leaves the chain a period to store it. But never one that is out when the commit reaches a block, which is taken to
+/// be the next but one: what is locked to it would be open from the start, and the chain refuses that.
 ///
 /// `now_ms`: time of block `now_block`; `block_ms`: distance of blocks. `None` if the beacon starts after that time, or
 /// has no period.
@@ -85,15 +86,14 @@ pub(crate) fn reveal_round(
     let wait_ms = reveal_block
         .saturating_sub(now_block)
         .saturating_mul(block_ms);
-    let since_genesis_ms = now_ms
-        .checked_add(wait_ms)?
-        .checked_sub(beacon_genesis_unix_s.checked_mul(1000)?)?;
-    // The first round is number 1.
-    Some(
-        since_genesis_ms
-            .checked_div(beacon_period_s.checked_mul(1000)?)?
-            .max(1),
-    )
+    let genesis_ms = beacon_genesis_unix_s.checked_mul(1000)?;
+    let period_ms = beacon_period_s.checked_mul(1000)?;
+    let periods_until = |ms: u64| ms.checked_sub(genesis_ms)?.checked_div(period_ms);
+    let at_reveal = periods_until(now_ms.checked_add(wait_ms)?)?;
+    let included_ms = now_ms.checked_add(block_ms.checked_mul(2)?)?;
+    // Round 1 is out at the beacon's genesis, so that after n periods n + 1 rounds are.
+    let still_to_come = periods_until(included_ms)?.checked_add(2)?;
+    Some(at_reveal.max(still_to_come))
 }
 
 #[cfg(test)]
@@ -189,8 +189,13 @@ mod tests {
     }
 
     #[test]
-    fn a_young_beacon_gives_its_first_round() {
-        assert_eq!(reveal_round(10, 5, 10_000, 250, 10, 3), Some(1));
+    fn what_is_locked_is_not_open_when_the_commit_reaches_a_block() {
+        // Round 1 came out at 10 s, with the beacon; the commit stands in a block at 10.5 s.
+        assert_eq!(reveal_round(10, 5, 10_000, 250, 10, 3), Some(2));
+        // Epochs shorter than the beacon's period: round 34 came out at 109 s, the reveal would be at 111 s.
+        assert_eq!(reveal_round(12, 8, 110_000, 250, 10, 3), Some(35));
+        // 12 s blocks: four rounds come out until the next block.
+        assert_eq!(reveal_round(10, 9, 10_000, 12_000, 10, 3), Some(10));
     }
 
     #[test]

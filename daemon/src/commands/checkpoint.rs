@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use gradmesh_chain::Client;
+use gradmesh_chain::types::BlockRef;
 use gradmesh_compression::{Codec, DenseFormat};
 use gradmesh_protocol::hash::Hash;
 use gradmesh_trainer::checkpoint::{self, Checkpoint, Provenance};
@@ -200,7 +201,9 @@ async fn on_chain(
         );
     };
     let newest = told(client.finalized().await)?;
-    let mut looked = vec![newest];
+    if let Some(attested) = at_block(client, path, verified, netuid, run, newest).await? {
+        return Ok(attested);
+    }
     if let Some(block) = receipt.as_ref().map(AttestationReceipt::block) {
         let canonical = told(client.block_hash(block.number).await)?;
         if block.number > newest.number || canonical != Some(block.hash) {
@@ -210,40 +213,9 @@ async fn on_chain(
                 Hash(block.hash)
             );
         }
-        looked.push(block);
-    }
-    for block in looked {
-        let at = Some(block.hash);
-        let neurons = told(client.neurons(netuid, at).await)?;
-        let commitments = told(client.commitments(netuid, at).await)?;
-        let of_round: Vec<_> = discovery::attestations(&neurons, &commitments)
-            .into_iter()
-            .filter(|a| a.attestation.run == run.0 && a.attestation.round == provenance.round)
-            .collect();
-        let Some(state) = discovery::newest_attested(&run.0, &of_round) else {
-            continue;
-        };
-        if state.state_root != verified.state_root {
-            bail!(
-                "{}: its root is {}, but subnet {netuid} attests {} after round {} (finalized block {}, {} hotkeys): this \
-                 is not the checkpoint of the run",
-                path.display(),
-                verified.state_root,
-                state.state_root,
-                state.round,
-                block.number,
-                state.attesters
-            );
+        if let Some(attested) = at_block(client, path, verified, netuid, run, block).await? {
+            return Ok(attested);
         }
-        return Ok(AttestedOnChain {
-            genesis,
-            netuid,
-            block: block.number,
-            block_hash: Hash(block.hash),
-            epoch: state.epoch,
-            attesters: state.attesters,
-            dissenters: state.dissenters,
-        });
     }
     bail!(
         "subnet {netuid} attests no state after round {} of run {run} at finalized block {}: attestations overwrite each \
@@ -251,6 +223,55 @@ async fn on_chain(
         provenance.round,
         newest.number
     )
+}
+
+/// What the subnet attests at `block` about the checkpoint's round; `None` if nothing.
+///
+/// # Errors
+/// When it attests another state.
+async fn at_block(
+    client: &Client,
+    path: &Path,
+    verified: &Verified,
+    netuid: u16,
+    run: Hash,
+    block: BlockRef,
+) -> anyhow::Result<Option<AttestedOnChain>> {
+    let at = Some(block.hash);
+    let neurons = told(client.neurons(netuid, at).await)?;
+    let commitments = told(client.commitments(netuid, at).await)?;
+    let round = verified
+        .provenance
+        .as_ref()
+        .map(|provenance| provenance.round);
+    let of_round: Vec<_> = discovery::attestations(&neurons, &commitments)
+        .into_iter()
+        .filter(|a| a.attestation.run == run.0 && Some(a.attestation.round) == round)
+        .collect();
+    let Some(state) = discovery::newest_attested(&run.0, &of_round) else {
+        return Ok(None);
+    };
+    if state.state_root != verified.state_root {
+        bail!(
+            "{}: its root is {}, but subnet {netuid} attests {} after round {} (finalized block {}, {} hotkeys): this \
+                 is not the checkpoint of the run",
+            path.display(),
+            verified.state_root,
+            state.state_root,
+            state.round,
+            block.number,
+            state.attesters
+        );
+    }
+    Ok(Some(AttestedOnChain {
+        genesis: subnet::genesis(client),
+        netuid,
+        block: block.number,
+        block_hash: Hash(block.hash),
+        epoch: state.epoch,
+        attesters: state.attesters,
+        dissenters: state.dissenters,
+    }))
 }
 
 /// The state root of a run with the plain outer rule that stands at these weights.
