@@ -27,9 +27,10 @@ libtorch: ## find or download libtorch 2.11.0 (once per user; LIBTORCH or LIBTOR
 
 .PHONY: demo
 demo: libtorch ## train one model with several peers on this machine (DEMO_ARGS)
-	@# `cargo run` builds one executable alone; gradmesh needs gradmesh-daemon and gradmesh-devchain beside it.
-	@$(CARGO) build --locked -p gradmesh -p gradmesh-devchain
-	@$(WITH_LIBTORCH) $(CARGO) run --locked --quiet -p gradmesh -- demo $(DEMO_ARGS)
+	@# The whole workspace, as the tests build it: a package alone has other features, and its dependencies would be
+	@# built once more. And gradmesh needs gradmesh-daemon and gradmesh-devchain beside it.
+	@$(CARGO) build --locked --workspace
+	@$(WITH_LIBTORCH) "$${CARGO_TARGET_DIR:-target}/debug/gradmesh" demo $(DEMO_ARGS)
 
 .PHONY: test
 test: libtorch ## run all tests (TEST_ARGS)

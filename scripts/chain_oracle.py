@@ -117,8 +117,9 @@ def make_environment():
 
 
 def cargo(*arguments):
-    """Path of the program that cargo built."""
-    command = [os.environ.get("CARGO", "cargo"), "build", "--message-format=json-render-diagnostics", *arguments]
+    """Path of the program that cargo built, with the features of the whole workspace, as tests and demo are built."""
+    command = [os.environ.get("CARGO", "cargo"), "build", "--locked", "--workspace"]
+    command += ["--message-format=json-render-diagnostics", *arguments]
     env = dict(os.environ, HOME=HOME)
     done = subprocess.run(command, cwd=CHECKOUT, stdout=subprocess.PIPE, env=env, check=True, text=True)
     built = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -129,7 +130,7 @@ class Ours:
     """The example `oracle`, one process per question."""
 
     def __init__(self):
-        self.program = cargo("-p", "gradmesh-chain", "--example", "oracle")
+        self.program = cargo("--example", "oracle")
 
     def __call__(self, *arguments, password=None):
         env = dict(os.environ)
@@ -254,7 +255,7 @@ def chain(_directory):
 
 @contextlib.contextmanager
 def development_chain():
-    program = cargo("-p", "gradmesh-devchain", "--bin", "gradmesh-devchain")
+    program = cargo("--bin", "gradmesh-devchain")
     command = [program, "--listen", "127.0.0.1:0", "--block-ms", "250", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
