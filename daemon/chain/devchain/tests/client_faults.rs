@@ -230,8 +230,10 @@ async fn a_runtime_upgrade_in_mid_run_needs_no_restart() {
     drive(&chain, client.transfer(&bob, &stranger(), TAO))
         .await
         .unwrap();
-    // The best block has the new version, the finalized one the old: what is signed must fit the best one.
+    // The best block has the new version, the finalized one and some after it the old: what is signed must fit the best
+    // one, and must not be taken for lost while finality has yet to reach the upgrade.
     chain.set_finality_lag(5).unwrap();
+    chain.advance(8).unwrap();
     chain.upgrade(366);
     chain.advance(2).unwrap();
     let receipt = drive(&chain, client.transfer(&bob, &stranger(), TAO))

@@ -7,7 +7,8 @@
 //!
 //! - the era is over: the checkpoint that was signed is out of reach,
 //! - the account's nonce is above the extrinsic's: another extrinsic took its place, or
-//! - the runtime version has changed: the signature covers the old one.
+//! - the runtime version has risen above the signed one. A lower one means nothing: what is signed fits the best block,
+//!   and finality may be a few blocks short of the upgrade.
 //!
 //! Only then is the call signed anew, with fresh nonce, era and version, at most `attempts_max` times in all.
 //!
@@ -282,7 +283,7 @@ impl Client {
             Err(ChainError::StateGone { .. }) => return Ok(None),
             Err(error) => return Err(error),
         };
-        if view.runtime.spec_version != pending.spec_version {
+        if view.runtime.spec_version > pending.spec_version {
             let reason = format!(
                 "runtime {} became {}",
                 pending.spec_version, view.runtime.spec_version
