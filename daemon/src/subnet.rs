@@ -2,10 +2,10 @@
 //!
 //! | task | what |
 //! |---|---|
-//! | [`follow`] | finalized blocks: registry snapshots for the node, peers to connect to, figures for people |
-//! | [`serve`] | publishes where this daemon listens, with its peer key: that binds the peer to the hotkey |
-//! | [`attest`] | sends what the store has queued, in order, once each |
-//! | [`pay`] | turns the scores of the newest epoch into weights when the chain takes them |
+//! | `follow` | finalized blocks: registry snapshots for the node, peers to connect to, figures for people |
+//! | `serve` | publishes where this daemon listens, with its peer key: that binds the peer to the hotkey |
+//! | `attest` | sends what the store has queued, in order, once each |
+//! | `pay` | turns the scores of the newest epoch into weights when the chain takes them |
 //!
 //! Rule `training-first`: nothing here ever holds up a round. While the chain is away snapshots stop, so that nobody
 //! joins or is removed; attestations wait in the store, the newest scores in memory (they follow from the store), and all
