@@ -2,6 +2,7 @@
 
 use crate::account::AccountId;
 use crate::refusal::{Advice, Refusal};
+use crate::types::Receipt;
 use crate::weights::WeightsError;
 
 /// An extrinsic that was sent and whose fate is open.
@@ -155,6 +156,16 @@ pub enum ChainError {
         /// The last attempt's end.
         reason: String,
     },
+    /// Done and paid, and what came of it could not be read afterwards.
+    #[error("{call} stands in block {}, but its result cannot be read: {reason}", .receipt.block.number)]
+    ResultUnread {
+        /// Pallet and call.
+        call: String,
+        /// Where it stands.
+        receipt: Box<Receipt>,
+        /// Why the result cannot be read.
+        reason: String,
+    },
     /// Too many calls of one key wait for their blocks.
     #[error("{account} has {waiting} calls waiting for their blocks, no more are taken")]
     QueueFull {
@@ -190,6 +201,7 @@ impl ChainError {
             | ChainError::Encode { .. }
             | ChainError::CommitmentSize { .. }
             | ChainError::Timelock(_)
+            | ChainError::ResultUnread { .. }
             | ChainError::Schedule(_) => Advice::Stop,
             ChainError::Refused(refusal) => refusal.advice(),
         }
@@ -229,6 +241,9 @@ impl ChainError {
             ChainError::Uncertain(_) => "do not send it again: settle it when the chain is back",
             ChainError::NotIncluded { .. } => {
                 "try again; if it goes on, look for another program on the same key"
+            }
+            ChainError::ResultUnread { .. } => {
+                "do not call it again: it is done; read subnets and uids when the chain is back"
             }
             ChainError::QueueFull { .. } => "wait for earlier calls of this key",
             ChainError::Refused(refusal) => return refusal.what_to_do(),

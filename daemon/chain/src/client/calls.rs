@@ -7,7 +7,10 @@
 //! - [`ChainError::Uncertain`]: sent, and the chain went out of sight: [`Client::settle`] it, do not repeat it.
 //! - [`ChainError::NotIncluded`]: never stood in a block, and never will.
 //! - [`ChainError::Unsupported`]: this runtime has no such call.
+//! - [`ChainError::ResultUnread`]: done, and the number or uid that came of it could not be read.
 //! - [`ChainError::QueueFull`], [`ChainError::Unreachable`], [`ChainError::ConnectionLost`]: nothing was sent.
+//!
+//! Dropping the future of a call after it was sent stops the waiting, not the extrinsic; its hash is in the log (`debug`).
 
 use std::net::IpAddr;
 
@@ -40,7 +43,20 @@ impl Client {
             "register_network",
             vec![("hotkey", account(hotkey))],
         );
+        let path = call.path();
         let receipt = self.submit(coldkey, call).await?;
+        let netuid = self.new_netuid(&receipt, &coldkey.account(), hotkey).await;
+        let netuid = netuid.map_err(|error| unread(path, receipt, &error))?;
+        Ok((netuid, receipt))
+    }
+
+    /// The subnet that came to this owner and hotkey in the receipt's block.
+    async fn new_netuid(
+        &self,
+        receipt: &Receipt,
+        owner: &AccountId,
+        hotkey: &AccountId,
+    ) -> Result<u16, ChainError> {
         let parent = super::clock::header(&self.inner.link, &receipt.block.hash)
             .await?
             .parent_hash;
@@ -57,14 +73,14 @@ impl Client {
             view.entries(SUBTENSOR, "SubnetOwner", Vec::new()).await?;
         for entry in owners
             .iter()
-            .filter(|entry| entry.1 == coldkey.account().0 && !before.contains(entry))
+            .filter(|entry| entry.1 == owner.0 && !before.contains(entry))
         {
             let netuid = u16_key("SubnetOwner", &entry.0)?;
             let owner_hotkey: [u8; 32] = view
                 .value(SUBTENSOR, "SubnetOwnerHotkey", vec![number(netuid)])
                 .await?;
             if owner_hotkey == hotkey.0 {
-                return Ok((netuid, receipt));
+                return Ok(netuid);
             }
         }
         Err(unreadable(
@@ -123,16 +139,18 @@ impl Client {
         } else {
             Call::new(SUBTENSOR, "burned_register", arguments)
         };
+        let path = call.path();
         match self.submit(coldkey, call).await {
-            Ok(receipt) => match self.uid(netuid, hotkey, Some(receipt.block.hash)).await? {
-                Some(uid) => Ok(Registration {
+            Ok(receipt) => match self.uid(netuid, hotkey, Some(receipt.block.hash)).await {
+                Ok(Some(uid)) => Ok(Registration {
                     uid,
                     receipt: Some(receipt),
                 }),
-                None => Err(ChainError::NotRegistered {
+                Ok(None) => Err(ChainError::NotRegistered {
                     netuid,
                     hotkey: *hotkey,
                 }),
+                Err(error) => Err(unread(path, receipt, &error)),
             },
             Err(ChainError::Refused(refusal)) => match refusal.name.as_str() {
                 "RegistrationPriceLimitExceeded" => {
@@ -279,6 +297,14 @@ impl Client {
     ) -> Result<Receipt, ChainError> {
         self.submit(root, hyperparameter_call(netuid, value).by_root())
             .await
+    }
+}
+
+fn unread(call: String, receipt: Receipt, error: &ChainError) -> ChainError {
+    ChainError::ResultUnread {
+        call,
+        receipt: Box::new(receipt),
+        reason: error.to_string(),
     }
 }
 
