@@ -4,6 +4,7 @@
 //! other peers), starts the worker, and hands everything to the driver, which carries the node's inputs and
 //! effects until the run is left or the operator stops it.
 
+mod address;
 mod bootstrap;
 mod driver;
 mod fetch;
