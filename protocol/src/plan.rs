@@ -5,8 +5,18 @@
 //! frames of all others, because they are `(n - 1) c` bytes that it does not have. What it sends depends on who asks:
 //! the author serves until another peer holds the frame, and sources are rotated so that askers spread.
 
+use crate::hash::Hash;
 use crate::key::PeerKey;
 use crate::roster::Roster;
+
+/// The members whose frames of a shard one pair of owners sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupId(pub Hash);
+
+impl GroupId {
+    /// Everybody.
+    pub const ALL: GroupId = GroupId(Hash::ZERO);
+}
 
 /// How the frames of a round travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,8 +20,14 @@ fn sparse() -> ReplicaConfig {
             k: TopK::new(64).expect("64 is in range"),
             value_bits: ValueBits::One,
         },
+        reduced: Codec::Sparse {
+            k: TopK::new(256).expect("256 is in range"),
+            value_bits: ValueBits::Two,
+        },
+        local: Codec::Dense(DenseFormat::Bf16),
         outer: Outer::Plain { rate: 2.0 },
         feedback_beta: 0.95,
+        owner_beta: 0.9,
         sparse_elements_min: 100,
         tiles_per_shard: NonZeroUsize::new(2).expect("two"),
     }
