@@ -9,8 +9,9 @@
 //! at hand is another question, which each voter answers for itself before it votes.
 
 use crate::hash::Hash;
+use crate::header::FrameRef;
 use crate::key::{Keypair, PeerKey, Signature};
-use crate::manifest::{Chain, Manifest, RoundId, RunId};
+use crate::manifest::{Chain, Link, Manifest, RoundId, RunId};
 use crate::registry::RegistryMark;
 use crate::roster::Roster;
 use crate::wire;
@@ -20,8 +21,8 @@ pub const JOINS_MAX: usize = 16;
 /// A join is good for this many rounds after the one that it names.
 pub const JOIN_ROUNDS_MAX: u64 = 8;
 
-const DECISION_DOMAIN: &str = "gradmesh decision v1";
-const JOIN_DOMAIN: &str = "gradmesh join v1";
+const DECISION_DOMAIN: &str = "gradmesh decision v2";
+const JOIN_DOMAIN: &str = "gradmesh join v2";
 const LEAVE_DOMAIN: &str = "gradmesh leave v1";
 
 /// A header that a decision names.
@@ -36,10 +37,19 @@ pub struct DecidedMember {
 /// What was decided for one shard.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DecidedShard {
-    /// Content hash of the reduced frame; `None` in the `gather` plan, where there is none.
-    pub reduced: Option<Hash>,
     /// Which of the decision's members count in this shard.
     pub accepted: Bitmap,
+    /// What owners made of them: one for each group with an accepted member, in group order. None in the `gather` plan.
+    pub reduced: Vec<DecidedReduction>,
+}
+
+/// What an owner made of the accepted frames of one group in one shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DecidedReduction {
+    /// The reduced frame.
+    pub frame: FrameRef,
+    /// Content hash of the owner residual after it: f32, little-endian, one for each element of the shard.
+    pub residual: Hash,
 }
 
 /// A set of positions below a fixed length.
@@ -52,14 +62,21 @@ pub struct Bitmap {
 impl Bitmap {
     /// All of `length` positions.
     pub fn full(length: usize) -> Bitmap {
-        let mut bitmap = Bitmap {
-            length,
-            bytes: vec![0; length.div_ceil(8)],
-        };
-        for position in 0..length {
-            bitmap.bytes[position / 8] |= 1 << (position % 8);
+        Bitmap::of(length, 0..length)
+    }
+
+    /// These of `length` positions; those beyond the length are left out.
+    pub fn of(length: usize, positions: impl IntoIterator<Item = usize>) -> Bitmap {
+        let mut bytes = vec![0u8; length.div_ceil(8)];
+        for position in positions.into_iter().filter(|place| *place < length) {
+            bytes[position / 8] |= 1 << (position % 8);
         }
-        bitmap
+        Bitmap { length, bytes }
+    }
+
+    /// The positions in the set, ascending.
+    pub fn positions(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.length).filter(|position| self.contains(*position))
     }
 
     /// A bitmap of `length` positions, lowest bit first; `None` if the bytes have another length or bits beyond it.
@@ -105,37 +122,43 @@ pub struct Join {
     pub round: RoundId,
     /// Its state root after that round.
     pub state_root: Hash,
+    /// How it is connected.
+    pub link: Link,
     /// The asker's signature.
     pub signature: Signature,
 }
 
 impl Join {
     /// A signed request of `asker`, which stands at `state_root` after `round`.
-    pub fn sign(run: RunId, round: RoundId, state_root: Hash, asker: &Keypair) -> Join {
-        let hash = join_hash(&run, &asker.public(), round, &state_root);
-        Join {
+    pub fn sign(run: RunId, round: RoundId, state_root: Hash, link: Link, asker: &Keypair) -> Join {
+        let mut join = Join {
             run,
             peer: asker.public(),
             round,
             state_root,
-            signature: asker.sign(&hash),
-        }
+            link,
+            signature: Signature([0; 64]),
+        };
+        join.signature = asker.sign(&join.hash());
+        join
     }
 
     /// Whether the signature is the asker's.
     pub fn is_authentic(&self) -> bool {
-        let hash = join_hash(&self.run, &self.peer, self.round, &self.state_root);
-        self.peer.verify(&hash, &self.signature)
+        self.peer.verify(&self.hash(), &self.signature)
     }
-}
 
-fn join_hash(run: &RunId, peer: &PeerKey, round: RoundId, state_root: &Hash) -> Hash {
-    let mut body = Vec::with_capacity(104);
-    body.extend_from_slice(&run.0.0);
-    body.extend_from_slice(&peer.0);
-    body.extend_from_slice(&round.0.to_le_bytes());
-    body.extend_from_slice(&state_root.0);
-    Hash::in_domain(JOIN_DOMAIN, &body)
+    /// The hash that is signed: over everything but the signature.
+    fn hash(&self) -> Hash {
+        let mut body = Vec::with_capacity(138);
+        body.extend_from_slice(&self.run.0.0);
+        body.extend_from_slice(&self.peer.0);
+        body.extend_from_slice(&self.round.0.to_le_bytes());
+        body.extend_from_slice(&self.state_root.0);
+        body.extend_from_slice(&self.link.site.0.0);
+        body.extend_from_slice(&self.link.capacity.to_le_bytes());
+        Hash::in_domain(JOIN_DOMAIN, &body)
+    }
 }
 
 /// A member's request to be left out from the next round on, signed by it.
@@ -304,7 +327,7 @@ impl Decision {
         let founding = self.round == RoundId::FOUNDING;
         let shards = if founding { 0 } else { shards };
         let covered = |shard: &DecidedShard| {
-            shard.accepted.len() == self.members.len() && shard.reduced.is_none()
+            shard.accepted.len() == self.members.len() && shard.reduced.is_empty()
         };
         if self.shards.len() != shards || !self.shards.iter().all(covered) {
             return Err(DecisionFault::Shards {

@@ -27,10 +27,43 @@ pub struct FrameRef {
     pub bytes: u64,
 }
 
-/// A frame as a header names it: its content, its length and the shard that it is to be a frame of.
+/// Where a frame is on its way, which says what codec its bytes are in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stage {
+    /// From a member to the owners of its site: the manifest's dense local format.
+    Local,
+    /// Over the WAN on the way up: the run's codec.
+    Update,
+    /// From an owner to everybody: more is kept of it than on the way up, or it is dense as the run is.
+    Reduced,
+}
+
+/// One figure for each stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PerStage {
+    /// Of [`Stage::Local`].
+    pub local: u64,
+    /// Of [`Stage::Update`].
+    pub update: u64,
+    /// Of [`Stage::Reduced`].
+    pub reduced: u64,
+}
+
+impl PerStage {
+    /// The figure of `stage`.
+    pub fn of(&self, stage: Stage) -> u64 {
+        match stage {
+            Stage::Local => self.local,
+            Stage::Update => self.update,
+            Stage::Reduced => self.reduced,
+        }
+    }
+}
+
+/// A frame as a header or a decision names it: its content, its length, and the shard and stage that it is a frame of.
 ///
-/// All three belong to its identity. The same bytes named for another shard, or with another length, are another frame,
-/// which stands or falls by itself: otherwise a header could name somebody's good frame wrongly and be believed.
+/// All four belong to its identity. The same bytes named for another shard or stage, or with another length, are another
+/// frame, which stands or falls by itself: otherwise a header could name somebody's good frame wrongly and be believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FrameId {
     /// BLAKE3 of the frame.
@@ -39,16 +72,27 @@ pub struct FrameId {
     pub bytes: u64,
     /// The shard.
     pub shard: u32,
+    /// The stage.
+    pub stage: Stage,
+}
+
+impl FrameRef {
+    /// This frame as one of `shard` at `stage`.
+    pub fn id(&self, shard: u32, stage: Stage) -> FrameId {
+        FrameId {
+            hash: self.hash,
+            bytes: self.bytes,
+            shard,
+            stage,
+        }
+    }
 }
 
 impl UpdateSummary {
-    /// The frames in shard order, with their shards.
-    pub fn frame_ids(&self) -> impl Iterator<Item = FrameId> + '_ {
-        (0..).zip(&self.frames).map(|(shard, frame)| FrameId {
-            hash: frame.hash,
-            bytes: frame.bytes,
-            shard,
-        })
+    /// The frames in shard order, as frames of `stage`: that of the round's plan.
+    pub fn frame_ids(&self, stage: Stage) -> impl Iterator<Item = FrameId> + '_ {
+        let frames = (0..).zip(&self.frames);
+        frames.map(move |(shard, frame)| frame.id(shard, stage))
     }
 }
 

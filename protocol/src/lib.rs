@@ -14,6 +14,7 @@ pub mod manifest;
 pub mod merkle;
 pub mod node;
 pub mod plan;
+pub mod reduction;
 pub mod registry;
 pub mod roster;
 pub mod score;

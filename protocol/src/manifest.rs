@@ -11,7 +11,7 @@ use crate::key::{Keypair, PeerKey, Signature};
 use crate::wire::{self, WireError};
 
 /// The version of the manifest that this build writes and reads.
-pub const MANIFEST_VERSION: u32 = 1;
+pub const MANIFEST_VERSION: u32 = 2;
 /// The most peers in a roster: the most voters for which one all-to-all vote stays cheap (DESIGN: committee above).
 pub const PEERS_MAX: u32 = 64;
 /// The most blocks between two snapshots of the registry: a day of the 12 s blocks of subtensor. A node that does not
@@ -20,6 +20,7 @@ pub const SNAPSHOT_BLOCKS_MAX: u64 = 7200;
 /// The longest model configuration, in bytes: ten times the longest that we have met.
 pub const MODEL_CONFIG_BYTES_MAX: usize = 64 * 1024;
 
+const SITE_DOMAIN: &str = "gradmesh site v1";
 const MANIFEST_DOMAIN: &str = "gradmesh manifest v1";
 const MANIFEST_SIGNATURE_DOMAIN: &str = "gradmesh manifest signature v1";
 
@@ -96,6 +97,99 @@ pub enum CodecKind {
     DenseF32,
 }
 
+/// Peers joined by a fast network, by hash of the site's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SiteId(pub Hash);
+
+impl SiteId {
+    /// The site called `name`.
+    pub fn named(name: &str) -> SiteId {
+        let mut body = vec![0];
+        body.extend_from_slice(name.as_bytes());
+        SiteId(Hash::in_domain(SITE_DOMAIN, &body))
+    }
+
+    /// The site of a peer that is in none: itself.
+    pub fn alone(peer: &PeerKey) -> SiteId {
+        let mut body = vec![1];
+        body.extend_from_slice(&peer.0);
+        SiteId(Hash::in_domain(SITE_DOMAIN, &body))
+    }
+}
+
+/// How a peer is connected, as it says itself when it joins. A peer that overstates its capacity is given shards that it
+/// is slow with; one that names the site of others gets its frames summed with theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Link {
+    /// Its site.
+    pub site: SiteId,
+    /// What it can carry as an owner, in units of 10 Mbit/s. 0: behind NAT or thin; it owns nothing.
+    pub capacity: u16,
+}
+
+impl Link {
+    /// A peer in a site of its own that can carry 100 Mbit/s.
+    pub fn alone(peer: &PeerKey) -> Link {
+        Link {
+            site: SiteId::alone(peer),
+            capacity: 10,
+        }
+    }
+}
+
+/// How the frames of a round travel, as the manifest wants it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlanKind {
+    /// The planner chooses for each roster what it predicts to be the fastest.
+    Auto,
+    /// Everyone gets everyone's frames.
+    Gather,
+    /// Two owners of each shard sum it for everybody.
+    Reduce,
+    /// Two owners of each shard in each site sum it for the site; sites exchange what they summed.
+    Hier,
+}
+
+/// The dense format inside a site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LocalFormat {
+    /// bf16.
+    Bf16,
+    /// f32.
+    F32,
+}
+
+/// How updates are exchanged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exchange {
+    /// The plan.
+    pub plan: PlanKind,
+    /// Elements kept of a full tile on the way down from an owner (sparse).
+    pub reduced_k: u32,
+    /// Bits of a kept value on the way down, sign included: 1 or 2 (sparse).
+    pub reduced_value_bits: u32,
+    /// Decay of the owner residual of the `reduce` plan, parts per million.
+    pub owner_beta_ppm: u32,
+    /// The format inside a site (`hier`).
+    pub local: LocalFormat,
+    /// Rounds that training runs ahead of the exchange: 0 or 1.
+    pub overlap: u32,
+}
+
+impl Default for Exchange {
+    /// The planner's choice; k' = 256 with 2 bits and a decay of 0.9, the figures of DESIGN, section 4; no overlap.
+    fn default() -> Exchange {
+        Exchange {
+            plan: PlanKind::Auto,
+            reduced_k: 256,
+            reduced_value_bits: 2,
+            owner_beta_ppm: 900_000,
+            local: LocalFormat::Bf16,
+            overlap: 0,
+        }
+    }
+}
+
 /// See the module documentation. Field units stand in their names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
@@ -123,6 +217,10 @@ pub struct Manifest {
     pub timing: Timing,
     /// Who may be a member, and with which power.
     pub chain: Chain,
+    /// How updates are exchanged.
+    pub exchange: Exchange,
+    /// How the launcher is connected: it is the one member that never joins.
+    pub launcher_link: Link,
 }
 
 /// The chain of a run.
@@ -346,6 +444,13 @@ impl Manifest {
         range("trust.peers_min", peers_min, 1, peers_max.max(1));
         let absent = self.trust.absent_rounds_max.into();
         range("trust.absent_rounds_max", absent, 1, 1000);
+        let exchange = &self.exchange;
+        range("exchange.reduced_k", exchange.reduced_k.into(), 1, 1024);
+        let bits = exchange.reduced_value_bits.into();
+        range("exchange.reduced_value_bits", bits, 1, 2);
+        let beta = exchange.owner_beta_ppm.into();
+        range("exchange.owner_beta", beta, 0, 1_000_000);
+        range("exchange.overlap", exchange.overlap.into(), 0, 1);
         const DAY_MS: u64 = 24 * 3600 * 1000;
         let floor = self.timing.deadline_floor_ms.into();
         range("timing.deadline_floor_ms", floor, 1, DAY_MS);
@@ -537,6 +642,11 @@ pub fn example(launcher: PeerKey) -> Manifest {
             vote_ms: 500,
         },
         chain: Chain::None,
+        exchange: Exchange {
+            plan: PlanKind::Gather,
+            ..Exchange::default()
+        },
+        launcher_link: Link::alone(&launcher),
     }
 }
 

@@ -38,15 +38,18 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 pub use deadline::Arrivals;
-pub use effect::{Effect, Input, Report, RequestId, TimeoutReason};
+pub use effect::{
+    AppliedShard, Contribution, Effect, Input, OwnedShard, ReduceTask, Report, RequestId,
+    TimeoutReason,
+};
 pub use view::{Activity, Sizes, View};
 
 use crate::agreement::{Agreement, CommitCertificate, Proposal, Record, SignedProposal};
 use crate::decision::{Decision, Join, Leave};
 use crate::hash::Hash;
-use crate::header::SignedHeader;
+use crate::header::{PerStage, SignedHeader};
 use crate::key::{Keypair, PeerKey};
-use crate::manifest::{Manifest, PEERS_MAX, RoundId, RunId};
+use crate::manifest::{Link, Manifest, PEERS_MAX, RoundId, RunId};
 use crate::plan::Plan;
 use crate::roster::Roster;
 use crate::time::Time;
@@ -74,8 +77,12 @@ pub struct NodeConfig {
     pub keypair: Keypair,
     /// Shards of an update.
     pub shards: u32,
-    /// The longest frame that the codec can produce for a shard.
-    pub frame_bytes_max: u64,
+    /// How this peer is connected: what its joins say.
+    pub link: Link,
+    /// The longest frame that the codec of each stage can produce for a shard.
+    pub frame_bytes_max: PerStage,
+    /// Bytes of an update at each stage, as the planner expects them: a function of the manifest, the same on every peer.
+    pub update_bytes: PerStage,
     /// The state root before any round.
     pub genesis_root: Hash,
 }
@@ -302,6 +309,9 @@ impl Node {
             }
             Input::Decisions { id, decisions } => self.on_decisions(now, id, *decisions),
             Input::Headers { id, headers } => self.on_headers(now, id, headers),
+            Input::Reductions { .. }
+            | Input::ReductionReady { .. }
+            | Input::ReductionFailed { .. } => {}
             Input::RequestFailed(id) => self.on_request_failed(id),
             Input::UpdateReady { round, update } => self.on_update_ready(now, round, *update),
             Input::TrainingFailed(round) => {
@@ -431,7 +441,7 @@ impl Node {
             }
             Gossip::Join(join) => self.on_join(from, join),
             Gossip::Leave(leave) => self.on_leave_of(leave),
-            Gossip::Contact(_) => {}
+            Gossip::Contact(_) | Gossip::Reductions(_) => {}
         }
     }
 

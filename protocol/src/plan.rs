@@ -7,15 +7,25 @@
 
 use crate::hash::Hash;
 use crate::key::PeerKey;
+use crate::manifest::SiteId;
 use crate::roster::Roster;
 
-/// The members whose frames of a shard one pair of owners sums.
+/// The most reductions of one decision: shards times groups. A plan that would need more is not chosen, so that a
+/// proposal fits a gossip message.
+pub const REDUCTIONS_MAX: usize = 8192;
+
+/// The members whose frames of a shard are summed by one pair of owners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GroupId(pub Hash);
 
 impl GroupId {
-    /// Everybody.
+    /// Everybody: the one group of the `reduce` plan.
     pub const ALL: GroupId = GroupId(Hash::ZERO);
+
+    /// The members in `site`: a group of the `hier` plan.
+    pub fn of_site(site: SiteId) -> GroupId {
+        GroupId(site.0)
+    }
 }
 
 /// How the frames of a round travel.
@@ -63,9 +73,8 @@ mod tests {
 
     use super::*;
     use crate::decision::{Decision, Join};
-    use crate::hash::Hash;
     use crate::key::Keypair;
-    use crate::manifest::{RoundId, RunId, example};
+    use crate::manifest::{Link, RoundId, RunId, example};
 
     fn roster(peers: u8) -> Roster {
         let keys: Vec<_> = (1..=peers).map(|i| Keypair::from_seed(&[i; 32])).collect();
@@ -79,7 +88,10 @@ mod tests {
             members: Vec::new(),
             shards: Vec::new(),
             joins: joins
-                .map(|key| Join::sign(run, RoundId::FOUNDING, Hash::ZERO, key))
+                .map(|key| {
+                    let link = Link::alone(&key.public());
+                    Join::sign(run, RoundId::FOUNDING, Hash::ZERO, link, key)
+                })
                 .collect(),
             leaves: Vec::new(),
             registry: None,

@@ -217,7 +217,7 @@ mod tests {
     use super::*;
     use crate::decision::{Bitmap, DecidedMember, DecidedShard, DecisionFault, Join, Leave};
     use crate::key::Keypair;
-    use crate::manifest::{RunId, TrustMode, example};
+    use crate::manifest::{Link, RunId, TrustMode, example};
 
     fn keypair(seed: u8) -> Keypair {
         Keypair::from_seed(&[seed; 32])
@@ -263,12 +263,15 @@ mod tests {
         members.sort_unstable();
         let accepted = Bitmap::full(members.len());
         let shard = DecidedShard {
-            reduced: None,
             accepted,
+            reduced: Vec::new(),
         };
         let mut joins: Vec<_> = joins
             .iter()
-            .map(|seed| Join::sign(run, round, Hash::ZERO, &keypair(*seed)))
+            .map(|seed| {
+                let link = Link::alone(&key(*seed));
+                Join::sign(run, round, Hash::ZERO, link, &keypair(*seed))
+            })
             .collect();
         joins.sort_unstable_by_key(|join| join.peer);
         let leaves = leaves

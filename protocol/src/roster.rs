@@ -9,10 +9,10 @@
 use crate::decision::Decision;
 use crate::hash::Hash;
 use crate::key::PeerKey;
-use crate::manifest::{Manifest, RoundId};
+use crate::manifest::{Link, Manifest, RoundId};
 use crate::registry::RegistryMark;
 
-const ROSTER_DOMAIN: &str = "gradmesh roster v1";
+const ROSTER_DOMAIN: &str = "gradmesh roster v2";
 
 /// One member of a roster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub struct Member {
     pub absent_rounds: u32,
     /// Its votes, at least one; one for everybody in a run without a chain.
     pub power: u32,
+    /// How it is connected, by its join.
+    pub link: Link,
 }
 
 /// The members of one round, sorted by key.
@@ -45,6 +47,7 @@ impl Roster {
                 since: RoundId::FOUNDING,
                 absent_rounds: 0,
                 power: 1,
+                link: manifest.launcher_link,
             }],
             registry: None,
         }
@@ -133,6 +136,7 @@ impl Roster {
                     since: next,
                     absent_rounds: 0,
                     power: decision.power_of(&join.peer).unwrap_or(1),
+                    link: join.link,
                 });
             }
         }
@@ -146,7 +150,7 @@ impl Roster {
 
     /// A hash over round, registry and members, for logs and comparisons.
     pub fn hash(&self) -> Hash {
-        let mut body = Vec::with_capacity(48 + 48 * self.members.len());
+        let mut body = Vec::with_capacity(48 + 82 * self.members.len());
         body.extend_from_slice(&self.round.0.to_le_bytes());
         match &self.registry {
             None => body.push(0),
@@ -161,6 +165,8 @@ impl Roster {
             body.extend_from_slice(&member.since.0.to_le_bytes());
             body.extend_from_slice(&member.absent_rounds.to_le_bytes());
             body.extend_from_slice(&member.power.to_le_bytes());
+            body.extend_from_slice(&member.link.site.0.0);
+            body.extend_from_slice(&member.link.capacity.to_le_bytes());
         }
         Hash::in_domain(ROSTER_DOMAIN, &body)
     }

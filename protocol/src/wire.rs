@@ -14,15 +14,19 @@ use crate::agreement::{
     CommitCertificate, CommitSignature, Message, PolkaCertificate, Proposal, ProposedValue, Record,
     RoundCertificate, SignedProposal, SignedVote, Step, TimeoutRecord, Vote,
 };
-use crate::decision::{Bitmap, DecidedMember, DecidedShard, Decision, JOINS_MAX, Join, Leave};
+use crate::decision::{
+    Bitmap, DecidedMember, DecidedReduction, DecidedShard, Decision, JOINS_MAX, Join, Leave,
+};
 use crate::hash::Hash;
 use crate::header::{FrameRef, Header, SignedHeader, UpdateSummary};
 use crate::key::{PeerKey, Signature};
 use crate::manifest::{
-    self, Chain, Codec, CodecKind, Data, Inner, MANIFEST_VERSION, Manifest, Model, ModelDtype,
-    Outer, OuterRule, PEERS_MAX, Powers, RoundId, RunId, Schedule, SignedManifest, Subnet, Timing,
-    Trust, TrustMode,
+    self, Chain, Codec, CodecKind, Data, Exchange, Inner, Link, LocalFormat, MANIFEST_VERSION,
+    Manifest, Model, ModelDtype, Outer, OuterRule, PEERS_MAX, PlanKind, Powers, RoundId, RunId,
+    Schedule, SignedManifest, SiteId, Subnet, Timing, Trust, TrustMode,
 };
+use crate::plan::{GroupId, REDUCTIONS_MAX};
+use crate::reduction::{Reduction, Reductions, SignedReductions};
 use crate::registry::RegistryMark;
 use crate::ticket::{ADDRESSES_MAX, Ticket};
 
@@ -31,8 +35,9 @@ mod pb {
     include!(concat!(env!("OUT_DIR"), "/gradmesh.v1.rs"));
 }
 
-/// The longest gossip message, in bytes: a proposal of a full roster with every join stays below a quarter of it.
-pub const GOSSIP_BYTES_MAX: usize = 256 * 1024;
+/// The longest gossip message, in bytes: a proposal with [`REDUCTIONS_MAX`] reductions, a full roster and every join
+/// fits, and so does an owner's list for [`SHARDS_MAX`] shards.
+pub const GOSSIP_BYTES_MAX: usize = 1024 * 1024;
 /// The longest request.
 pub const REQUEST_BYTES_MAX: usize = 16 * 1024;
 /// The longest response: snapshot leaves of 1 G parameters (8 MiB) fit.
@@ -43,6 +48,8 @@ pub const SHARDS_MAX: usize = 4096;
 pub const HEADERS_MAX: usize = PEERS_MAX as usize;
 /// The most decisions sent at once.
 pub const DECISIONS_MAX: usize = 64;
+/// The most lists of reductions sent at once.
+pub const ANNOUNCEMENTS_MAX: usize = 4 * PEERS_MAX as usize;
 /// The longest text in a message.
 const TEXT_BYTES_MAX: usize = 256;
 
@@ -90,6 +97,8 @@ pub enum Gossip {
     Leave(Leave),
     /// Where the sender listens. For drivers: a node has no addresses.
     Contact(Contact),
+    /// What an owner made of the updates of a round.
+    Reductions(Box<SignedReductions>),
 }
 
 /// Where a peer listens.
@@ -119,6 +128,8 @@ pub enum Request {
     },
     /// Headers by hash.
     Headers(Vec<Hash>),
+    /// What owners announced for a round.
+    Reductions(RoundId),
     /// The leaves of the state after a round.
     Snapshot(RoundId),
     /// The data manifest.
@@ -136,6 +147,8 @@ pub enum Response {
     Decisions(Decisions),
     /// The headers that the peer has of those asked for.
     Headers(Vec<SignedHeader>),
+    /// What the peer knows owners to have announced, up to [`ANNOUNCEMENTS_MAX`] lists.
+    Reductions(Vec<SignedReductions>),
     /// Leaves of a state.
     Snapshot {
         /// After which round.
@@ -194,6 +207,11 @@ pub(crate) fn encode_header(header: &Header) -> Vec<u8> {
     pb::Header::from(header).encode_to_vec()
 }
 
+/// Canonical bytes of an owner's list.
+pub(crate) fn encode_reductions(reductions: &Reductions) -> Vec<u8> {
+    pb::Reductions::from(reductions).encode_to_vec()
+}
+
 /// Canonical bytes of a decision.
 pub(crate) fn encode_decision(decision: &Decision) -> Vec<u8> {
     pb::Decision::from(decision).encode_to_vec()
@@ -240,6 +258,7 @@ impl Gossip {
             Gossip::Join(join) => Body::Join(join.into()),
             Gossip::Leave(leave) => Body::Leave(leave.into()),
             Gossip::Contact(contact) => Body::Contact(contact.into()),
+            Gossip::Reductions(reductions) => Body::Reductions((&**reductions).into()),
         };
         pb::Gossip {
             run: run.0.0.to_vec(),
@@ -272,6 +291,7 @@ impl Gossip {
             Body::Join(join) => Gossip::Join(join.try_into()?),
             Body::Leave(leave) => Gossip::Leave(leave.try_into()?),
             Body::Contact(contact) => Gossip::Contact(contact.try_into()?),
+            Body::Reductions(reductions) => Gossip::Reductions(Box::new(reductions.try_into()?)),
         })
     }
 }
@@ -290,6 +310,9 @@ impl Request {
             Request::Headers(hashes) => Body::Headers(pb::HeadersRequest {
                 hashes: hashes.iter().map(|h| h.0.to_vec()).collect(),
             }),
+            Request::Reductions(round) => {
+                Body::Reductions(pb::ReductionsRequest { round: round.0 })
+            }
             Request::Snapshot(round) => Body::Snapshot(pb::SnapshotRequest { round: round.0 }),
             Request::Data => Body::Data(pb::Empty {}),
         };
@@ -322,6 +345,7 @@ impl Request {
                 HEADERS_MAX,
                 |h| hash("headers request", "hashes", &h),
             )?),
+            Body::Reductions(r) => Request::Reductions(RoundId(r.round)),
             Body::Snapshot(s) => Request::Snapshot(RoundId(s.round)),
             Body::Data(_) => Request::Data,
         })
@@ -344,6 +368,9 @@ impl Response {
             }),
             Response::Headers(headers) => Body::Headers(pb::Headers {
                 headers: headers.iter().map(Into::into).collect(),
+            }),
+            Response::Reductions(lists) => Body::Reductions(pb::Announcements {
+                lists: lists.iter().map(Into::into).collect(),
             }),
             Response::Snapshot { round, leaves } => Body::Snapshot(pb::Snapshot {
                 round: round.0,
@@ -378,6 +405,13 @@ impl Response {
                 "headers",
                 h.headers,
                 HEADERS_MAX,
+                TryInto::try_into,
+            )?),
+            Body::Reductions(announcements) => Response::Reductions(list(
+                "announcements",
+                "lists",
+                announcements.lists,
+                ANNOUNCEMENTS_MAX,
                 TryInto::try_into,
             )?),
             Body::Snapshot(s) => Response::Snapshot {
@@ -633,7 +667,77 @@ impl From<&Manifest> for pb::Manifest {
                 Chain::None => None,
                 Chain::Subnet(subnet) => Some(subnet.into()),
             },
+            exchange: Some((&m.exchange).into()),
+            launcher_link: Some((&m.launcher_link).into()),
         }
+    }
+}
+
+impl From<&Exchange> for pb::Exchange {
+    fn from(exchange: &Exchange) -> pb::Exchange {
+        pb::Exchange {
+            plan: match exchange.plan {
+                PlanKind::Auto => 1,
+                PlanKind::Gather => 2,
+                PlanKind::Reduce => 3,
+                PlanKind::Hier => 4,
+            },
+            reduced_k: exchange.reduced_k,
+            reduced_value_bits: exchange.reduced_value_bits,
+            owner_beta_ppm: exchange.owner_beta_ppm,
+            local: match exchange.local {
+                LocalFormat::Bf16 => 1,
+                LocalFormat::F32 => 2,
+            },
+            overlap: exchange.overlap,
+        }
+    }
+}
+
+impl TryFrom<pb::Exchange> for Exchange {
+    type Error = WireError;
+
+    fn try_from(exchange: pb::Exchange) -> Wire<Exchange> {
+        const NAME: &str = "exchange";
+        Ok(Exchange {
+            plan: match exchange.plan {
+                1 => PlanKind::Auto,
+                2 => PlanKind::Gather,
+                3 => PlanKind::Reduce,
+                4 => PlanKind::Hier,
+                _ => return Err(bad(NAME, "plan")),
+            },
+            reduced_k: exchange.reduced_k,
+            reduced_value_bits: exchange.reduced_value_bits,
+            owner_beta_ppm: exchange.owner_beta_ppm,
+            local: match exchange.local {
+                1 => LocalFormat::Bf16,
+                2 => LocalFormat::F32,
+                _ => return Err(bad(NAME, "local")),
+            },
+            overlap: exchange.overlap,
+        })
+    }
+}
+
+impl From<&Link> for pb::Link {
+    fn from(link: &Link) -> pb::Link {
+        pb::Link {
+            site: link.site.0.0.to_vec(),
+            capacity: link.capacity.into(),
+        }
+    }
+}
+
+impl TryFrom<pb::Link> for Link {
+    type Error = WireError;
+
+    fn try_from(link: pb::Link) -> Wire<Link> {
+        const NAME: &str = "link";
+        Ok(Link {
+            site: SiteId(hash(NAME, "site", &link.site)?),
+            capacity: u16::try_from(link.capacity).map_err(|_| bad(NAME, "capacity"))?,
+        })
     }
 }
 
@@ -764,6 +868,8 @@ impl TryFrom<pb::Manifest> for Manifest {
                 vote_ms: timing.vote_ms,
             },
             chain,
+            exchange: present(NAME, "exchange", m.exchange)?.try_into()?,
+            launcher_link: present(NAME, "launcher_link", m.launcher_link)?.try_into()?,
         })
     }
 }
@@ -806,6 +912,26 @@ impl TryFrom<pb::Ticket> for Ticket {
 
 // ---- A round -----------------------------------------------------------------------------------------------------
 
+impl From<&FrameRef> for pb::FrameRef {
+    fn from(frame: &FrameRef) -> pb::FrameRef {
+        pb::FrameRef {
+            hash: frame.hash.0.to_vec(),
+            bytes: frame.bytes,
+        }
+    }
+}
+
+impl TryFrom<pb::FrameRef> for FrameRef {
+    type Error = WireError;
+
+    fn try_from(frame: pb::FrameRef) -> Wire<FrameRef> {
+        Ok(FrameRef {
+            hash: hash("frame", "hash", &frame.hash)?,
+            bytes: frame.bytes,
+        })
+    }
+}
+
 impl From<&Header> for pb::Header {
     fn from(header: &Header) -> pb::Header {
         let update = &header.update;
@@ -814,14 +940,7 @@ impl From<&Header> for pb::Header {
             round: header.round.0,
             peer: header.peer.0.to_vec(),
             state_root: header.state_root.0.to_vec(),
-            frames: update
-                .frames
-                .iter()
-                .map(|frame| pb::FrameRef {
-                    hash: frame.hash.0.to_vec(),
-                    bytes: frame.bytes,
-                })
-                .collect(),
+            frames: update.frames.iter().map(Into::into).collect(),
             feedback_before: update.feedback_before.0.to_vec(),
             feedback_after: update.feedback_after.0.to_vec(),
             segments_root: update.segments_root.0.to_vec(),
@@ -846,12 +965,7 @@ impl TryFrom<pb::Header> for Header {
             peer: key(NAME, "peer", &header.peer)?,
             state_root: hash(NAME, "state_root", &header.state_root)?,
             update: UpdateSummary {
-                frames: list(NAME, "frames", header.frames, SHARDS_MAX, |frame| {
-                    Ok(FrameRef {
-                        hash: hash(NAME, "frames.hash", &frame.hash)?,
-                        bytes: frame.bytes,
-                    })
-                })?,
+                frames: list(NAME, "frames", header.frames, SHARDS_MAX, TryInto::try_into)?,
                 feedback_before: hash(NAME, "feedback_before", &header.feedback_before)?,
                 feedback_after: hash(NAME, "feedback_after", &header.feedback_after)?,
                 segments_root: hash(NAME, "segments_root", &header.segments_root)?,
@@ -893,6 +1007,7 @@ impl From<&Join> for pb::Join {
             peer: join.peer.0.to_vec(),
             round: join.round.0,
             state_root: join.state_root.0.to_vec(),
+            link: Some((&join.link).into()),
             signature: join.signature.0.to_vec(),
         }
     }
@@ -908,6 +1023,7 @@ impl TryFrom<pb::Join> for Join {
             peer: key(NAME, "peer", &join.peer)?,
             round: RoundId(join.round),
             state_root: hash(NAME, "state_root", &join.state_root)?,
+            link: present(NAME, "link", join.link)?.try_into()?,
             signature: signature(NAME, &join.signature)?,
         })
     }
@@ -989,8 +1105,8 @@ impl From<&Decision> for pb::Decision {
                 .shards
                 .iter()
                 .map(|shard| pb::DecidedShard {
-                    reduced: shard.reduced.map(|h| h.0.to_vec()).unwrap_or_default(),
                     accepted: shard.accepted.as_bytes().to_vec(),
+                    reduced: shard.reduced.iter().map(Into::into).collect(),
                 })
                 .collect(),
             joins: decision.joins.iter().map(Into::into).collect(),
@@ -1008,6 +1124,27 @@ impl From<&Decision> for pb::Decision {
                 })
                 .collect(),
         }
+    }
+}
+
+impl From<&DecidedReduction> for pb::DecidedReduction {
+    fn from(reduction: &DecidedReduction) -> pb::DecidedReduction {
+        pb::DecidedReduction {
+            frame: Some((&reduction.frame).into()),
+            residual: reduction.residual.0.to_vec(),
+        }
+    }
+}
+
+impl TryFrom<pb::DecidedReduction> for DecidedReduction {
+    type Error = WireError;
+
+    fn try_from(reduction: pb::DecidedReduction) -> Wire<DecidedReduction> {
+        const NAME: &str = "decided reduction";
+        Ok(DecidedReduction {
+            frame: present(NAME, "frame", reduction.frame)?.try_into()?,
+            residual: hash(NAME, "residual", &reduction.residual)?,
+        })
     }
 }
 
@@ -1035,15 +1172,20 @@ impl TryFrom<pb::Decision> for Decision {
                 header: hash(NAME, "members.header", &member.header)?,
             })
         })?;
+        let mut reductions_left = REDUCTIONS_MAX;
         let shards = list(NAME, "shards", decision.shards, SHARDS_MAX, |shard| {
-            let reduced = if shard.reduced.is_empty() {
-                None
-            } else {
-                Some(hash(NAME, "shards.reduced", &shard.reduced)?)
-            };
+            let count_max = reductions_left;
+            let reduced = list(
+                NAME,
+                "shards.reduced",
+                shard.reduced,
+                count_max,
+                DecidedReduction::try_from,
+            )?;
+            reductions_left -= reduced.len();
             let accepted = Bitmap::from_bytes(members.len(), &shard.accepted)
                 .ok_or(bad(NAME, "shards.accepted"))?;
-            Ok(DecidedShard { reduced, accepted })
+            Ok(DecidedShard { accepted, reduced })
         })?;
         Ok(Decision {
             run: RunId(hash(NAME, "run", &decision.run)?),
@@ -1060,6 +1202,91 @@ impl TryFrom<pb::Decision> for Decision {
             powers: list(NAME, "powers", decision.powers, POWERS_MAX, |change| {
                 Ok((key(NAME, "powers.peer", &change.peer)?, change.power))
             })?,
+        })
+    }
+}
+
+impl From<&Reductions> for pb::Reductions {
+    fn from(reductions: &Reductions) -> pb::Reductions {
+        pb::Reductions {
+            run: reductions.run.0.0.to_vec(),
+            round: reductions.round.0,
+            owner: reductions.owner.0.to_vec(),
+            headers: reductions.headers.iter().map(|h| h.0.to_vec()).collect(),
+            reductions: reductions
+                .reductions
+                .iter()
+                .map(|reduction| pb::Reduction {
+                    group: reduction.group.0.0.to_vec(),
+                    shard: reduction.shard,
+                    accepted: reduction.accepted.as_bytes().to_vec(),
+                    frame: Some((&reduction.frame).into()),
+                    residual_before: reduction.residual_before.0.to_vec(),
+                    residual: reduction.residual.0.to_vec(),
+                })
+                .collect(),
+        }
+    }
+}
+
+impl TryFrom<pb::Reductions> for Reductions {
+    type Error = WireError;
+
+    fn try_from(reductions: pb::Reductions) -> Wire<Reductions> {
+        const NAME: &str = "reductions";
+        let headers = list(NAME, "headers", reductions.headers, HEADERS_MAX, |h| {
+            hash(NAME, "headers", &h)
+        })?;
+        if !headers.is_sorted_by(|a, b| a < b) {
+            return Err(bad(NAME, "headers"));
+        }
+        let entries = list(
+            NAME,
+            "reductions",
+            reductions.reductions,
+            SHARDS_MAX,
+            |reduction| {
+                Ok(Reduction {
+                    group: GroupId(hash(NAME, "group", &reduction.group)?),
+                    shard: reduction.shard,
+                    accepted: Bitmap::from_bytes(headers.len(), &reduction.accepted)
+                        .ok_or(bad(NAME, "accepted"))?,
+                    frame: present(NAME, "frame", reduction.frame)?.try_into()?,
+                    residual_before: hash(NAME, "residual_before", &reduction.residual_before)?,
+                    residual: hash(NAME, "residual", &reduction.residual)?,
+                })
+            },
+        )?;
+        if !entries.is_sorted_by(|a, b| (a.group, a.shard) < (b.group, b.shard)) {
+            return Err(bad(NAME, "reductions"));
+        }
+        Ok(Reductions {
+            run: RunId(hash(NAME, "run", &reductions.run)?),
+            round: RoundId(reductions.round),
+            owner: key(NAME, "owner", &reductions.owner)?,
+            headers,
+            reductions: entries,
+        })
+    }
+}
+
+impl From<&SignedReductions> for pb::SignedReductions {
+    fn from(signed: &SignedReductions) -> pb::SignedReductions {
+        pb::SignedReductions {
+            reductions: Some((&signed.reductions).into()),
+            signature: signed.signature.0.to_vec(),
+        }
+    }
+}
+
+impl TryFrom<pb::SignedReductions> for SignedReductions {
+    type Error = WireError;
+
+    fn try_from(signed: pb::SignedReductions) -> Wire<SignedReductions> {
+        const NAME: &str = "signed reductions";
+        Ok(SignedReductions {
+            reductions: present(NAME, "reductions", signed.reductions)?.try_into()?,
+            signature: signature(NAME, &signed.signature)?,
         })
     }
 }

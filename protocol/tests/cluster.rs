@@ -7,10 +7,10 @@ use arc_malachitebft_core_types::{Round, VoteType};
 use gradmesh_protocol::agreement::{Message, Proposal, SignedProposal};
 use gradmesh_protocol::decision::{Bitmap, DecidedShard, Decision, Join};
 use gradmesh_protocol::hash::Hash;
-use gradmesh_protocol::header::{FrameRef, UpdateSummary};
+use gradmesh_protocol::header::{FrameRef, PerStage, UpdateSummary};
 use gradmesh_protocol::key::{Keypair, PeerKey};
 use gradmesh_protocol::manifest::{
-    self, Chain, Manifest, Powers, RoundId, RunId, Subnet, TrustMode,
+    self, Chain, Link, Manifest, Powers, RoundId, RunId, Subnet, TrustMode,
 };
 use gradmesh_protocol::node::{
     Activity, Effect, Input, Node, NodeConfig, Report, RequestId, Restored,
@@ -21,6 +21,16 @@ use gradmesh_protocol::wire::{DecisionRecord, Decisions, Gossip, JournalEntry, R
 
 const SHARDS: u32 = 2;
 const TRAIN_MS: u64 = 300;
+const FRAME_BYTES_MAX: PerStage = PerStage {
+    local: 4000,
+    update: 1000,
+    reduced: 2000,
+};
+const UPDATE_BYTES: PerStage = PerStage {
+    local: 4000 * SHARDS as u64,
+    update: 1000 * SHARDS as u64,
+    reduced: 2000 * SHARDS as u64,
+};
 
 /// What survives a crash.
 #[derive(Default)]
@@ -97,7 +107,9 @@ impl Cluster {
             run: self.run,
             keypair: keypair.clone(),
             shards: SHARDS,
-            frame_bytes_max: 1000,
+            link: Link::alone(&key),
+            frame_bytes_max: FRAME_BYTES_MAX,
+            update_bytes: UPDATE_BYTES,
             genesis_root: genesis(),
         };
         let undecided = disk.records.len() as u64;
@@ -294,7 +306,8 @@ impl Cluster {
                 let update = Box::new(update(key, seed));
                 self.later(TRAIN_MS, key, Input::UpdateReady { round, update });
             }
-            Effect::StopTraining(_) => {}
+            Effect::StopTraining(_) | Effect::Own(_) => {}
+            Effect::Reduce(task) => panic!("nobody owns anything: {task:?}"),
             Effect::Fetch { frame, .. } => {
                 let held = self.frames.contains(&frame.hash) && !self.cut.contains(&key);
                 let input = if held {
@@ -942,8 +955,8 @@ fn forged(
         members: Vec::new(),
         shards: vec![
             DecidedShard {
-                reduced: None,
                 accepted: Bitmap::full(0),
+                reduced: Vec::new(),
             };
             SHARDS as usize
         ],
@@ -1007,7 +1020,8 @@ fn a_proposal_that_the_registry_does_not_back_gets_no_votes_and_its_proposer_is_
     let join = |c: &Cluster| {
         let round = c.node(c.key(1)).decided().unwrap();
         let root = c.node(c.key(1)).state_root();
-        vec![Join::sign(c.run, round, root, &stranger)]
+        let link = Link::alone(&stranger.public());
+        vec![Join::sign(c.run, round, root, link, &stranger)]
     };
     let member = |c: &Cluster, seed: u8| (c.key(seed), 0);
     let unsound = "proposed a decision that is not sound";

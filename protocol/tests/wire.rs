@@ -9,11 +9,17 @@ use gradmesh_protocol::agreement::{
     CommitCertificate, CommitSignature, Message, PolkaCertificate, Proposal, ProposedValue, Record,
     RoundCertificate, SignedProposal, SignedVote, Step, TimeoutRecord, Vote,
 };
-use gradmesh_protocol::decision::{Bitmap, DecidedMember, DecidedShard, Decision, Join, Leave};
+use gradmesh_protocol::decision::{
+    Bitmap, DecidedMember, DecidedReduction, DecidedShard, Decision, Join, Leave,
+};
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::{FrameRef, Header, SignedHeader, UpdateSummary};
 use gradmesh_protocol::key::{Keypair, PeerKey, Signature};
-use gradmesh_protocol::manifest::{self, Chain, Powers, RoundId, RunId, SignedManifest, Subnet};
+use gradmesh_protocol::manifest::{
+    self, Chain, Link, Powers, RoundId, RunId, SignedManifest, SiteId, Subnet,
+};
+use gradmesh_protocol::plan::GroupId;
+use gradmesh_protocol::reduction::{Reduction, Reductions, SignedReductions};
 use gradmesh_protocol::registry::RegistryMark;
 use gradmesh_protocol::ticket::Ticket;
 use gradmesh_protocol::wire::{
@@ -37,10 +43,7 @@ fn signature() -> Signature {
 
 fn header() -> SignedHeader {
     let update = UpdateSummary {
-        frames: vec![FrameRef {
-            hash: Hash([1; 32]),
-            bytes: 300,
-        }],
+        frames: vec![frame()],
         feedback_before: Hash([2; 32]),
         feedback_after: Hash([3; 32]),
         segments_root: Hash::ZERO,
@@ -69,7 +72,15 @@ fn join() -> Join {
         peer: peer(),
         round: RoundId(3),
         state_root: Hash([8; 32]),
+        link: link(),
         signature: signature(),
+    }
+}
+
+fn link() -> Link {
+    Link {
+        site: SiteId(Hash([3; 32])),
+        capacity: 100,
     }
 }
 
@@ -93,13 +104,54 @@ fn decision() -> Decision {
             header: Hash([4; 32]),
         }],
         shards: vec![DecidedShard {
-            reduced: None,
             accepted: Bitmap::full(1),
+            reduced: Vec::new(),
         }],
         joins: vec![join()],
         leaves: vec![leave()],
         registry: None,
         powers: Vec::new(),
+    }
+}
+
+/// The same with a frame of an owner.
+fn decision_by_owners() -> Decision {
+    Decision {
+        shards: vec![DecidedShard {
+            accepted: Bitmap::full(1),
+            reduced: vec![DecidedReduction {
+                frame: frame(),
+                residual: Hash([6; 32]),
+            }],
+        }],
+        ..decision()
+    }
+}
+
+fn frame() -> FrameRef {
+    FrameRef {
+        hash: Hash([1; 32]),
+        bytes: 300,
+    }
+}
+
+fn reductions() -> SignedReductions {
+    SignedReductions {
+        reductions: Reductions {
+            run: RUN,
+            round: RoundId(4),
+            owner: peer(),
+            headers: vec![Hash([4; 32]), Hash([5; 32])],
+            reductions: vec![Reduction {
+                group: GroupId::of_site(SiteId(Hash([3; 32]))),
+                shard: 2,
+                accepted: Bitmap::of(2, [1]),
+                frame: frame(),
+                residual_before: Hash::ZERO,
+                residual: Hash([6; 32]),
+            }],
+        },
+        signature: signature(),
     }
 }
 
@@ -226,6 +278,11 @@ fn gossip() -> Vec<(&'static str, Gossip)> {
         ("join", Gossip::Join(join())),
         ("leave", Gossip::Leave(leave())),
         ("contact", Gossip::Contact(contact())),
+        (
+            "proposal by owners",
+            Gossip::Agreement(Message::Proposal(Box::new(proposal(decision_by_owners())))),
+        ),
+        ("reductions", Gossip::Reductions(Box::new(reductions()))),
     ]
 }
 
@@ -238,6 +295,7 @@ fn requests() -> Vec<(&'static str, Request)> {
         ("ask headers", Request::Headers(vec![Hash([4; 32])])),
         ("ask snapshot", Request::Snapshot(RoundId(3))),
         ("ask data", Request::Data),
+        ("ask reductions", Request::Reductions(RoundId(3))),
     ]
 }
 
@@ -261,6 +319,10 @@ fn responses() -> Vec<(&'static str, Response)> {
         ("snapshot", Response::Snapshot { round, leaves }),
         ("data", Response::Data(vec![1, 2, 3])),
         ("refused", Response::Refused("busy".into())),
+        (
+            "reductions answer",
+            Response::Reductions(vec![reductions()]),
+        ),
     ]
 }
 
@@ -355,6 +417,7 @@ fn what_is_signed_and_voted_on_has_pinned_hashes() {
         ("header", header().header.hash()),
         ("decision", decision().id()),
         ("decision by the registry", decision_by_registry().id()),
+        ("decision by owners", decision_by_owners().id()),
         ("run on a subnet", subnet_manifest().manifest.run().0),
         ("vote", vote().message.hash(&RUN)),
         ("proposal", proposal(decision()).message.hash(&RUN)),

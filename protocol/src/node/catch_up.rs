@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::{Asking, Effect, Holdings, Node, PENDING_MAX, Report, RequestId, StateTask};
 use crate::hash::Hash;
+use crate::header::Stage;
 use crate::key::PeerKey;
 use crate::manifest::RoundId;
 use crate::time::Time;
@@ -137,7 +138,7 @@ impl Node {
         let round = record.decision.round;
         let headers = record.headers.iter();
         let mut missing = headers
-            .flat_map(|header| header.header.update.frame_ids())
+            .flat_map(|header| header.header.update.frame_ids(Stage::Update))
             .filter(|frame| !self.frames.is_held(frame))
             .peekable();
         if missing.peek().is_none() {

@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use super::effect::{AppliedShard, Contribution};
 use super::exchange::Work;
 use super::frames::Standing;
 use super::{Effect, LastExchange, Node, PENDING_MAX, Report, StateTask};
@@ -15,6 +16,7 @@ use crate::agreement::quorum;
 use crate::decision::{Decision, JOIN_ROUNDS_MAX};
 use crate::figures::RoundFigures;
 use crate::hash::Hash;
+use crate::header::Stage;
 use crate::key::PeerKey;
 use crate::manifest::RoundId;
 use crate::roster::Roster;
@@ -145,7 +147,7 @@ impl Node {
             sources.retain(|author| *author != self.me);
             sources.extend(everyone.iter().filter(|p| **p != header.header.peer));
             let shards = &record.decision.shards;
-            for (frame, shard) in header.header.update.frame_ids().zip(shards) {
+            for (frame, shard) in header.header.update.frame_ids(Stage::Update).zip(shards) {
                 if shard.accepted.contains(place) {
                     let standing =
                         self.frames
@@ -158,7 +160,10 @@ impl Node {
             return false;
         }
         self.task = StateTask::Applying(round);
+        let shards = contributions(&record);
         self.effects.push_back(Effect::Apply {
+            shards,
+            groups: Vec::new(),
             ends_epoch: self.config.manifest.ends_epoch(round),
             record,
         });
@@ -200,4 +205,26 @@ impl Node {
             self.report(Report::Finished(round));
         }
     }
+}
+
+/// What `record` adds up in each shard.
+fn contributions(record: &DecisionRecord) -> Vec<AppliedShard> {
+    let shards = (0..).zip(&record.decision.shards);
+    let of_shard = |(shard, decided): (u32, &crate::decision::DecidedShard)| {
+        let accepted = decided.accepted.positions();
+        let headers = accepted.filter_map(|place| record.headers.get(place));
+        let contributions = headers.filter_map(|signed| {
+            let update = &signed.header.update;
+            let frame = update.frames.get(shard as usize)?;
+            Some(Contribution {
+                tokens: update.tokens,
+                frame: frame.id(shard, Stage::Update),
+            })
+        });
+        AppliedShard {
+            contributions: contributions.collect(),
+            residuals: Vec::new(),
+        }
+    };
+    shards.map(of_shard).collect()
 }

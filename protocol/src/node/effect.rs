@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use crate::figures::RoundFigures;
 use crate::hash::Hash;
-use crate::header::{FrameId, SignedHeader, UpdateSummary};
+use crate::header::{FrameId, FrameRef, SignedHeader, Stage, UpdateSummary};
 use crate::key::PeerKey;
 use crate::manifest::RoundId;
+use crate::plan::GroupId;
+use crate::reduction::SignedReductions;
 use crate::registry::Registry;
 use crate::wire::{DecisionRecord, Decisions, Gossip, JournalEntry, Request};
 
@@ -42,6 +44,13 @@ pub enum Input {
         /// The answer.
         headers: Vec<SignedHeader>,
     },
+    /// Answer to an [`Effect::Request`] for reductions.
+    Reductions {
+        /// The request.
+        id: RequestId,
+        /// The answer.
+        reductions: Vec<SignedReductions>,
+    },
     /// A request failed or timed out.
     RequestFailed(RequestId),
     /// This peer's update of `round` is encoded, durable and ready to be served.
@@ -60,6 +69,32 @@ pub enum Input {
     /// The bytes with the right hash are of another length or do not decode for the shard. Whoever named them so is at
     /// fault.
     FrameMalformed(FrameId),
+    /// [`Effect::Reduce`] is done: the frame is ready to be served, and the residual after it is kept.
+    ReductionReady {
+        /// The round.
+        round: RoundId,
+        /// The group.
+        group: GroupId,
+        /// The shard.
+        shard: u32,
+        /// The headers that went in, as the task named them.
+        headers: Vec<Hash>,
+        /// What came out.
+        frame: FrameRef,
+        /// Content hash of the residual that was added: as the task named it, or [`Hash::ZERO`] if it could not be had.
+        residual_before: Hash,
+        /// Content hash of the residual that is left.
+        residual: Hash,
+    },
+    /// [`Effect::Reduce`] failed, for a reason that the driver reported. The other owner has to do.
+    ReductionFailed {
+        /// The round.
+        round: RoundId,
+        /// The group.
+        group: GroupId,
+        /// The shard.
+        shard: u32,
+    },
     /// [`Effect::Apply`] is done and durable.
     Applied {
         /// The round that was applied.
@@ -98,7 +133,8 @@ pub enum Effect {
     StoreDecision(Arc<DecisionRecord>),
     /// Send to every peer of the run.
     Broadcast(Box<Gossip>),
-    /// Ask one peer; answer with [`Input::Decisions`], [`Input::Headers`] or [`Input::RequestFailed`].
+    /// Ask one peer; answer with [`Input::Decisions`], [`Input::Headers`], [`Input::Reductions`] or
+    /// [`Input::RequestFailed`].
     Request {
         /// Whom.
         peer: PeerKey,
@@ -115,6 +151,8 @@ pub enum Effect {
         seed: Hash,
         /// Inner steps to do.
         steps: u32,
+        /// The stage at which the update is to be encoded.
+        stage: Stage,
     },
     /// The round was decided without this peer's update: stop and keep what was learnt in the error feedback. No answer.
     StopTraining(RoundId),
@@ -126,10 +164,20 @@ pub enum Effect {
         /// Who has it, best source first.
         sources: Vec<PeerKey>,
     },
+    /// Do an owner's step; all its inputs are held. Answer with [`Input::ReductionReady`] or [`Input::ReductionFailed`].
+    Reduce(Box<ReduceTask>),
+    /// Have these residuals at hand from now on, and serve them by hash: fetch what is missing, below frames in priority. They
+    /// replace those that were named before; of others, only what a reduction of the round at hand left is still needed. No
+    /// answer: a residual that cannot be had is said to be lost when the shard is reduced.
+    Own(Vec<OwnedShard>),
     /// Apply a decision to the state; all its frames are held. Answer with [`Input::Applied`].
     Apply {
         /// The decision and its headers.
         record: Arc<DecisionRecord>,
+        /// What to apply, for each shard of the run in order.
+        shards: Vec<AppliedShard>,
+        /// The groups that live on, in order. Residuals of others leave the state.
+        groups: Vec<GroupId>,
         /// Whether the state after it is an epoch's last, to be kept as a checkpoint.
         ends_epoch: bool,
     },
@@ -145,6 +193,59 @@ pub enum Effect {
     },
     /// Something a person or a metric wants to know.
     Report(Report),
+}
+
+/// One summand of an aggregate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Contribution {
+    /// Its weight.
+    pub tokens: u64,
+    /// The frame.
+    pub frame: FrameId,
+}
+
+/// What a decision does to one shard.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AppliedShard {
+    /// What is aggregated, in canonical order, all at one stage; none if the shard is left out.
+    pub contributions: Vec<Contribution>,
+    /// Content hashes of the owner residuals after this decision, for each group that was reduced, in group order.
+    pub residuals: Vec<(GroupId, Hash)>,
+}
+
+/// An owner's step for one group and shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReduceTask {
+    /// The round.
+    pub round: RoundId,
+    /// The group.
+    pub group: GroupId,
+    /// The shard.
+    pub shard: u32,
+    /// The stage at which the sum is encoded.
+    pub output: Stage,
+    /// What is summed, in canonical order.
+    pub inputs: Vec<Contribution>,
+    /// The headers of the inputs, in the same order; for the answer.
+    pub headers: Vec<Hash>,
+    /// Content hash of the residual to add; [`Hash::ZERO`]: there is none. One that is not at hand is fetched from `sources`;
+    /// if none of them has it, the shard is reduced without, and the answer says so.
+    pub residual: Hash,
+    /// Who may have the residual, best first.
+    pub sources: Vec<PeerKey>,
+}
+
+/// A residual that this peer has to have at hand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnedShard {
+    /// The group.
+    pub group: GroupId,
+    /// The shard.
+    pub shard: u32,
+    /// Content hash of the residual.
+    pub residual: Hash,
+    /// Who may have it, best first.
+    pub sources: Vec<PeerKey>,
 }
 
 /// A fact about the run, for logs, metrics and the status page.
@@ -197,6 +298,17 @@ pub enum Report {
         /// What it did.
         what: &'static str,
     },
+    /// The owners of a shard made different things of the same group, or of different updates: the shard is left out here.
+    OwnersDisagree {
+        /// The round.
+        round: RoundId,
+        /// The group.
+        group: GroupId,
+        /// The shard.
+        shard: u32,
+        /// The owners.
+        owners: [PeerKey; 2],
+    },
     /// The run's last round was applied.
     Finished(RoundId),
     /// This peer is out of the roster by its own wish.
@@ -214,6 +326,8 @@ pub enum Report {
 pub enum TimeoutReason {
     /// The round waits for updates no longer.
     ExchangeDeadline,
+    /// The round waits for reductions no longer, or for one of them.
+    ReductionDeadline,
     /// A step of the agreement.
     Agreement(crate::agreement::Step),
     /// Frames that could not be fetched are asked for again.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::decision::{Bitmap, DecidedMember, DecidedShard};
 use crate::hash::Hash;
-use crate::header::{FrameId, SignedHeader};
+use crate::header::{FrameId, SignedHeader, Stage};
 use crate::key::PeerKey;
 use crate::manifest::RoundId;
 use crate::time::Time;
@@ -86,7 +86,7 @@ impl Exchange {
         if !named && of_author.filter(|a| *a == author).count() >= HEADERS_PER_AUTHOR {
             return Insertion::Refused;
         }
-        let missing: BTreeSet<FrameId> = header.header.update.frame_ids().collect();
+        let missing: BTreeSet<FrameId> = header.header.update.frame_ids(Stage::Update).collect();
         let complete_after = missing.is_empty().then(|| now - self.started);
         self.commitments.insert(
             hash,
@@ -159,7 +159,7 @@ impl Exchange {
             })
             .collect();
         let shard = DecidedShard {
-            reduced: None,
+            reduced: Vec::new(),
             accepted: Bitmap::full(members.len()),
         };
         let shards = vec![shard; shards as usize];

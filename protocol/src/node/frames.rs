@@ -197,12 +197,14 @@ fn fetch(frame: FrameId, sources: &[PeerKey]) -> Effect {
 mod tests {
     use super::*;
     use crate::hash::Hash;
+    use crate::header::Stage;
 
     fn frame(byte: u8) -> FrameId {
         FrameId {
             hash: Hash([byte; 32]),
             bytes: 10,
             shard: 0,
+            stage: Stage::Update,
         }
     }
 

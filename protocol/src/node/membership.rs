@@ -95,7 +95,13 @@ impl Node {
         self.join_asked_at = self.applied;
         let round = self.applied.unwrap_or_default();
         let keypair = &self.config.keypair;
-        let join = Join::sign(self.config.run, round, self.state_root, keypair);
+        let join = Join::sign(
+            self.config.run,
+            round,
+            self.state_root,
+            self.config.link,
+            keypair,
+        );
         self.broadcast(Gossip::Join(join));
     }
 }

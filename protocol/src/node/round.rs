@@ -12,7 +12,7 @@ use super::exchange::{Exchange, Insertion, Work};
 use super::frames::Standing;
 use super::{Effect, Node, StateTask};
 use crate::hash::Hash;
-use crate::header::{FrameId, Header, SignedHeader, UpdateSummary};
+use crate::header::{FrameId, Header, SignedHeader, Stage, UpdateSummary};
 use crate::manifest::{Manifest, PEERS_MAX, RoundId};
 use crate::time::Time;
 use crate::wire::{Gossip, JournalEntry};
@@ -74,6 +74,7 @@ impl Node {
                 round,
                 seed: Manifest::round_seed(&self.config.run, round, &self.previous),
                 steps: self.config.manifest.schedule.steps_per_round,
+                stage: Stage::Update,
             });
         }
     }
@@ -95,7 +96,7 @@ impl Node {
             update,
         };
         let signed = header.sign(&self.config.keypair);
-        for frame in signed.header.update.frame_ids() {
+        for frame in signed.header.update.frame_ids(Stage::Update) {
             self.frames.put(round, frame);
         }
         self.effects.push_back(Effect::Journal {
@@ -180,7 +181,7 @@ impl Node {
     fn header_fault(&self, header: &Header) -> Option<&'static str> {
         let update = &header.update;
         let shards = self.config.shards as usize;
-        let frame_bytes_max = self.config.frame_bytes_max;
+        let frame_bytes_max = self.config.frame_bytes_max.of(Stage::Update);
         if !self.roster.contains(&header.peer) {
             Some("sent a header without being in the roster")
         } else if header.state_root != self.state_root {
@@ -205,7 +206,7 @@ impl Node {
             return;
         };
         let author = signed.header.peer;
-        let frames: Vec<FrameId> = signed.header.update.frame_ids().collect();
+        let frames: Vec<FrameId> = signed.header.update.frame_ids(Stage::Update).collect();
         let sources = self.plan.sources(&self.roster, &self.me, &author);
         for frame in frames {
             let round = exchange.round;

@@ -65,8 +65,8 @@ fn record(manifest: &Manifest, round: u64, previous: Hash, claims: &[Claim]) -> 
         Bitmap::from_bytes(claims.len(), &bytes).expect("a bit for each member")
     };
     let shards = (0..SHARDS).map(|shard| DecidedShard {
-        reduced: None,
         accepted: accepted(shard),
+        reduced: Vec::new(),
     });
     let members = headers.iter().map(|signed| DecidedMember {
         peer: signed.header.peer,
