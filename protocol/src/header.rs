@@ -7,17 +7,6 @@ use crate::wire;
 
 const HEADER_DOMAIN: &str = "gradmesh header v1";
 
-/// Which codec the bytes of a frame are in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Stage {
-    /// Dense, between the members of a site.
-    Local,
-    /// The run's codec: what crosses the WAN on the way up.
-    Update,
-    /// On the way down from the owner of a shard.
-    Reduced,
-}
-
 /// One frame of an update: its content hash and its length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FrameRef {
