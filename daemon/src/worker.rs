@@ -20,19 +20,20 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use gradmesh_compression::{Codec, DecodeError, Layout, TensorMode, decode};
+use gradmesh_compression::{Codec, TensorMode};
 use gradmesh_protocol::hash::Hash;
-use gradmesh_protocol::header::{FrameRef, UpdateSummary};
+use gradmesh_protocol::header::{FrameRef, Stage, UpdateSummary};
 use gradmesh_protocol::key::PeerKey;
 use gradmesh_protocol::manifest::{RoundId, RunId};
 use gradmesh_protocol::merkle;
+use gradmesh_protocol::plan::GroupId;
 use gradmesh_protocol::wire::DecisionRecord;
 use gradmesh_trainer::checkpoint::{self, CheckpointError, Provenance};
 use gradmesh_trainer::data::{Corpus, DataError, DataManifest, assignment};
 use gradmesh_trainer::model::{self, ConfigError, Precision};
 use gradmesh_trainer::replica::{
-    ApplyError, ImportError, OwnUpdate, Replica, ReplicaError, RoundMember, StateImport,
-    UpdateError,
+    ApplyError, Contribution, ImportError, OwnUpdate, Replica, ReplicaError, RoundShard, Shape,
+    StateImport, UpdateError,
 };
 use gradmesh_trainer::torch::device::{self, DeviceError};
 use gradmesh_trainer::torch::{
@@ -86,12 +87,16 @@ pub(crate) enum Command {
         round: RoundId,
         seed: Hash,
         steps: u32,
+        /// Of the frames.
+        stage: Stage,
     },
     /// Apply a decision.
     Apply {
         record: Arc<DecisionRecord>,
-        /// Of each member, one per shard; `None` where it does not count.
-        frames: Vec<Vec<Option<Bytes>>>,
+        /// One for each shard of the run, in order.
+        shards: Vec<DecidedFrames>,
+        /// The groups whose residuals live on.
+        groups: Vec<GroupId>,
         ends_epoch: bool,
     },
     /// Go on from a fetched state, whose leaves were verified under `root`.
@@ -103,6 +108,17 @@ pub(crate) enum Command {
     },
     /// Go back to the state before any round.
     AdoptGenesis,
+}
+
+/// What a decision does to one shard.
+#[derive(Debug)]
+pub(crate) struct DecidedFrames {
+    /// Of the frames.
+    pub(crate) stage: Stage,
+    /// Weight in tokens and bytes of each frame that is aggregated, in canonical order.
+    pub(crate) contributions: Vec<(u64, Bytes)>,
+    /// Content hashes of the residuals that owners have from now on.
+    pub(crate) residuals: Vec<(GroupId, Hash)>,
 }
 
 /// A state that is kept to be served.
@@ -216,62 +232,19 @@ pub(crate) struct Standing {
     pub(crate) parameters_dense: u64,
     /// Which device, and why.
     pub(crate) device: String,
-    pub(crate) check: FrameCheck,
+    /// How theta is cut and its frames are encoded.
+    pub(crate) shape: Arc<Shape>,
     pub(crate) snapshot: Option<Snapshot>,
     /// Where frames are kept.
     pub(crate) disk: Disk,
 }
 
-/// Checks that bytes are a frame of a shard, without the replica.
-#[derive(Clone, Debug)]
-pub(crate) struct FrameCheck {
-    layout: Layout,
-    shards: Vec<std::ops::Range<usize>>,
-    codec: Codec,
-    frame_bytes_max: u64,
-}
-
-impl FrameCheck {
-    fn of(replica: &Replica, settings: &RunSettings) -> FrameCheck {
-        let layout = replica.layout().clone();
-        let shards: Vec<_> = layout.shards(settings.replica.tiles_per_shard).collect();
-        let longest = (0..shards.len()).filter_map(|shard| replica.frame_bytes_max(shard));
-        FrameCheck {
-            frame_bytes_max: longest.max().unwrap_or(0) as u64,
-            layout,
-            shards,
-            codec: settings.replica.codec,
-        }
-    }
-
-    pub(crate) fn shards(&self) -> u32 {
-        self.shards.len() as u32
-    }
-
-    pub(crate) fn frame_bytes_max(&self) -> u64 {
-        self.frame_bytes_max
-    }
-
-    fn parameters_dense(&self) -> u64 {
-        let sparse_run = matches!(self.codec, Codec::Sparse { .. });
-        let tiles = self.layout.tiles().iter();
-        let dense = tiles.filter(|tile| sparse_run && tile.mode() == TensorMode::Dense);
-        dense.map(|tile| tile.len() as u64).sum()
-    }
-
-    /// Number of leaves of a state.
-    pub(crate) fn tiles(&self) -> usize {
-        self.layout.tiles().len()
-    }
-
-    /// Whether `bytes` are a frame of `shard`. Cost: one pass over its entries.
-    pub(crate) fn check(&self, shard: u32, bytes: &[u8]) -> Result<(), DecodeError> {
-        let tiles = self
-            .shards
-            .get(shard as usize)
-            .and_then(|shard| self.layout.tiles().get(shard.clone()));
-        decode(bytes, tiles.unwrap_or_default(), self.codec).map(|_frame| ())
-    }
+/// Parameters of the small tensors that travel dense in a sparse run; none in a dense one.
+fn parameters_dense(shape: &Shape) -> u64 {
+    let sparse_run = matches!(shape.config().codec, Codec::Sparse { .. });
+    let tiles = shape.layout().tiles().iter();
+    let dense = tiles.filter(|tile| sparse_run && tile.mode() == TensorMode::Dense);
+    dense.map(|tile| tile.len() as u64).sum()
 }
 
 /// A running worker. Dropping it ends the thread after the command at hand.
@@ -356,6 +329,24 @@ struct Machine {
     events: mpsc::Sender<Event>,
 }
 
+/// What a decided round made of an own update.
+struct OwnOutcome {
+    stage: Stage,
+    frames: Vec<Vec<u8>>,
+    /// By shard.
+    accepted: Vec<bool>,
+}
+
+impl OwnOutcome {
+    fn update(&self) -> OwnUpdate<'_> {
+        OwnUpdate {
+            stage: self.stage,
+            frames: &self.frames,
+            accepted: &self.accepted,
+        }
+    }
+}
+
 /// A file that is written behind what it holds (rule `save-behind`).
 #[derive(Clone, Copy, Debug, Default)]
 struct Behind {
@@ -402,13 +393,13 @@ impl Machine {
         )?;
         let genesis = genesis(&config)?;
         let genesis_root = genesis.state_root();
-        let (applied, mut replica) = match newest_state(&disk, &config, &genesis)? {
+        let (applied, mut replica) = match newest_state(&disk, &config)? {
             Some((round, replica)) => (Some(round), replica),
             None => (None, genesis),
         };
         let pending = restore_private(&disk, &mut replica, &mut trainer)?;
         let parameters = replica.theta().len() as u64;
-        let check = FrameCheck::of(&replica, &config.settings);
+        let shape = Arc::clone(replica.shape());
         let mut machine = Machine {
             device: choice.device.to_string(),
             disk,
@@ -435,9 +426,9 @@ impl Machine {
             genesis_root,
             applied: applied.map(|round| (round, machine.replica.state_root())),
             parameters,
-            parameters_dense: check.parameters_dense(),
+            parameters_dense: parameters_dense(&shape),
             device: choice.why,
-            check,
+            shape,
             snapshot,
             disk: machine.disk.clone(),
         };
@@ -489,12 +480,18 @@ impl Machine {
 
     fn perform(&mut self, command: Command) -> Result<Option<Event>, WorkerError> {
         match command {
-            Command::Train { round, seed, steps } => self.train(round, &seed, steps),
+            Command::Train {
+                round,
+                seed,
+                steps,
+                stage,
+            } => self.train(round, &seed, steps, stage),
             Command::Apply {
                 record,
-                frames,
+                shards,
+                groups,
                 ends_epoch,
-            } => self.apply(&record, &frames, ends_epoch).map(Some),
+            } => self.apply(&record, &shards, &groups, ends_epoch).map(Some),
             Command::Adopt {
                 round,
                 root,
@@ -515,8 +512,9 @@ impl Machine {
         round: RoundId,
         seed: &Hash,
         steps: u32,
+        stage: Stage,
     ) -> Result<Option<Event>, WorkerError> {
-        if let Some(pending) = self.pending.clone().filter(|p| p.round == round) {
+        if let Some(pending) = self.pending.clone().filter(|p| (p.round, p.stage) == (round, stage)) {
             // Made before a restart, and never published as far as the journal knows.
             return self.update_event(pending).map(Some);
         }
@@ -534,7 +532,7 @@ impl Machine {
             self.private_file.changed = true;
             return Ok(None);
         }
-        let update = match self.replica.update(&theta, &local) {
+        let update = match self.replica.update(&theta, &local, stage) {
             Ok(update) => update,
             Err(error) => {
                 let reason = error.to_string();
@@ -552,6 +550,7 @@ impl Machine {
         }
         let pending = Pending {
             round,
+            stage,
             summary: UpdateSummary {
                 frames,
                 feedback_before: update.feedback_before,
@@ -640,33 +639,33 @@ impl Machine {
     fn apply(
         &mut self,
         record: &DecisionRecord,
-        frames: &[Vec<Option<Bytes>>],
+        shards: &[DecidedFrames],
+        groups: &[GroupId],
         ends_epoch: bool,
     ) -> Result<Event, WorkerError> {
         let began = Instant::now();
         let round = record.decision.round;
-        let slices: Vec<Vec<Option<&[u8]>>> = frames
-            .iter()
-            .map(|of_member| of_member.iter().map(|f| f.as_deref()).collect())
-            .collect();
-        let members: Vec<RoundMember<'_>> = record
-            .headers
-            .iter()
-            .zip(&slices)
-            .map(|(header, frames)| RoundMember {
-                tokens: header.header.update.tokens,
-                frames,
-            })
-            .collect();
         let own = self.pending.take_if(|pending| pending.round <= round);
         let own = own
-            .map(|pending| self.own_outcome(&pending, Some(record)))
+            .map(|pending| self.own_outcome(pending, Some(record)))
             .transpose()?;
-        let own = own
-            .as_ref()
-            .map(|(frames, accepted)| OwnUpdate { frames, accepted });
+        let shards: Vec<RoundShard<'_>> = shards
+            .iter()
+            .map(|shard| RoundShard {
+                stage: shard.stage,
+                contributions: shard
+                    .contributions
+                    .iter()
+                    .map(|(tokens, frame)| Contribution {
+                        tokens: *tokens,
+                        frame,
+                    })
+                    .collect(),
+                residuals: shard.residuals.clone(),
+            })
+            .collect();
         self.replica
-            .apply(&members, own)
+            .apply(&shards, own.as_ref().map(OwnOutcome::update), groups)
             .map_err(|source| WorkerError::Apply { round, source })?;
         self.applied = Some(round);
         (self.state_file.changed, self.private_file.changed) = (true, true);
@@ -687,12 +686,12 @@ impl Machine {
         })
     }
 
-    /// The frames of an own update, and which of them `record` accepts.
+    /// What `record` made of an own update.
     fn own_outcome(
         &self,
-        pending: &Pending,
+        pending: Pending,
         record: Option<&DecisionRecord>,
-    ) -> Result<(Vec<Vec<u8>>, Vec<bool>), WorkerError> {
+    ) -> Result<OwnOutcome, WorkerError> {
         let frames = self.own_frames(pending.round, &pending.summary)?;
         let record = record.filter(|record| record.decision.round == pending.round);
         let place = record.and_then(|record| {
@@ -707,8 +706,11 @@ impl Machine {
             }
             _ => false,
         });
-        let accepted = accepted.collect();
-        Ok((frames, accepted))
+        Ok(OwnOutcome {
+            stage: pending.stage,
+            accepted: accepted.collect(),
+            frames,
+        })
     }
 
     fn adopt(
@@ -757,16 +759,8 @@ impl Machine {
         }
         let record = self.config.store.decisions(pending.round, 1)?.pop();
         let round = pending.round;
-        match self.own_outcome(&pending, record.as_ref()) {
-            Ok((frames, accepted)) => {
-                let own = OwnUpdate {
-                    frames: &frames,
-                    accepted: &accepted,
-                };
-                self.replica
-                    .apply(&[], Some(own))
-                    .map_err(|source| WorkerError::Apply { round, source })
-            }
+        match self.own_outcome(pending, record.as_ref()) {
+            Ok(own) => Ok(self.replica.settle(own.update())?),
             Err(error) => {
                 tracing::warn!(%round, %error, "what the round left out of the own update is lost");
                 Ok(())
@@ -779,9 +773,9 @@ impl Machine {
             return Ok(());
         };
         let replica = &self.replica;
-        let tiles = 0..replica.layout().tiles().len();
+        let leaves = 0..replica.leaf_count();
         self.disk
-            .write_state(round, tiles.filter_map(|index| replica.export_tile(index)))?;
+            .write_state(round, leaves.filter_map(|index| replica.export_leaf(index)))?;
         let mut keep = self.snapshots.clone();
         keep.push(round);
         self.disk.retain_states(&keep)?;
@@ -809,15 +803,13 @@ impl Machine {
     }
 
     fn snapshot(&self, round: RoundId) -> Snapshot {
-        let tiles = 0..self.replica.layout().tiles().len();
-        let contents = tiles.filter_map(|index| self.replica.export_tile(index));
+        let replica = &self.replica;
+        let lengths = (0..replica.leaf_count()).filter_map(|index| replica.leaf_bytes(index));
         Snapshot {
             round,
             path: self.disk.state_path(round),
             frames_from: self.snapshots.first().map_or(round, |kept| *kept).next(),
-            leaves: contents
-                .map(|content| (Hash::of_content(&content), content.len() as u64))
-                .collect(),
+            leaves: replica.leaves().into_iter().zip(lengths).collect(),
         }
     }
 
@@ -886,11 +878,10 @@ fn genesis(config: &WorkerConfig) -> Result<Replica, WorkerError> {
 fn newest_state(
     disk: &Disk,
     config: &WorkerConfig,
-    like: &Replica,
 ) -> Result<Option<(RoundId, Replica)>, WorkerError> {
     for round in disk.state_rounds()?.into_iter().rev() {
-        let content = disk.read_state(round)?;
-        match import_state(config, like, &content) {
+        let read = disk.read_state(round).map_err(WorkerError::from);
+        match read.and_then(|leaves| Ok(import_state(config, &leaves)?)) {
             Ok(replica) => return Ok(Some((round, replica))),
             Err(error) => {
                 let path = disk.state_path(round);
@@ -901,26 +892,13 @@ fn newest_state(
     Ok(None)
 }
 
-fn import_state(
-    config: &WorkerConfig,
-    like: &Replica,
-    content: &[u8],
-) -> Result<Replica, ImportError> {
-    let lengths = (0..like.layout().tiles().len())
-        .filter_map(|index| like.export_tile(index))
-        .map(|tile| tile.len());
-    let (mut rest, mut tiles) = (content, Vec::new());
-    for length in lengths {
-        let (tile, after) = rest.split_at(length.min(rest.len()));
-        tiles.push(tile);
-        rest = after;
-    }
-    let leaves: Vec<Hash> = tiles.iter().map(|tile| Hash::of_content(tile)).collect();
+fn import_state(config: &WorkerConfig, contents: &[Bytes]) -> Result<Replica, ImportError> {
+    let leaves: Vec<Hash> = contents.iter().map(|leaf| Hash::of_content(leaf)).collect();
     let root = merkle::Tree::from_leaves(leaves.clone()).root();
     let specs = config.settings.model.parameters();
     let mut import = StateImport::new(&specs, config.settings.replica, root, leaves)?;
-    for (index, tile) in tiles.iter().enumerate() {
-        import.put(index, tile)?;
+    for (index, content) in contents.iter().enumerate() {
+        import.put(index, content)?;
     }
     import.finish()
 }

@@ -28,16 +28,14 @@ mod own;
 mod owner;
 mod private;
 mod residuals;
+mod shape;
 mod state;
 mod sum;
 
 use std::num::NonZeroUsize;
-use std::ops::Range;
+use std::sync::Arc;
 
-use gradmesh_compression::{
-    Codec, DecodeError, ErrorFeedback, FeedbackError, Frame, Layout, LayoutError, TensorMode,
-    TensorSpec, Tile, decode, frame_bytes_max,
-};
+use gradmesh_compression::{Codec, ErrorFeedback, FeedbackError, LayoutError};
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::Stage;
 
@@ -46,6 +44,7 @@ pub use self::own::{OwnUpdate, Update, UpdateError};
 pub use self::owner::{ReduceError, Reduction};
 pub use self::private::PrivateError;
 use self::residuals::Residuals;
+pub use self::shape::Shape;
 pub use self::state::{ImportError, StateImport};
 pub use self::sum::{Contribution, ContributionError};
 use crate::model::ParameterSpec;
@@ -108,9 +107,7 @@ pub enum ReplicaError {
 /// The state of one peer (module doc).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Replica {
-    config: ReplicaConfig,
-    layout: Layout,
-    shards: Vec<Shard>,
+    shape: Arc<Shape>,
     theta: Vec<f32>,
     /// Flat; empty under [`Outer::Plain`].
     momentum: Vec<f32>,
@@ -121,13 +118,6 @@ pub struct Replica {
     tile_leaves: Vec<Hash>,
     /// Leaf `i`: the hash of tile `i` of the error feedback; kept likewise.
     feedback_leaves: Vec<Hash>,
-}
-
-/// Where a shard lies.
-#[derive(Debug, Clone, PartialEq)]
-struct Shard {
-    tiles: Range<usize>,
-    elements: Range<usize>,
 }
 
 impl Replica {
@@ -151,40 +141,29 @@ impl Replica {
         }
         // The residuals of shards are only made when there is something to keep; their decay is judged now.
         ErrorFeedback::new(0, config.owner_beta)?;
-        let layout = layout_of(parameters, &config)?;
-        if theta.len() != layout.elements() {
+        let shape = Shape::new(parameters, config)?;
+        if theta.len() != shape.layout.elements() {
             return Err(ReplicaError::Length {
                 got: theta.len(),
-                expected: layout.elements(),
+                expected: shape.layout.elements(),
             });
         }
         if let Some(element) = theta.iter().position(|value| !value.is_finite()) {
             return Err(ReplicaError::NotFinite(element));
         }
-        let shards: Vec<Shard> = layout
-            .shards(config.tiles_per_shard)
-            .map(|tiles| Shard {
-                elements: layout
-                    .shard_elements(tiles.clone())
-                    .expect("shards are cut from this layout"),
-                tiles,
-            })
-            .collect();
         let mut replica = Self {
-            residuals: Residuals::new(shards.len()),
-            shards,
+            residuals: Residuals::new(shape.shards.len()),
             momentum: match momentum {
                 Some(_) => vec![0.0; theta.len()],
                 None => Vec::new(),
             },
             feedback: ErrorFeedback::new(theta.len(), config.feedback_beta)?,
-            tile_leaves: vec![Hash::ZERO; layout.tiles().len()],
-            feedback_leaves: vec![Hash::ZERO; layout.tiles().len()],
+            tile_leaves: vec![Hash::ZERO; shape.layout.tiles().len()],
+            feedback_leaves: vec![Hash::ZERO; shape.layout.tiles().len()],
             theta,
-            layout,
-            config,
+            shape: Arc::new(shape),
         };
-        let tiles = 0..replica.layout.tiles().len();
+        let tiles = 0..replica.shape.layout.tiles().len();
         replica.rehash_tiles(tiles.clone());
         replica.rehash_feedback(tiles);
         Ok(replica)
@@ -195,49 +174,10 @@ impl Replica {
         &self.theta
     }
 
-    pub fn layout(&self) -> &Layout {
-        &self.layout
+    /// How theta is cut, and in which codecs its frames are.
+    pub fn shape(&self) -> &Arc<Shape> {
+        &self.shape
     }
-
-    /// Number of shards: frames of an update.
-    pub fn shard_count(&self) -> usize {
-        self.shards.len()
-    }
-
-    /// No frame of `shard` at `stage` is longer; `None` for a shard that does not exist.
-    pub fn frame_bytes_max(&self, stage: Stage, shard: usize) -> Option<usize> {
-        let shard = self.shards.get(shard)?;
-        Some(frame_bytes_max(self.tiles(shard), self.config.codec(stage)))
-    }
-
-    /// Whether `bytes` are a frame of `shard` at `stage`: what a peer checks on arrival. A shard that does not exist has
-    /// no tiles, and so no frame with content.
-    ///
-    /// # Errors
-    /// [`DecodeError`]: whoever made the bytes is at fault.
-    pub fn check_frame(&self, stage: Stage, shard: usize, bytes: &[u8]) -> Result<(), DecodeError> {
-        self.decode(stage, shard, bytes).map(|_frame| ())
-    }
-
-    fn decode(&self, stage: Stage, shard: usize, bytes: &[u8]) -> Result<Frame, DecodeError> {
-        let tiles = self.shards.get(shard).map(|shard| self.tiles(shard));
-        decode(bytes, tiles.unwrap_or_default(), self.config.codec(stage))
-    }
-
-    fn tiles(&self, shard: &Shard) -> &[Tile] {
-        &self.layout.tiles()[shard.tiles.clone()]
-    }
-}
-
-fn layout_of(parameters: &[ParameterSpec], config: &ReplicaConfig) -> Result<Layout, LayoutError> {
-    let tensors: Vec<TensorSpec> = parameters
-        .iter()
-        .map(|spec| TensorSpec {
-            elements: spec.elements(),
-            mode: TensorMode::for_elements(spec.elements(), config.sparse_elements_min),
-        })
-        .collect();
-    Layout::new(&tensors)
 }
 
 #[cfg(test)]

@@ -95,7 +95,7 @@ proptest! {
         let saved = replica.save_private(b"inner");
         let bytes = mangle(saved.clone());
         prop_assert!(replica.restore_private(&bytes).is_err() || bytes == saved);
-        let _ = replica.check_frame(Stage::Update, 0, &bytes);
+        let _ = replica.shape().check_frame(Stage::Update, 0, &bytes);
 
         let json = llama().to_hf_json(Precision::F32).into_bytes();
         if let Ok(config) = ModelConfig::from_hf_json(&mangle(json)) {

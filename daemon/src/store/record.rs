@@ -6,7 +6,7 @@
 use bincode::{Decode, Encode};
 
 /// The layout of the tables and records below; raised with every change of either.
-pub(super) const SCHEMA: u32 = 2;
+pub(super) const SCHEMA: u32 = 3;
 
 /// Bytes of BLAKE3 kept: enough against accidents, which is all that a local file needs.
 const CHECKSUM_BYTES: usize = 8;
@@ -23,10 +23,19 @@ pub(super) struct Meta {
     pub(super) launcher_addresses: Vec<String>,
 }
 
+/// The stage of an update in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) enum Stage {
+    Local,
+    Update,
+    Reduced,
+}
+
 /// A committed update whose round is not applied yet; see [`crate::worker`] for what its fields mean.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct InFlight {
     pub(crate) round: u64,
+    pub(crate) stage: Stage,
     /// Hash and length of each frame, in shard order.
     pub(crate) frames: Vec<([u8; 32], u64)>,
     pub(crate) feedback_before: [u8; 32],

@@ -2,7 +2,8 @@
 //!
 //! | name in the state directory | what |
 //! |---|---|
-//! | `state/round-NNNNNN.state` | the shared state after a round: the leaves' contents, one after the other |
+//! | `state/round-NNNNNN.state` | the shared state after a round: the leaves' contents, one after the other; behind them the length of each and their number, u32 little endian |
+//! | `residuals/HASH` | the residual of a shard that this peer owns |
 //! | `private.bin` | error feedback, inner optimizer state, and the own update in flight |
 //! | `frames/NNNNNN-HASH` | a frame of a round, own or fetched |
 //!
@@ -20,7 +21,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use bytes::Bytes;
 use gradmesh_protocol::hash::Hash;
-use gradmesh_protocol::header::{FrameRef, UpdateSummary};
+use gradmesh_protocol::header::{FrameRef, Stage, UpdateSummary};
 use gradmesh_protocol::manifest::RoundId;
 
 use crate::store::record::{self, InFlight};
@@ -63,6 +64,7 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> DiskError + '_ {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Pending {
     pub(crate) round: RoundId,
+    pub(crate) stage: Stage,
     pub(crate) summary: UpdateSummary,
 }
 
@@ -93,7 +95,7 @@ impl Disk {
             dir: dir.to_owned(),
             written,
         };
-        for folder in [disk.states(), disk.frames()] {
+        for folder in [disk.states(), disk.frames(), disk.residuals()] {
             fs::create_dir_all(&folder).map_err(io_error(&folder))?;
         }
         Ok(disk)
@@ -105,6 +107,10 @@ impl Disk {
 
     fn frames(&self) -> PathBuf {
         self.dir.join("frames")
+    }
+
+    fn residuals(&self) -> PathBuf {
+        self.dir.join("residuals")
     }
 
     fn private_path(&self) -> PathBuf {
@@ -120,12 +126,18 @@ impl Disk {
     pub(crate) fn write_state(
         &self,
         round: RoundId,
-        tiles: impl Iterator<Item = Vec<u8>>,
+        leaves: impl Iterator<Item = Vec<u8>>,
     ) -> Result<(), DiskError> {
         let path = self.state_path(round);
+        let mut lengths: Vec<u32> = Vec::new();
         self.write_whole(&path, |file| {
-            for tile in tiles {
-                file.write_all(&tile)?;
+            for leaf in leaves {
+                file.write_all(&leaf)?;
+                lengths.push(u32::try_from(leaf.len()).map_err(io::Error::other)?);
+            }
+            lengths.push(lengths.len() as u32);
+            for length in lengths {
+                file.write_all(&length.to_le_bytes())?;
             }
             Ok(())
         })
@@ -148,10 +160,14 @@ impl Disk {
         Ok(rounds)
     }
 
-    /// The content of a state file.
-    pub(crate) fn read_state(&self, round: RoundId) -> Result<Vec<u8>, DiskError> {
+    /// The contents of a state's leaves, in order.
+    pub(crate) fn read_state(&self, round: RoundId) -> Result<Vec<Bytes>, DiskError> {
         let path = self.state_path(round);
-        fs::read(&path).map_err(io_error(&path))
+        let content = fs::read(&path).map_err(io_error(&path))?;
+        split_leaves(content.into()).ok_or_else(|| DiskError::Damaged {
+            path,
+            reason: "the lengths at its end do not fit".into(),
+        })
     }
 
     /// Deletes the states of all rounds that are not in `keep`.
@@ -226,8 +242,7 @@ impl Disk {
 
     /// A frame, if it is here and whole.
     pub(crate) fn read_frame(&self, round: RoundId, hash: &Hash) -> Option<Bytes> {
-        let bytes = fs::read(self.frame_path(round, hash)).ok()?;
-        (Hash::of_content(&bytes) == *hash).then(|| Bytes::from(bytes))
+        read_named(&self.frame_path(round, hash), hash)
     }
 
     /// Every frame here: round, hash and length.
@@ -248,6 +263,45 @@ impl Disk {
         }
         frames.sort_unstable();
         Ok(frames)
+    }
+
+    /// The file of a residual.
+    pub(crate) fn residual_path(&self, hash: &Hash) -> PathBuf {
+        self.residuals().join(hash.to_string())
+    }
+
+    /// Writes a residual; one that is there already is left as it is.
+    pub(crate) fn write_residual(&self, hash: &Hash, bytes: &[u8]) -> Result<(), DiskError> {
+        let path = self.residual_path(hash);
+        if path.exists() {
+            return Ok(());
+        }
+        self.write_whole(&path, |file| file.write_all(bytes))
+    }
+
+    /// A residual, if it is here and whole.
+    pub(crate) fn read_residual(&self, hash: &Hash) -> Option<Bytes> {
+        read_named(&self.residual_path(hash), hash)
+    }
+
+    /// Every residual here, with its length.
+    pub(crate) fn list_residuals(&self) -> Result<Vec<(Hash, u64)>, DiskError> {
+        let folder = self.residuals();
+        let mut residuals = Vec::new();
+        for entry in fs::read_dir(&folder).map_err(io_error(&folder))? {
+            let entry = entry.map_err(io_error(&folder))?;
+            if let Some(hash) = entry.file_name().to_str().and_then(Hash::from_hex) {
+                let length = entry.metadata().map_err(io_error(&folder))?.len();
+                residuals.push((hash, length));
+            }
+        }
+        Ok(residuals)
+    }
+
+    /// Deletes a residual.
+    pub(crate) fn forget_residual(&self, hash: &Hash) -> Result<(), DiskError> {
+        let path = self.residual_path(hash);
+        fs::remove_file(&path).map_err(io_error(&path))
     }
 
     /// Writes beside `path`, renames, and has it synced.
@@ -281,6 +335,26 @@ impl Disk {
     }
 }
 
+/// The content of a file, if it is the one that `hash` names.
+fn read_named(path: &Path, hash: &Hash) -> Option<Bytes> {
+    let bytes = fs::read(path).ok()?;
+    (Hash::of_content(&bytes) == *hash).then(|| Bytes::from(bytes))
+}
+
+/// The leaves of a state file.
+fn split_leaves(mut content: Bytes) -> Option<Vec<Bytes>> {
+    let u32_at = |bytes: &[u8]| Some(u32::from_le_bytes(*bytes.first_chunk()?) as usize);
+    let count = u32_at(content.get(content.len().checked_sub(4)?..)?)?;
+    let table = count.checked_add(1)?.checked_mul(4)?;
+    let lengths = content.split_off(content.len().checked_sub(table)?);
+    let mut leaves = Vec::new();
+    for length in lengths.chunks_exact(4).take(count) {
+        let length = u32_at(length).filter(|length| *length <= content.len())?;
+        leaves.push(content.split_to(length));
+    }
+    content.is_empty().then_some(leaves)
+}
+
 /// Makes what was written durable, until the last [`Disk`] is gone.
 fn sync_all(unsynced: &Receiver<File>) {
     for file in unsynced {
@@ -295,6 +369,11 @@ impl From<&Pending> for InFlight {
         let summary = &pending.summary;
         InFlight {
             round: pending.round.0,
+            stage: match pending.stage {
+                Stage::Local => record::Stage::Local,
+                Stage::Update => record::Stage::Update,
+                Stage::Reduced => record::Stage::Reduced,
+            },
             frames: summary.frames.iter().map(|f| (f.hash.0, f.bytes)).collect(),
             feedback_before: summary.feedback_before.0,
             feedback_after: summary.feedback_after.0,
@@ -314,6 +393,11 @@ impl From<InFlight> for Pending {
         let frames = stored.frames.into_iter();
         Pending {
             round: RoundId(stored.round),
+            stage: match stored.stage {
+                record::Stage::Local => Stage::Local,
+                record::Stage::Update => Stage::Update,
+                record::Stage::Reduced => Stage::Reduced,
+            },
             summary: UpdateSummary {
                 frames: frames
                     .map(|(hash, bytes)| FrameRef {
@@ -342,6 +426,7 @@ mod tests {
     fn pending() -> Pending {
         Pending {
             round: RoundId(7),
+            stage: Stage::Local,
             summary: UpdateSummary {
                 frames: vec![FrameRef {
                     hash: Hash::of_content(b"frame"),
@@ -388,16 +473,48 @@ mod tests {
     }
 
     #[test]
+    fn a_damaged_state_is_named_and_allocates_nothing() {
+        let temp = tempfile::tempdir().unwrap();
+        let disk = Disk::open(temp.path()).unwrap();
+        let leaves = [vec![1; 9], Vec::new(), vec![3; 5]];
+        disk.write_state(RoundId(1), leaves.into_iter()).unwrap();
+        let path = disk.state_path(RoundId(1));
+        let whole = fs::read(&path).unwrap();
+        assert_eq!(disk.read_state(RoundId(1)).unwrap().len(), 3);
+        for length in 0..whole.len() {
+            fs::write(&path, &whole[..length]).unwrap();
+            let error = disk.read_state(RoundId(1)).unwrap_err().to_string();
+            assert!(error.contains("damaged"), "{length}: {error}");
+        }
+        fs::write(&path, u32::MAX.to_le_bytes()).unwrap();
+        assert!(disk.read_state(RoundId(1)).is_err());
+    }
+
+    #[test]
+    fn residuals_are_listed_read_by_hash_and_forgotten() {
+        let temp = tempfile::tempdir().unwrap();
+        let disk = Disk::open(temp.path()).unwrap();
+        let hash = Hash::of_content(b"residual");
+        disk.write_residual(&hash, b"residual").unwrap();
+        assert_eq!(disk.list_residuals().unwrap(), [(hash, 8)]);
+        assert_eq!(disk.read_residual(&hash).as_deref(), Some(&b"residual"[..]));
+        disk.forget_residual(&hash).unwrap();
+        assert_eq!(disk.read_residual(&hash), None);
+    }
+
+    #[test]
     fn states_and_frames_are_kept_and_released_by_round() {
         let temp = tempfile::tempdir().unwrap();
         let disk = Disk::open(temp.path()).unwrap();
         for round in [1, 2, 10] {
-            let tiles = [vec![1, 2], vec![3]];
-            disk.write_state(RoundId(round), tiles.into_iter()).unwrap();
+            let leaves = [vec![1, 2], vec![3]];
+            disk.write_state(RoundId(round), leaves.into_iter())
+                .unwrap();
         }
         disk.retain_states(&[RoundId(2), RoundId(10)]).unwrap();
         assert_eq!(disk.state_rounds().unwrap(), [RoundId(2), RoundId(10)]);
-        assert_eq!(disk.read_state(RoundId(2)).unwrap(), [1, 2, 3]);
+        let leaves = disk.read_state(RoundId(2)).unwrap();
+        assert_eq!(leaves, [Bytes::from_static(&[1, 2]), Bytes::from_static(&[3])]);
 
         let hash = Hash::of_content(b"frame");
         disk.write_frame(RoundId(3), &hash, b"frame").unwrap();

@@ -6,7 +6,7 @@ use gradmesh_protocol::plan::GroupId;
 
 use super::leaves::TileHasher;
 use super::sum::weigh;
-use super::{Contribution, ContributionError, Outer, OwnUpdate, Replica, UpdateError};
+use super::{Contribution, ContributionError, Outer, OwnUpdate, Replica, Shape, UpdateError};
 
 /// Why a decided round cannot be applied; the replica is as before.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -48,10 +48,10 @@ impl Replica {
         own: Option<OwnUpdate<'_>>,
         groups: &[GroupId],
     ) -> Result<(), ApplyError> {
-        if shards.len() != self.shards.len() {
+        if shards.len() != self.shape.shards.len() {
             return Err(ApplyError::Shards {
                 got: shards.len(),
-                expected: self.shards.len(),
+                expected: self.shape.shards.len(),
             });
         }
         let left_out = match own {
@@ -60,15 +60,18 @@ impl Replica {
         };
         // Apart, so that contributions can borrow the tiles while the rest changes.
         let Self {
-            config,
-            layout,
-            shards: places,
+            shape,
             theta,
             momentum,
             tile_leaves,
             residuals,
             ..
         } = self;
+        let Shape {
+            config,
+            layout,
+            shards: places,
+        } = &**shape;
         let mut weighed = Vec::with_capacity(shards.len());
         for (shard, (place, round)) in places.iter().zip(shards).enumerate() {
             let tiles = &layout.tiles()[place.tiles.clone()];

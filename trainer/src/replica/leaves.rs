@@ -40,7 +40,7 @@ impl Replica {
     pub(super) fn rehash_tiles(&mut self, tiles: Range<usize>) {
         let mut hasher = TileHasher::default();
         for index in tiles {
-            let elements = self.layout.tiles()[index].elements();
+            let elements = self.shape.layout.tiles()[index].elements();
             let momentum = self.momentum.get(elements.clone()).unwrap_or_default();
             self.tile_leaves[index] = hasher.hash(&[&self.theta[elements], momentum]);
         }
@@ -51,7 +51,7 @@ impl Replica {
         // Without a residual all tiles of a length have the same content.
         let mut zeros = (0, Hash::ZERO);
         for index in tiles {
-            let tile = self.layout.tiles()[index];
+            let tile = self.shape.layout.tiles()[index];
             self.feedback_leaves[index] = match self.feedback.residual() {
                 Some(residual) => hasher.hash(&[&residual[tile.elements()]]),
                 None => {

@@ -55,11 +55,11 @@ impl Replica {
     ) -> Result<Update, UpdateError> {
         self.feedback.check(start, local)?;
         let feedback_before = self.feedback_root();
-        let codec = self.config.codec(stage);
-        let mut frames = Vec::with_capacity(self.shards.len());
+        let codec = self.shape.config.codec(stage);
+        let mut frames = Vec::with_capacity(self.shape.shards.len());
         let mut delta = Vec::new();
-        for shard in 0..self.shards.len() {
-            let at = self.shards[shard].clone();
+        for shard in 0..self.shape.shards.len() {
+            let at = self.shape.shards[shard].clone();
             delta.clear();
             let elements = start[at.elements.clone()].iter();
             delta.extend(
@@ -68,7 +68,7 @@ impl Replica {
                     .map(|(s, l)| s - l),
             );
             let mut frame = Vec::new();
-            let tiles = &self.layout.tiles()[at.tiles.clone()];
+            let tiles = &self.shape.layout.tiles()[at.tiles.clone()];
             self.feedback
                 .send(at.elements.start, tiles, codec, &delta, &mut frame)
                 .expect("the whole update was checked");
@@ -89,7 +89,7 @@ impl Replica {
     /// [`UpdateError::Feedback`].
     pub fn fold(&mut self, start: &[f32], local: &[f32]) -> Result<(), UpdateError> {
         self.feedback.fold(start, local)?;
-        self.rehash_feedback(0..self.layout.tiles().len());
+        self.rehash_feedback(0..self.shape.layout.tiles().len());
         Ok(())
     }
 
@@ -107,12 +107,23 @@ impl Replica {
             let frame = self.decode_own(stage, shard, bytes)?;
             values.resize(frame.elements(), 0.0);
             frame.dequantise_into(&mut values);
-            let elements = self.shards[shard].elements.clone();
+            let elements = self.shape.shards[shard].elements.clone();
             for (start, value) in start[elements].iter_mut().zip(&values) {
                 *start -= value;
             }
         }
         Ok(start)
+    }
+
+    /// Puts back into the error feedback what a round that is applied already left out of `own`.
+    ///
+    /// # Errors
+    /// [`UpdateError::Shards`], [`UpdateError::Frame`]; the replica is as before then.
+    pub fn settle(&mut self, own: OwnUpdate<'_>) -> Result<(), UpdateError> {
+        for (shard, frame) in self.left_out(&own)? {
+            self.give_back(shard, &frame);
+        }
+        Ok(())
     }
 
     /// The frames of `own` that were not accepted, decoded, by shard.
@@ -128,7 +139,7 @@ impl Replica {
 
     /// Puts a frame of [`Self::left_out`] back into the error feedback.
     pub(super) fn give_back(&mut self, shard: usize, frame: &Frame) {
-        let at = self.shards[shard].clone();
+        let at = self.shape.shards[shard].clone();
         self.feedback
             .give_back(at.elements.start, frame)
             .expect("an own frame lies inside the residual");
@@ -136,7 +147,7 @@ impl Replica {
     }
 
     fn check_shards(&self, frames: usize) -> Result<(), UpdateError> {
-        let shards = self.shards.len();
+        let shards = self.shape.shards.len();
         if frames == shards {
             Ok(())
         } else {
@@ -145,7 +156,8 @@ impl Replica {
     }
 
     fn decode_own(&self, stage: Stage, shard: usize, bytes: &[u8]) -> Result<Frame, UpdateError> {
-        self.decode(stage, shard, bytes)
+        self.shape
+            .decode(stage, shard, bytes)
             .map_err(|source| UpdateError::Frame { shard, source })
     }
 }

@@ -9,7 +9,7 @@ use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::Stage;
 
 use super::sum::weigh;
-use super::{Contribution, ContributionError, Replica};
+use super::{Contribution, ContributionError, Shape};
 use crate::optimizer::{f32_values, le_bytes};
 
 /// Why an owner cannot reduce a shard.
@@ -51,7 +51,7 @@ impl Reduction {
     }
 }
 
-impl Replica {
+impl Shape {
     /// Reduces the `inputs`, frames of `shard` at the stage `input`, to one frame at the stage `output`, going on from
     /// `residual`, if there is one. A pure function of its arguments and the settings: both owners get the same bytes.
     ///

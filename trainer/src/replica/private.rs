@@ -75,12 +75,12 @@ impl Replica {
         if u64::from_le_bytes(*length) != inner.len() as u64 {
             return Err(PrivateError::Damaged("inner state has another length"));
         }
-        let beta = self.config.feedback_beta;
+        let beta = self.shape.config.feedback_beta;
         self.feedback = match flag {
             0 => ErrorFeedback::new(expected, beta)?,
             _ => ErrorFeedback::restore(f32_values(residual), beta)?,
         };
-        self.rehash_feedback(0..self.layout.tiles().len());
+        self.rehash_feedback(0..self.shape.layout.tiles().len());
         Ok(inner)
     }
 }

@@ -44,7 +44,8 @@ impl Replica {
     pub fn leaves(&self) -> Vec<Hash> {
         let mut leaves = self.tile_leaves.clone();
         if !self.residuals.is_empty() {
-            let contents = (0..self.shards.len()).filter_map(|shard| self.residuals.leaf(shard));
+            let contents =
+                (0..self.shape.shards.len()).filter_map(|shard| self.residuals.leaf(shard));
             leaves.extend(contents.map(|content| Hash::of_content(&content)));
         }
         leaves
@@ -55,15 +56,26 @@ impl Replica {
         let residuals = if self.residuals.is_empty() {
             0
         } else {
-            self.shards.len()
+            self.shape.shards.len()
         };
         self.tile_leaves.len() + residuals
     }
 
+    /// Length of the content of leaf `index`; `None` for one that does not exist.
+    pub fn leaf_bytes(&self, index: usize) -> Option<u64> {
+        let tiles = self.shape.layout.tiles();
+        let bytes = match tiles.get(index) {
+            Some(tile) if self.momentum.is_empty() => tile.len() * 4,
+            Some(tile) => tile.len() * 8,
+            None => self.export_leaf(index)?.len(),
+        };
+        Some(bytes as u64)
+    }
+
     /// The content of leaf `index`; `None` for one that does not exist.
     pub fn export_leaf(&self, index: usize) -> Option<Vec<u8>> {
-        let Some(tile) = self.layout.tiles().get(index) else {
-            let shard = index - self.layout.tiles().len();
+        let Some(tile) = self.shape.layout.tiles().get(index) else {
+            let shard = index - self.shape.layout.tiles().len();
             return self
                 .residuals
                 .leaf(shard)
@@ -101,7 +113,10 @@ impl StateImport {
         leaves: Vec<Hash>,
     ) -> Result<Self, ImportError> {
         let replica = Replica::new(parameters, config, vec![0.0; elements(parameters)])?;
-        let (tiles, shards) = (replica.layout.tiles().len(), replica.shards.len());
+        let (tiles, shards) = (
+            replica.shape.layout.tiles().len(),
+            replica.shape.shards.len(),
+        );
         let got = leaves.len();
         if got != tiles && got != tiles + shards {
             return Err(ImportError::LeafCount { got, tiles, shards });
@@ -142,10 +157,10 @@ impl StateImport {
         if Hash::of_content(content) != *leaf {
             return Err(ImportError::Content { index });
         }
-        match self.replica.layout.tiles().get(index) {
+        match self.replica.shape.layout.tiles().get(index) {
             Some(tile) => self.put_tile(index, tile.elements(), content)?,
             None => {
-                let shard = index - self.replica.layout.tiles().len();
+                let shard = index - self.replica.shape.layout.tiles().len();
                 if !self.replica.residuals.put(shard, content) {
                     return Err(ImportError::Residuals { index });
                 }
@@ -161,7 +176,7 @@ impl StateImport {
         range: Range<usize>,
         content: &[u8],
     ) -> Result<(), ImportError> {
-        let copies = match self.replica.config.outer {
+        let copies = match self.replica.shape.config.outer {
             Outer::Plain { .. } => 1,
             Outer::Nesterov { .. } => 2,
         };
