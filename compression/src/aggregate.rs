@@ -1,17 +1,22 @@
-//! The aggregate of a round: `sum_i w_i * clip_i * v_i / sum_i w_i` over the accepted members i in
-//! canonical order, with v_i the decoded frames, w_i tokens and clip_i the clip to the median norm.
-//! A member that did not send an element counts with zero, so that a lone sender moves an element
-//! by no more than its share of the tokens.
+//! The aggregate of a shard: `sum_i w_i * clip_i * v_i / sum_i w_i` over the accepted members i in
+//! canonical order, with v_i their decoded frames of this shard, w_i tokens and clip_i the clip to
+//! the median norm. A member that did not send an element counts with zero, so that a lone sender
+//! moves an element by no more than its share of the tokens.
+//!
+//! Norms, clips and weights are those of the shard: its aggregate is a function of the frames of
+//! this shard alone, so that a shard's owner computes what everybody else would.
 //!
 //! Why the bits are equal on all machines: the members come in an order that the round has decided,
 //! every operation below is a single IEEE 754 operation on numbers that are equal everywhere, and
-//! for each element the order of the additions is the order of the members. Tiles and shards are
-//! independent of each other; they may be summed anywhere in any order.
+//! for each element the order of the additions is the order of the members. Shards are independent
+//! of each other; they may be summed anywhere in any order.
 //!
-//! - Rule "norm": the squared norm of an update is the f64 sum, in flat order of the tiles, of the
+//! - Rule "norm": the squared norm of a frame is the f64 sum, in flat order of the tiles, of the
 //!   sums of squares of its tiles; the norm is its square root in f64. A dense tile's sum of
-//!   squares is the f64 sum in index order; a sparse tile's is (entries at the low level) * low^2 +
-//!   (entries at the high level) * high^2 in f64.
+//!   squares is taken in eight f64 lanes: lane j adds the squares of the elements j, j + 8, j + 16,
+//!   ... in this order, then the lanes are added in order to zero. (One lane would wait four cycles
+//!   for each addition.) A sparse tile's is (entries at the low level) * low^2 + (entries at the
+//!   high level) * high^2 in f64.
 //! - Rule "median": of the norms that are not zero, in ascending order, the one at position (n - 1)
 //!   / 2 rounded down: the lower of the two middle ones when n is even. Zero updates are left out
 //!   because they say nothing on how large an update is; otherwise idle members would clip the
@@ -32,10 +37,11 @@
 
 use thiserror::Error;
 
-use crate::codec::VALUE_ABS_MAX;
-use crate::frame::Frame;
+use crate::codec::Codec;
+use crate::frame::{DecodeError, Frame};
+use crate::layout::Tile;
 
-/// Why members cannot be aggregated: our caller is at fault.
+/// Why members cannot be weighed: our caller is at fault.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum AggregateError {
     #[error("{tokens} token counts for {norms} norms")]
@@ -44,26 +50,19 @@ pub enum AggregateError {
     NoTokens,
     #[error("the members' tokens exceed a 64-bit count")]
     TooManyTokens,
-    #[error("frame of member {member} has {found} elements, not {expected}")]
-    ElementsMismatch {
-        member: usize,
-        found: usize,
-        expected: usize,
-    },
 }
 
-/// Norm of one update, gathered shard by shard (rule "norm").
+/// Norm of a member's frame of one shard (rule "norm").
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Default)]
-pub struct UpdateNorm {
+pub struct FrameNorm {
     squared: f64,
 }
 
-impl UpdateNorm {
-    /// Adds the next shard's frame; call in flat order. How the tiles are cut in shards does not
-    /// change the bits.
-    pub fn add(&mut self, frame: &Frame) {
-        for squares in frame.squares() {
-            self.squared += squares;
+impl FrameNorm {
+    #[must_use]
+    pub fn of(frame: &Frame) -> Self {
+        Self {
+            squared: frame.squares().fold(0.0, |sum, squares| sum + squares),
         }
     }
 
@@ -71,6 +70,55 @@ impl UpdateNorm {
     #[must_use]
     pub fn get(self) -> f64 {
         self.squared.sqrt()
+    }
+}
+
+/// A member's frame of one shard between the two passes of a sum: checked, its norm known, ready to
+/// be added once the weights of all members are.
+///
+/// Memory: of a sparse frame what it decodes to, 2 bytes per entry; of a dense one nothing, since
+/// it is decoded again when it is added, so that as many as there are members can be kept at once.
+#[derive(Debug)]
+pub struct Contribution<'a> {
+    bytes: &'a [u8],
+    tiles: &'a [Tile],
+    codec: Codec,
+    norm: FrameNorm,
+    frame: Option<Frame>,
+}
+
+impl<'a> Contribution<'a> {
+    /// Checks the frame that fills `bytes`, sent as the frame of `tiles`.
+    ///
+    /// # Errors
+    /// [`DecodeError`]: whoever made these bytes is at fault.
+    pub fn read(bytes: &'a [u8], tiles: &'a [Tile], codec: Codec) -> Result<Self, DecodeError> {
+        let frame = Frame::read(bytes, tiles, codec)?;
+        Ok(Self {
+            bytes,
+            tiles,
+            codec,
+            norm: FrameNorm::of(&frame),
+            frame: matches!(codec, Codec::Sparse { .. }).then_some(frame),
+        })
+    }
+
+    #[must_use]
+    pub const fn norm(&self) -> FrameNorm {
+        self.norm
+    }
+
+    /// Adds the member with its `weight` to `sum` (rule "sum"); the first one is added to zeros.
+    ///
+    /// # Panics
+    /// Unless `sum` has the elements of the tiles.
+    pub fn add_to(&self, weight: Weight, sum: &mut [f32]) {
+        match &self.frame {
+            Some(frame) => frame.add_to(sum, weight.0),
+            None => Frame::read(self.bytes, self.tiles, self.codec)
+                .expect("these bytes were read before")
+                .add_to(sum, weight.0),
+        }
     }
 }
 
@@ -85,21 +133,13 @@ impl Weight {
     }
 }
 
-/// One accepted member's frame of the shard being summed.
-#[derive(Debug, Clone, Copy)]
-pub struct Member<'a> {
-    pub frame: &'a Frame,
-    pub weight: Weight,
-}
-
 /// Weights of the members (rules "median", "clip" and "weight"), in their order. `tokens[i]` and
-/// `norms[i]` are those of member i; a member whose shard is missing is no member of that shard's
-/// sum. With default norms nothing is clipped: the plain mean of a dense run.
+/// `norms[i]` are those of member i. With default norms nothing is clipped.
 ///
 /// # Errors
 /// [`AggregateError::LengthMismatch`]; [`AggregateError::NoTokens`] when the tokens are all zero,
 /// or no member is left; [`AggregateError::TooManyTokens`] when their sum exceeds `u64`.
-pub fn weights(tokens: &[u64], norms: &[UpdateNorm]) -> Result<Vec<Weight>, AggregateError> {
+pub fn weights(tokens: &[u64], norms: &[FrameNorm]) -> Result<Vec<Weight>, AggregateError> {
     if tokens.len() != norms.len() {
         return Err(AggregateError::LengthMismatch {
             tokens: tokens.len(),
@@ -132,41 +172,12 @@ fn median(norms: &[f64]) -> f64 {
     *norms.select_nth_unstable_by(middle, f64::total_cmp).1
 }
 
-/// Overwrites `out` with the aggregate of one shard (rule "sum"). Without members it is zero.
-///
-/// `members`: in canonical order, with weights from one call of [`weights`]. Every element of the
-/// result is at most `members.len()` * [`VALUE_ABS_MAX`] in magnitude. Cost: O(elements) to clear,
-/// then O(entries + dense elements) per member; no allocation.
-///
-/// # Errors
-/// [`AggregateError::ElementsMismatch`], before anything is written.
-pub fn aggregate(members: &[Member<'_>], out: &mut [f32]) -> Result<(), AggregateError> {
-    for (member, Member { frame, .. }) in members.iter().enumerate() {
-        if frame.elements() != out.len() {
-            return Err(AggregateError::ElementsMismatch {
-                member,
-                found: frame.elements(),
-                expected: out.len(),
-            });
-        }
-    }
-    out.fill(0.0);
-    for Member { frame, weight } in members {
-        frame.add_to(out, weight.0);
-    }
-    debug_assert!(
-        out.iter()
-            .all(|value| value.abs() <= members.len() as f32 * VALUE_ABS_MAX)
-    );
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn norm(norm: f64) -> UpdateNorm {
-        UpdateNorm {
+    fn norm(norm: f64) -> FrameNorm {
+        FrameNorm {
             squared: norm * norm,
         }
     }

@@ -10,14 +10,17 @@
 //!
 //! Steps 2 and 3 round, so that giving back at once restores e up to half an ulp of the residual
 //! and half an ulp of the sum; on f32 frames of a dense codec e is zero after step 2. (SparseLoCo,
-//! arXiv 2508.15706, with alpha in the outer step. The same with beta 0.9 is the residual of a
-//! shard's owner in a reduce.)
+//! arXiv 2508.15706, with alpha in the outer step. The same, over one shard and with its own beta,
+//! is the residual of a shard's owner.)
+//!
+//! A residual of zeros takes no memory: that of a dense f32 run has none until a round leaves
+//! something out.
 
 use std::ops::Range;
 
 use thiserror::Error;
 
-use crate::codec::{Codec, EncodeStats, VALUE_ABS_MAX};
+use crate::codec::{Codec, DenseFormat, EncodeStats, VALUE_ABS_MAX, encode};
 use crate::frame::{EncodeError, Frame};
 use crate::layout::Tile;
 
@@ -44,9 +47,11 @@ pub enum FeedbackError {
     Encode(#[from] EncodeError),
 }
 
-/// The residual e of one sender, 4 bytes per element, and its decay beta.
+/// The residual e of one sender, 4 bytes per element unless it is zero, and its decay beta.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ErrorFeedback {
+    elements: usize,
+    /// Empty while all elements are zero, and `elements` long otherwise.
     residual: Vec<f32>,
     beta: f32,
 }
@@ -57,66 +62,114 @@ impl ErrorFeedback {
     /// # Errors
     /// [`FeedbackError::Beta`] unless `beta` is in `0..=1`.
     pub fn new(elements: usize, beta: f32) -> Result<Self, FeedbackError> {
-        Self::restore(vec![0.0; elements], beta)
+        if !(0.0..=1.0).contains(&beta) {
+            return Err(FeedbackError::Beta { beta });
+        }
+        Ok(Self {
+            elements,
+            residual: Vec::new(),
+            beta,
+        })
     }
 
-    /// Goes on from the [`ErrorFeedback::residual`] of a checkpoint.
+    /// Goes on from the residual of a checkpoint, zeros included.
     ///
     /// # Errors
     /// [`FeedbackError::Beta`] unless `beta` is in `0..=1`; [`FeedbackError::Residual`] for NaN or
     /// infinity.
     pub fn restore(residual: Vec<f32>, beta: f32) -> Result<Self, FeedbackError> {
-        if !(0.0..=1.0).contains(&beta) {
-            return Err(FeedbackError::Beta { beta });
-        }
+        let zero = Self::new(residual.len(), beta)?;
         if let Some(element) = residual.iter().position(|value| !value.is_finite()) {
             return Err(FeedbackError::Residual {
                 element,
                 value: residual[element],
             });
         }
-        Ok(Self { residual, beta })
+        Ok(Self { residual, ..zero })
     }
 
-    /// e, flat, in the order of the elements; what checkpoint and state root hold.
+    /// Elements that the residual covers.
     #[must_use]
-    pub fn residual(&self) -> &[f32] {
-        &self.residual
+    pub const fn elements(&self) -> usize {
+        self.elements
     }
 
-    /// Step 1: `e = (beta * e) + delta`.
+    /// e, flat, in the order of the elements; what checkpoint and state root hold. `None` while
+    /// nothing was ever left out: all of it is zero.
+    #[must_use]
+    pub fn residual(&self) -> Option<&[f32]> {
+        (!self.residual.is_empty()).then_some(&self.residual)
+    }
+
+    /// Whether step 1 with `start - local` for all elements would go well; changes nothing.
     ///
     /// # Errors
-    /// [`FeedbackError::LengthMismatch`]; [`FeedbackError::Diverged`] when a sum is NaN or above
-    /// [`VALUE_ABS_MAX`] in magnitude. In both cases e stays as it was, so that one bad round
-    /// does not spoil it.
-    pub fn accumulate(&mut self, delta: &[f32]) -> Result<(), FeedbackError> {
-        if delta.len() != self.residual.len() {
-            return Err(FeedbackError::LengthMismatch {
-                found: delta.len(),
-                expected: self.residual.len(),
-            });
-        }
-        let beta = self.beta;
-        let sum = |(&residual, &delta): (&f32, &f32)| (beta * residual) + delta;
-        let in_range = |sum: f32| sum.abs() <= VALUE_ABS_MAX;
-        // No early exit, so that it vectorises.
-        if !self
-            .residual
-            .iter()
-            .zip(delta)
-            .map(sum)
-            .fold(true, |all, sum| all & in_range(sum))
-        {
-            let mut sums = self.residual.iter().zip(delta).map(sum).enumerate();
-            if let Some((element, value)) = sums.find(|&(_, sum)| !in_range(sum)) {
-                return Err(FeedbackError::Diverged { element, value });
+    /// [`FeedbackError::LengthMismatch`], [`FeedbackError::Diverged`].
+    pub fn check(&self, start: &[f32], local: &[f32]) -> Result<(), FeedbackError> {
+        for update in [start, local] {
+            if update.len() != self.elements {
+                return Err(FeedbackError::LengthMismatch {
+                    found: update.len(),
+                    expected: self.elements,
+                });
             }
         }
-        for (residual, delta) in self.residual.iter_mut().zip(delta) {
+        let deltas = || start.iter().zip(local).map(|(start, local)| start - local);
+        match self.residual() {
+            Some(residual) => {
+                let sums = || {
+                    residual
+                        .iter()
+                        .zip(deltas())
+                        .map(|(e, d)| (self.beta * e) + d)
+                };
+                check_range(sums)
+            }
+            None => check_range(deltas),
+        }
+    }
+
+    /// Step 1 for the elements from `start` on, as many as `delta` has; once per round for each.
+    ///
+    /// # Errors
+    /// [`FeedbackError::OutsideResidual`]; [`FeedbackError::Diverged`], its element counted from
+    /// `start`, when a sum is NaN or above [`VALUE_ABS_MAX`] in magnitude. In both cases e stays as
+    /// it was, so that one bad round does not spoil it.
+    pub fn accumulate(&mut self, start: usize, delta: &[f32]) -> Result<(), FeedbackError> {
+        let range = self.range(start, delta.len())?;
+        let beta = self.beta;
+        let sum = |(residual, delta): (&f32, &f32)| (beta * residual) + delta;
+        match self.residual.get(range.clone()) {
+            Some(residual) => check_range(|| residual.iter().zip(delta).map(sum))?,
+            None => check_range(|| delta.iter().copied())?,
+        }
+        for (residual, delta) in self.allocated()[range].iter_mut().zip(delta) {
             *residual = sum((residual, delta));
         }
         Ok(())
+    }
+
+    /// Steps 1 and 2 for the shard `tiles` from the element `start` on, whose update is `delta`:
+    /// appends its frame to `out`.
+    ///
+    /// # Errors
+    /// Those of [`ErrorFeedback::accumulate`] and [`ErrorFeedback::take`], with `out` unchanged.
+    /// Only an error of the former leaves e as it was.
+    pub fn send(
+        &mut self,
+        start: usize,
+        tiles: &[Tile],
+        codec: Codec,
+        delta: &[f32],
+        out: &mut Vec<u8>,
+    ) -> Result<EncodeStats, FeedbackError> {
+        if self.residual.is_empty() && codec == Codec::Dense(DenseFormat::F32) {
+            // The frame is all of the update: e is zero before and after.
+            self.range(start, delta.len())?;
+            return Ok(encode(delta, tiles, codec, out)?);
+        }
+        self.accumulate(start, delta)?;
+        self.take(start, tiles, codec, out)
     }
 
     /// Step 2 for the shard `tiles`, whose first element is the element `start` of the residual
@@ -133,7 +186,7 @@ impl ErrorFeedback {
         out: &mut Vec<u8>,
     ) -> Result<EncodeStats, FeedbackError> {
         let range = self.range(start, tiles.iter().map(Tile::len).sum())?;
-        let residual = &mut self.residual[range];
+        let residual = &mut self.allocated()[range];
         let frame = Frame::quantise(residual, tiles, codec)?;
         // e + (-1 * d) has the bits of e - d.
         frame.add_to(residual, -1.0);
@@ -149,18 +202,54 @@ impl ErrorFeedback {
     /// [`FeedbackError::OutsideResidual`], with e unchanged.
     pub fn give_back(&mut self, start: usize, frame: &Frame) -> Result<(), FeedbackError> {
         let range = self.range(start, frame.elements())?;
-        frame.add_to(&mut self.residual[range], 1.0);
+        frame.add_to(&mut self.allocated()[range], 1.0);
+        Ok(())
+    }
+
+    /// Keeps an update that no frame is taken of, without decay: `e = e + (start - local)`.
+    ///
+    /// # Errors
+    /// Those of [`ErrorFeedback::check`], with e unchanged.
+    pub fn fold(&mut self, start: &[f32], local: &[f32]) -> Result<(), FeedbackError> {
+        let beta = std::mem::replace(&mut self.beta, 1.0);
+        let checked = self.check(start, local);
+        self.beta = beta;
+        checked?;
+        let deltas = start.iter().zip(local).map(|(start, local)| start - local);
+        for (residual, delta) in self.allocated().iter_mut().zip(deltas) {
+            *residual += delta;
+        }
         Ok(())
     }
 
     fn range(&self, start: usize, elements: usize) -> Result<Range<usize>, FeedbackError> {
         match start.checked_add(elements) {
-            Some(end) if end <= self.residual.len() => Ok(start..end),
+            Some(end) if end <= self.elements => Ok(start..end),
             _ => Err(FeedbackError::OutsideResidual {
                 start,
                 elements,
-                residual: self.residual.len(),
+                residual: self.elements,
             }),
         }
+    }
+
+    fn allocated(&mut self) -> &mut [f32] {
+        if self.residual.is_empty() {
+            self.residual = vec![0.0; self.elements];
+        }
+        &mut self.residual
+    }
+}
+
+/// Finds the first of `sums` that step 1 refuses.
+fn check_range<I: Iterator<Item = f32>>(sums: impl Fn() -> I) -> Result<(), FeedbackError> {
+    let in_range = |sum: f32| sum.abs() <= VALUE_ABS_MAX;
+    // No early exit, so that it vectorises.
+    if sums().fold(true, |all, sum| all & in_range(sum)) {
+        return Ok(());
+    }
+    match sums().enumerate().find(|&(_, sum)| !in_range(sum)) {
+        Some((element, value)) => Err(FeedbackError::Diverged { element, value }),
+        None => Ok(()),
     }
 }

@@ -329,7 +329,7 @@ impl Frame {
 
     /// Sums of squares of the tiles, in order. A sparse tile: (entries at the low level) * low^2 +
     /// (entries at the high level) * high^2, which f64 holds exactly but for the sum of the
-    /// two; a dense tile: f64 sum in index order.
+    /// two; a dense tile: in eight lanes (rule "norm" of [`crate::aggregate`]).
     pub(crate) fn squares(&self) -> impl Iterator<Item = f64> + '_ {
         self.parts().map(|(_, part)| match part {
             Part::Sparse {
@@ -341,10 +341,7 @@ impl Frame {
                 let (low, high) = (f64::from(low), f64::from(high));
                 low_count as f64 * (low * low) + high_count as f64 * (high * high)
             }
-            Part::Dense(values) => values.iter().fold(0.0, |sum, &value| {
-                let value = f64::from(value);
-                sum + value * value
-            }),
+            Part::Dense(values) => dense_squares(values),
         })
     }
 
@@ -378,6 +375,22 @@ impl Frame {
             (range, part)
         })
     }
+}
+
+/// Sum of squares of a dense tile (rule "norm" of [`crate::aggregate`]).
+fn dense_squares(values: &[f32]) -> f64 {
+    let mut lanes = [0.0; 8];
+    let (rows, rest) = values.as_chunks::<8>();
+    let square = |value: f32| f64::from(value) * f64::from(value);
+    for row in rows {
+        for (lane, &value) in lanes.iter_mut().zip(row) {
+            *lane += square(value);
+        }
+    }
+    for (lane, &value) in lanes.iter_mut().zip(rest) {
+        *lane += square(value);
+    }
+    lanes.iter().fold(0.0, |sum, lane| sum + lane)
 }
 
 /// First value that is NaN or exceeds [`VALUE_ABS_MAX`].

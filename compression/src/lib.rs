@@ -12,7 +12,7 @@
 //!    frame per shard;
 //! 3. [`codec::encode`] and [`codec::decode`] are the way to bytes and back; [`frame`] specifies
 //!    every byte;
-//! 4. [`mod@aggregate`] clips, weighs and adds the frames of the accepted members.
+//! 4. [`aggregate`] clips, weighs and adds the frames of the accepted members.
 //!
 //! # Determinism
 //!
@@ -34,7 +34,7 @@ mod levels;
 pub mod reference;
 mod select;
 
-pub use aggregate::{AggregateError, Member, UpdateNorm, Weight, aggregate, weights};
+pub use aggregate::{AggregateError, Contribution, FrameNorm, Weight, weights};
 pub use codec::{
     Codec, DenseFormat, EncodeStats, TopK, TopKOutOfRange, VALUE_ABS_MAX, ValueBits, decode,
     encode, frame_bytes_max,

@@ -4,8 +4,8 @@ mod common;
 
 use common::{DENSE_BF16, DENSE_F32, Rng, sparse, tiles};
 use gradmesh_compression::{
-    AggregateError, Codec, Frame, Layout, Member, TILE_ELEMENTS, TensorMode, TensorSpec, Tile,
-    UpdateNorm, VALUE_ABS_MAX, ValueBits, Weight, aggregate, weights,
+    Codec, Contribution, Frame, FrameNorm, TILE_ELEMENTS, TensorMode, Tile, VALUE_ABS_MAX,
+    ValueBits, decode, encode, weights,
 };
 
 const ELEMENTS: usize = 4 * TILE_ELEMENTS + 100;
@@ -17,27 +17,31 @@ fn shard() -> Vec<Tile> {
     ])
 }
 
-fn frames(count: usize, codec: Codec, seed: u64) -> Vec<Frame> {
+fn frame(values: &[f32], tiles: &[Tile], codec: Codec) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    encode(values, tiles, codec, &mut bytes).unwrap();
+    bytes
+}
+
+fn frames(count: usize, codec: Codec, seed: u64) -> Vec<Vec<u8>> {
     let mut rng = Rng(seed);
-    let mut update = |scale: f32| {
-        (0..ELEMENTS)
-            .map(|_| rng.laplace() * scale)
-            .collect::<Vec<_>>()
-    };
     (0..count)
-        .map(|member| Frame::quantise(&update(1.0 + member as f32), &shard(), codec).unwrap())
+        .map(|member| {
+            let scale = 1.0 + member as f32;
+            let values: Vec<f32> = (0..ELEMENTS).map(|_| rng.laplace() * scale).collect();
+            frame(&values, &shard(), codec)
+        })
         .collect()
 }
 
-fn norm(frame: &Frame) -> UpdateNorm {
-    let mut norm = UpdateNorm::default();
-    norm.add(frame);
-    norm
-}
-
-fn members<'a>(frames: &'a [Frame], weights: &[Weight]) -> Vec<Member<'a>> {
-    let member = |(frame, &weight)| Member { frame, weight };
-    frames.iter().zip(weights).map(member).collect()
+/// The aggregate of `frames`, added to whatever `out` holds.
+fn add_up(frames: &[Vec<u8>], tiles: &[Tile], codec: Codec, tokens: &[u64], out: &mut [f32]) {
+    let read = |bytes| Contribution::read(bytes, tiles, codec).unwrap();
+    let contributions: Vec<_> = frames.iter().map(|frame| read(frame)).collect();
+    let norms: Vec<FrameNorm> = contributions.iter().map(Contribution::norm).collect();
+    for (contribution, weight) in contributions.iter().zip(weights(tokens, &norms).unwrap()) {
+        contribution.add_to(weight, out);
+    }
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -54,16 +58,15 @@ fn aggregate_is_the_weighted_clipped_mean_over_all_members() {
     ] {
         let frames = frames(7, codec, 11);
         let tokens = [1000, 3, 0, 70_000, 1 << 60, 5, 1 << 59];
-        let norms: Vec<_> = frames.iter().map(norm).collect();
-        let weights = weights(&tokens, &norms).unwrap();
-        let mut out = vec![f32::NAN; ELEMENTS];
-        aggregate(&members(&frames, &weights), &mut out).unwrap();
+        let mut out = vec![0.0; ELEMENTS];
+        add_up(&frames, &shard(), codec, &tokens, &mut out);
 
         // By the formula, in f64 and element by element.
         let values: Vec<Vec<f32>> = frames
             .iter()
             .map(|frame| {
                 let mut values = vec![0.0; ELEMENTS];
+                let frame = decode(frame, &shard(), codec).unwrap();
                 frame.dequantise_into(&mut values);
                 values
             })
@@ -103,85 +106,62 @@ fn aggregate_is_the_weighted_clipped_mean_over_all_members() {
 #[test]
 fn lone_sender_moves_an_element_by_its_share_only() {
     let tiles = tiles(&[(64, TensorMode::Sparse)]);
+    let codec = sparse(64, ValueBits::One);
     let mut frames = Vec::new();
     for index in 0..4 {
         let mut values = vec![0.0; 64];
         values[index] = 1.0;
-        frames.push(Frame::quantise(&values, &tiles, sparse(64, ValueBits::One)).unwrap());
+        frames.push(frame(&values, &tiles, codec));
     }
-    let norms: Vec<_> = frames.iter().map(norm).collect();
-    let weights = weights(&[1; 4], &norms).unwrap();
     let mut out = vec![0.0; 64];
-    aggregate(&members(&frames, &weights), &mut out).unwrap();
+    add_up(&frames, &tiles, codec, &[1; 4], &mut out);
     assert_eq!(out[..5], [0.25, 0.25, 0.25, 0.25, 0.0]);
 }
 
 #[test]
-fn same_order_gives_same_bits_and_shards_are_independent() {
-    // The order of the members is part of the input: f32 sums depend on it. The cut in shards is
-    // not.
-    let codec = sparse(1024, ValueBits::Two);
-    let mut rng = Rng(3);
-    let tiles = shard();
-    let updates: Vec<Vec<f32>> = (0..9)
-        .map(|_| (0..ELEMENTS).map(|_| rng.normal()).collect())
-        .collect();
-    let whole: Vec<Frame> = updates
-        .iter()
-        .map(|values| Frame::quantise(values, &tiles, codec).unwrap())
-        .collect();
-    let norms: Vec<_> = whole.iter().map(norm).collect();
-    let weights = weights(&[3, 1, 4, 1, 5, 9, 2, 6, 5], &norms).unwrap();
-    let mut once = vec![0.0; ELEMENTS];
-    aggregate(&members(&whole, &weights), &mut once).unwrap();
-    let mut again = vec![1.0; ELEMENTS];
-    aggregate(&members(&whole, &weights), &mut again).unwrap();
-    assert_eq!(bits(&once), bits(&again));
-
-    let layout = Layout::new(&[
-        TensorSpec {
-            elements: 4 * TILE_ELEMENTS,
-            mode: TensorMode::Sparse,
-        },
-        TensorSpec {
-            elements: 100,
-            mode: TensorMode::Dense,
-        },
-    ])
-    .unwrap();
-    let mut by_shard = vec![0.0; ELEMENTS];
-    let mut shard_norms = vec![UpdateNorm::default(); 9];
-    for shard in layout.shards(2.try_into().unwrap()) {
-        let range = layout.shard_elements(shard.clone()).unwrap();
-        let frames: Vec<Frame> = updates
-            .iter()
-            .map(|values| {
-                Frame::quantise(
-                    &values[range.clone()],
-                    &layout.tiles()[shard.clone()],
-                    codec,
-                )
-                .unwrap()
-            })
-            .collect();
-        for (norm, frame) in shard_norms.iter_mut().zip(&frames) {
-            norm.add(frame);
-        }
-        aggregate(&members(&frames, &weights), &mut by_shard[range]).unwrap();
+fn same_order_gives_same_bits() {
+    // The order of the members is part of the input: f32 sums depend on it.
+    for codec in [sparse(1024, ValueBits::Two), DENSE_F32, DENSE_BF16] {
+        let mut frames = frames(9, codec, 3);
+        let sum = |frames: &[Vec<u8>]| {
+            let mut out = vec![0.0; ELEMENTS];
+            add_up(frames, &shard(), codec, &[1; 9], &mut out);
+            bits(&out)
+        };
+        let once = sum(&frames);
+        assert_eq!(once, sum(&frames));
+        frames.reverse();
+        assert_ne!(once, sum(&frames));
     }
-    assert_eq!(bits(&once), bits(&by_shard));
-    assert_eq!(norms, shard_norms);
+}
+
+#[test]
+fn norm_of_a_dense_tile_adds_eight_lanes() {
+    // 2^28 has an ulp of 2^-24 in f64: it swallows 0.49 of that twice, but not twice that at once.
+    let small = 1.4 * 2.0_f32.powi(-13);
+    let tiles = tiles(&[(17, TensorMode::Dense)]);
+    let norm = |places: &[usize]| {
+        let mut values = [0.0_f32; 17];
+        values[0] = 2.0_f32.powi(14);
+        places.iter().for_each(|&place| values[place] = small);
+        FrameNorm::of(&Frame::quantise(&values, &tiles, DENSE_F32).unwrap())
+    };
+    assert_eq!(norm(&[8, 16]), norm(&[]), "in the lane of the large one");
+    assert!(norm(&[1, 9]) > norm(&[]), "in a lane of their own");
 }
 
 #[test]
 fn largest_values_do_not_overflow() {
     let tiles = tiles(&[(8, TensorMode::Dense)]);
-    let frame = Frame::quantise(&[-VALUE_ABS_MAX; 8], &tiles, DENSE_F32).unwrap();
-    let frames = vec![frame; 1000];
-    let norms: Vec<_> = frames.iter().map(norm).collect();
-    let weights = weights(&[u64::MAX / 1000; 1000], &norms).unwrap();
+    let frames = vec![frame(&[-VALUE_ABS_MAX; 8], &tiles, DENSE_F32); 1000];
     let mut out = vec![0.0; 8];
-    aggregate(&members(&frames, &weights), &mut out).unwrap();
+    add_up(
+        &frames,
+        &tiles,
+        DENSE_F32,
+        &[u64::MAX / 1000; 1000],
+        &mut out,
+    );
     // 1003 u relative, as derived in aggregate.rs.
     let bound = 1003.0 * 2.0_f32.powi(-24) * VALUE_ABS_MAX;
     assert!(
@@ -189,20 +169,4 @@ fn largest_values_do_not_overflow() {
             .all(|value| (value + VALUE_ABS_MAX).abs() <= bound),
         "{out:?}"
     );
-}
-
-#[test]
-fn frame_of_another_shard_is_refused_before_anything_is_written() {
-    let frames = frames(2, DENSE_F32, 1);
-    let weights = weights(&[1, 1], &[norm(&frames[0]), norm(&frames[1])]).unwrap();
-    let mut out = vec![5.0; ELEMENTS - 1];
-    assert_eq!(
-        aggregate(&members(&frames, &weights), &mut out),
-        Err(AggregateError::ElementsMismatch {
-            member: 0,
-            found: ELEMENTS,
-            expected: ELEMENTS - 1
-        })
-    );
-    assert!(out.iter().all(|value| *value == 5.0));
 }

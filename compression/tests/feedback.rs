@@ -11,6 +11,12 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
+/// e, zeros included.
+fn residual(feedback: &ErrorFeedback) -> Vec<f32> {
+    let zeros = || vec![0.0; feedback.elements()];
+    feedback.residual().map_or_else(zeros, <[f32]>::to_vec)
+}
+
 #[test]
 fn residual_and_frame_are_the_update_exactly_as_computed() {
     let (tiles, values) = small_shard();
@@ -27,11 +33,11 @@ fn residual_and_frame_are_the_update_exactly_as_computed() {
                 .iter()
                 .map(|value| value * (0.3 + round as f32))
                 .collect();
-            feedback.accumulate(&delta).unwrap();
+            feedback.accumulate(0, &delta).unwrap();
             for (expected, delta) in expected.iter_mut().zip(&delta) {
                 *expected = 0.95 * *expected + delta;
             }
-            assert_eq!(bits(feedback.residual()), bits(&expected));
+            assert_eq!(bits(&residual(&feedback)), bits(&expected));
 
             let mut bytes = Vec::new();
             let stats = feedback.take(0, &tiles, codec, &mut bytes).unwrap();
@@ -42,7 +48,7 @@ fn residual_and_frame_are_the_update_exactly_as_computed() {
             for (expected, sent) in expected.iter_mut().zip(&sent) {
                 *expected -= sent;
             }
-            assert_eq!(bits(feedback.residual()), bits(&expected));
+            assert_eq!(bits(&residual(&feedback)), bits(&expected));
         }
     }
 }
@@ -58,17 +64,17 @@ fn mass_given_back_returns_within_the_rounding_of_two_operations() {
     let delta: Vec<f32> = (0..elements).map(|_| rng.laplace()).collect();
     for codec in [sparse(64, ValueBits::One), sparse(256, ValueBits::Two)] {
         let mut feedback = ErrorFeedback::new(elements, 0.95).unwrap();
-        feedback.accumulate(&delta).unwrap();
+        feedback.accumulate(0, &delta).unwrap();
         let mut bytes = Vec::new();
         feedback.take(0, &tiles, codec, &mut bytes).unwrap();
-        let residual = feedback.residual().to_vec();
+        let left = residual(&feedback);
         feedback
             .give_back(0, &decode(&bytes, &tiles, codec).unwrap())
             .unwrap();
-        for (element, (&back, &delta)) in feedback.residual().iter().zip(&delta).enumerate() {
+        for (element, (&back, &delta)) in residual(&feedback).iter().zip(&delta).enumerate() {
             // Each of the two operations rounds its result with a relative error of at most 2^-24.
             let bound =
-                (f64::from(residual[element].abs()) + f64::from(back.abs())) * 2.0_f64.powi(-24);
+                (f64::from(left[element].abs()) + f64::from(back.abs())) * 2.0_f64.powi(-24);
             assert!((f64::from(back) - f64::from(delta)).abs() <= bound);
         }
     }
@@ -84,7 +90,7 @@ fn element_that_is_never_the_largest_is_sent_in_the_end() {
     delta[40] = -0.4;
     let mut sent = vec![0.0; 64];
     for _ in 0..4 {
-        feedback.accumulate(&delta).unwrap();
+        feedback.accumulate(0, &delta).unwrap();
         let mut bytes = Vec::new();
         feedback.take(0, &tiles, codec, &mut bytes).unwrap();
         let mut values = vec![0.0; 64];
@@ -105,11 +111,11 @@ fn shard_is_taken_where_it_starts() {
     let mut padded = vec![9.0; 10];
     padded.extend(&values);
     let mut feedback = ErrorFeedback::new(padded.len(), 0.95).unwrap();
-    feedback.accumulate(&padded).unwrap();
+    feedback.accumulate(0, &padded).unwrap();
     let mut bytes = Vec::new();
     feedback.take(10, &tiles, DENSE_F32, &mut bytes).unwrap();
-    assert_eq!(feedback.residual()[..10], [9.0; 10]);
-    assert_eq!(feedback.residual()[10..], [0.0; 127]);
+    assert_eq!(residual(&feedback)[..10], [9.0; 10]);
+    assert_eq!(residual(&feedback)[10..], [0.0; 127]);
 
     let error = FeedbackError::OutsideResidual {
         start: 11,
@@ -128,10 +134,10 @@ fn shard_is_taken_where_it_starts() {
 #[test]
 fn diverged_update_leaves_the_residual_as_it_was() {
     let mut feedback = ErrorFeedback::new(3, 0.5).unwrap();
-    feedback.accumulate(&[1.0, 2.0, VALUE_ABS_MAX]).unwrap();
+    feedback.accumulate(0, &[1.0, 2.0, VALUE_ABS_MAX]).unwrap();
     let before = feedback.clone();
     for bad in [f32::NAN, f32::INFINITY, f32::MIN, VALUE_ABS_MAX] {
-        let error = feedback.accumulate(&[0.0, 0.0, bad]).unwrap_err();
+        let error = feedback.accumulate(0, &[0.0, 0.0, bad]).unwrap_err();
         assert!(
             matches!(error, FeedbackError::Diverged { element: 2, .. }),
             "{error}"
@@ -139,12 +145,64 @@ fn diverged_update_leaves_the_residual_as_it_was() {
         assert_eq!(feedback, before);
     }
     assert_eq!(
-        feedback.accumulate(&[0.0; 2]),
-        Err(FeedbackError::LengthMismatch {
-            found: 2,
-            expected: 3
+        feedback.accumulate(2, &[0.0; 2]),
+        Err(FeedbackError::OutsideResidual {
+            start: 2,
+            elements: 2,
+            residual: 3
         })
     );
+}
+
+#[test]
+fn check_tells_beforehand_what_an_update_would_do() {
+    let mut feedback = ErrorFeedback::new(2, 0.5).unwrap();
+    assert_eq!(feedback.check(&[1.0, VALUE_ABS_MAX], &[0.5, 0.0]), Ok(()));
+    feedback.accumulate(0, &[0.0, 2.0]).unwrap();
+    assert_eq!(
+        feedback.check(&[1.0, VALUE_ABS_MAX], &[0.5, 0.0]),
+        Err(FeedbackError::Diverged {
+            element: 1,
+            value: VALUE_ABS_MAX + 1.0
+        })
+    );
+    assert_eq!(
+        feedback.check(&[1.0, 1.0], &[1.0]),
+        Err(FeedbackError::LengthMismatch {
+            found: 1,
+            expected: 2
+        })
+    );
+}
+
+#[test]
+fn folded_update_is_kept_without_decay() {
+    let mut feedback = ErrorFeedback::new(2, 0.5).unwrap();
+    for _ in 0..3 {
+        feedback.fold(&[1.0, 2.0], &[0.5, 3.0]).unwrap();
+    }
+    assert_eq!(residual(&feedback), [1.5, -3.0]);
+    let before = feedback.clone();
+    assert!(feedback.fold(&[1.0, f32::NAN], &[0.5, 3.0]).is_err());
+    assert_eq!(feedback, before);
+}
+
+#[test]
+fn sending_shard_by_shard_is_accumulating_and_taking() {
+    let (tiles, values) = small_shard();
+    for codec in [sparse(64, ValueBits::Two), DENSE_F32, DENSE_BF16] {
+        let mut at_once = ErrorFeedback::new(values.len(), 0.95).unwrap();
+        let mut in_steps = at_once.clone();
+        for _ in 0..3 {
+            let (mut sent, mut taken) = (Vec::new(), Vec::new());
+            at_once.send(0, &tiles, codec, &values, &mut sent).unwrap();
+            in_steps.accumulate(0, &values).unwrap();
+            in_steps.take(0, &tiles, codec, &mut taken).unwrap();
+            assert_eq!(sent, taken);
+            assert_eq!(bits(&residual(&at_once)), bits(&residual(&in_steps)));
+        }
+        assert_eq!(at_once.residual().is_none(), codec == DENSE_F32);
+    }
 }
 
 #[test]
@@ -160,5 +218,5 @@ fn bad_checkpoint_is_refused() {
         ));
     }
     let kept = ErrorFeedback::restore(vec![0.5, -1.5], 0.9).unwrap();
-    assert_eq!(kept.residual(), [0.5, -1.5]);
+    assert_eq!(residual(&kept), [0.5, -1.5]);
 }

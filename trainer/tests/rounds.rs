@@ -3,10 +3,11 @@
 use std::num::NonZeroUsize;
 
 use gradmesh_compression::{Codec, DenseFormat, TopK, ValueBits};
+use gradmesh_protocol::header::Stage;
 use gradmesh_trainer::data::{Corpus, Windows, assignment};
 use gradmesh_trainer::reference::{ReferenceConfig, ReferenceTrainer};
 use gradmesh_trainer::replica::{
-    Outer, OwnUpdate, Replica, ReplicaConfig, RoundMember, StateImport, Update,
+    Contribution, Outer, OwnUpdate, Replica, ReplicaConfig, RoundShard, StateImport, Update,
 };
 use gradmesh_trainer::{InnerOptimizer, TrainTask, Trainer};
 
@@ -38,8 +39,11 @@ fn corpus() -> Corpus {
 fn config(codec: Codec, outer: Outer) -> ReplicaConfig {
     ReplicaConfig {
         codec,
+        reduced: codec,
+        local: Codec::Dense(DenseFormat::Bf16),
         outer,
         feedback_beta: 0.95,
+        owner_beta: 0.9,
         sparse_elements_min: 512,
         tiles_per_shard: NonZeroUsize::MIN,
     }
@@ -96,7 +100,7 @@ fn train(peer: &mut Peer, round: u32, windows: &Windows<'_>) -> Update {
         .train(&start, &task, &mut batches, &mut |_| true)
         .expect("training");
     peer.replica
-        .update(&start, &peer.trainer.local())
+        .update(&start, &peer.trainer.local(), Stage::Update)
         .expect("update")
 }
 
@@ -106,26 +110,29 @@ fn round(peers: &mut [Peer], round: u32, windows: &Windows<'_>, late: Option<usi
         .iter_mut()
         .map(|peer| train(peer, round, windows))
         .collect();
-    let frames: Vec<Vec<Option<&[u8]>>> = updates
-        .iter()
-        .map(|update| update.frames.iter().map(|f| Some(f.as_slice())).collect())
-        .collect();
-    let members: Vec<RoundMember<'_>> = frames
-        .iter()
-        .enumerate()
-        .filter(|(peer, _)| Some(*peer) != late)
-        .map(|(_, frames)| RoundMember {
-            tokens: 640,
-            frames,
+    let shards: Vec<RoundShard<'_>> = (0..updates[0].frames.len())
+        .map(|shard| RoundShard {
+            stage: Stage::Update,
+            contributions: updates
+                .iter()
+                .enumerate()
+                .filter(|(peer, _)| Some(*peer) != late)
+                .map(|(_, update)| Contribution {
+                    tokens: 640,
+                    frame: &update.frames[shard],
+                })
+                .collect(),
+            residuals: Vec::new(),
         })
         .collect();
     for (index, (peer, update)) in peers.iter_mut().zip(&updates).enumerate() {
         let accepted = vec![Some(index) != late; update.frames.len()];
         let own = OwnUpdate {
+            stage: Stage::Update,
             frames: &update.frames,
             accepted: &accepted,
         };
-        peer.replica.apply(&members, Some(own)).expect("apply");
+        peer.replica.apply(&shards, Some(own), &[]).expect("apply");
     }
     let roots: Vec<_> = peers.iter().map(|peer| peer.replica.state_root()).collect();
     assert!(
@@ -175,7 +182,7 @@ fn a_joiner_with_the_state_follows_the_others_to_the_bit() {
         .expect("leaves of the donor");
     let wanted: Vec<_> = import.missing().map(|(index, _)| index).collect();
     for index in wanted {
-        let content = donor.export_tile(index).expect("tile");
+        let content = donor.export_leaf(index).expect("tile");
         import.put(index, &content).expect("verified content");
     }
     peers[2].replica = import.finish().expect("complete");

@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 
 use gradmesh_compression::{Codec, DenseFormat};
+use gradmesh_protocol::header::Stage;
 use gradmesh_trainer::checkpoint;
 use gradmesh_trainer::data::DataManifest;
 use gradmesh_trainer::model::{self, Precision};
@@ -25,8 +26,11 @@ fn trainer() -> ReferenceTrainer {
 fn replica() -> Replica {
     let config = ReplicaConfig {
         codec: Codec::Dense(DenseFormat::F32),
+        reduced: Codec::Dense(DenseFormat::F32),
+        local: Codec::Dense(DenseFormat::F32),
         outer: Outer::Plain { rate: 1.0 },
         feedback_beta: 0.95,
+        owner_beta: 0.9,
         sparse_elements_min: 1,
         tiles_per_shard: NonZeroUsize::MIN,
     };
@@ -91,7 +95,7 @@ proptest! {
         let saved = replica.save_private(b"inner");
         let bytes = mangle(saved.clone());
         prop_assert!(replica.restore_private(&bytes).is_err() || bytes == saved);
-        let _ = replica.check_frame(0, &bytes);
+        let _ = replica.check_frame(Stage::Update, 0, &bytes);
 
         let json = llama().to_hf_json(Precision::F32).into_bytes();
         if let Ok(config) = ModelConfig::from_hf_json(&mangle(json)) {

@@ -1,14 +1,15 @@
 //! The private part of a peer as bytes for its own disk: error feedback and the trainer's inner state.
 //!
-//! Layout, integers little-endian: `gradmesh-private-1\n`, u64 elements, that many f32 of error feedback, u64 length of
-//! the inner state, the inner state, then BLAKE3 over all before (against torn writes, not against a forger).
+//! Layout, integers little-endian: `gradmesh-private-2\n`, u64 elements, u8 1 and that many f32 of error feedback or, when
+//! it is zero, only u8 0; u64 length of the inner state, the inner state, then BLAKE3 over all before (against torn
+//! writes, not against a forger).
 
 use gradmesh_compression::{ErrorFeedback, FeedbackError};
 
 use super::Replica;
 use crate::optimizer::{f32_values, le_bytes};
 
-const MAGIC: &[u8] = b"gradmesh-private-1\n";
+const MAGIC: &[u8] = b"gradmesh-private-2\n";
 const HASH_BYTES: usize = 32;
 
 /// Why saved private state was refused; the replica is as before. The peer can go on without: it loses at most what
@@ -28,8 +29,9 @@ impl Replica {
     pub fn save_private(&self, inner: &[u8]) -> Vec<u8> {
         let residual = self.feedback.residual();
         let mut bytes = MAGIC.to_vec();
-        bytes.extend_from_slice(&(residual.len() as u64).to_le_bytes());
-        bytes.extend_from_slice(&le_bytes(residual));
+        bytes.extend_from_slice(&(self.feedback.elements() as u64).to_le_bytes());
+        bytes.push(u8::from(residual.is_some()));
+        bytes.extend_from_slice(&le_bytes(residual.unwrap_or_default()));
         bytes.extend_from_slice(&(inner.len() as u64).to_le_bytes());
         bytes.extend_from_slice(inner);
         bytes.extend_from_slice(blake3::hash(&bytes).as_bytes());
@@ -62,12 +64,23 @@ impl Replica {
                 expected,
             });
         }
-        let (residual, rest) = rest.split_at_checked(expected * 4).ok_or(short.clone())?;
+        let (flag, rest) = rest.split_first().ok_or(short.clone())?;
+        let residual_bytes = match flag {
+            0 => 0,
+            1 => expected * 4,
+            _ => return Err(PrivateError::Damaged("unknown kind of error feedback")),
+        };
+        let (residual, rest) = rest.split_at_checked(residual_bytes).ok_or(short.clone())?;
         let (length, inner) = rest.split_first_chunk().ok_or(short)?;
         if u64::from_le_bytes(*length) != inner.len() as u64 {
             return Err(PrivateError::Damaged("inner state has another length"));
         }
-        self.feedback = ErrorFeedback::restore(f32_values(residual), self.config.feedback_beta)?;
+        let beta = self.config.feedback_beta;
+        self.feedback = match flag {
+            0 => ErrorFeedback::new(expected, beta)?,
+            _ => ErrorFeedback::restore(f32_values(residual), beta)?,
+        };
+        self.rehash_feedback(0..self.layout.tiles().len());
         Ok(inner)
     }
 }

@@ -1,8 +1,11 @@
 //! The shared state as Merkle leaves: how replicas compare themselves, and how a joiner fetches one.
 //!
 //! The content of leaf `i` is the little-endian bytes of the f32 values of tile `i` of theta, followed, when the outer
-//! optimizer has momentum, by those of its momentum. The leaf is the plain BLAKE3 hash of the content, so it is also the
-//! address under which any peer serves it.
+//! optimizer has momentum, by those of its momentum. When owners keep residuals, one leaf per shard follows, which names
+//! them (`residuals.rs`). A leaf is the plain BLAKE3 hash of its content, so it is also the address under which any peer
+//! serves it.
+
+use std::ops::Range;
 
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::merkle;
@@ -16,38 +19,57 @@ use crate::optimizer::{f32_values, le_bytes};
 pub enum ImportError {
     #[error(transparent)]
     Replica(#[from] ReplicaError),
-    #[error("{got} leaves, the model has {expected} tiles: ask another peer")]
-    LeafCount { got: usize, expected: usize },
+    #[error("{got} leaves, the model has {tiles} tiles in {shards} shards: ask another peer")]
+    LeafCount {
+        got: usize,
+        tiles: usize,
+        shards: usize,
+    },
     #[error("leaves have the root {got:?}, not {expected:?}: ask another peer")]
     Root { got: Hash, expected: Hash },
-    #[error("tile {index} does not exist, there are {tiles}")]
-    NoTile { index: usize, tiles: usize },
-    #[error("content of tile {index} is not what its leaf names: ask another peer")]
+    #[error("leaf {index} does not exist, there are {leaves}")]
+    NoLeaf { index: usize, leaves: usize },
+    #[error("content of leaf {index} is not what it names: ask another peer")]
     Content { index: usize },
     #[error("tile {index} holds a value that is not finite: the state itself is bad")]
     NotFinite { index: usize },
-    #[error("{missing} tiles are still missing")]
+    #[error("leaf {index} names residuals in a form that no peer writes: the state itself is bad")]
+    Residuals { index: usize },
+    #[error("{missing} leaves are still missing")]
     Incomplete { missing: usize },
 }
 
 impl Replica {
-    /// Root over theta and the outer optimizer's state.
-    pub fn state_root(&self) -> Hash {
-        merkle::Tree::from_leaves(self.leaves()).root()
-    }
-
-    /// One leaf per tile. Cost: one BLAKE3 pass over theta and momentum.
+    /// The leaves under [`Self::state_root`], in order.
     pub fn leaves(&self) -> Vec<Hash> {
-        let tiles = 0..self.layout.tiles().len();
-        tiles
-            .filter_map(|index| self.export_tile(index))
-            .map(|content| Hash::of_content(&content))
-            .collect()
+        let mut leaves = self.tile_leaves.clone();
+        if !self.residuals.is_empty() {
+            let contents = (0..self.shards.len()).filter_map(|shard| self.residuals.leaf(shard));
+            leaves.extend(contents.map(|content| Hash::of_content(&content)));
+        }
+        leaves
     }
 
-    /// The content of leaf `index`; `None` for a tile that does not exist.
-    pub fn export_tile(&self, index: usize) -> Option<Vec<u8>> {
-        let range = self.layout.tiles().get(index)?.elements();
+    /// Number of leaves: one per tile and, when a residual is known, one per shard.
+    pub fn leaf_count(&self) -> usize {
+        let residuals = if self.residuals.is_empty() {
+            0
+        } else {
+            self.shards.len()
+        };
+        self.tile_leaves.len() + residuals
+    }
+
+    /// The content of leaf `index`; `None` for one that does not exist.
+    pub fn export_leaf(&self, index: usize) -> Option<Vec<u8>> {
+        let Some(tile) = self.layout.tiles().get(index) else {
+            let shard = index - self.layout.tiles().len();
+            return self
+                .residuals
+                .leaf(shard)
+                .filter(|_| !self.residuals.is_empty());
+        };
+        let range = tile.elements();
         let mut content = le_bytes(&self.theta[range.clone()]);
         if let Some(momentum) = self.momentum.get(range) {
             content.extend_from_slice(&le_bytes(momentum));
@@ -56,7 +78,7 @@ impl Replica {
     }
 }
 
-/// A replica being fetched tile by tile, in any order, from any peers; each tile is verified as it comes.
+/// A replica being fetched leaf by leaf, in any order, from any peers; each content is verified as it comes.
 #[derive(Debug, Clone)]
 pub struct StateImport {
     replica: Replica,
@@ -79,12 +101,10 @@ impl StateImport {
         leaves: Vec<Hash>,
     ) -> Result<Self, ImportError> {
         let replica = Replica::new(parameters, config, vec![0.0; elements(parameters)])?;
-        let expected = replica.layout.tiles().len();
-        if leaves.len() != expected {
-            return Err(ImportError::LeafCount {
-                got: leaves.len(),
-                expected,
-            });
+        let (tiles, shards) = (replica.layout.tiles().len(), replica.shards.len());
+        let got = leaves.len();
+        if got != tiles && got != tiles + shards {
+            return Err(ImportError::LeafCount { got, tiles, shards });
         }
         let tree = merkle::Tree::from_leaves(leaves);
         if tree.root() != root {
@@ -95,12 +115,12 @@ impl StateImport {
         }
         Ok(Self {
             replica,
-            present: vec![false; expected],
+            present: vec![false; got],
             leaves: tree.leaves().to_vec(),
         })
     }
 
-    /// Tiles still to fetch, with the hash that their content must have.
+    /// Leaves still to fetch, with the hash that their content must have.
     pub fn missing(&self) -> impl Iterator<Item = (usize, Hash)> + '_ {
         let tiles = self.leaves.iter().zip(&self.present).enumerate();
         tiles
@@ -108,24 +128,44 @@ impl StateImport {
             .map(|(index, (leaf, _))| (index, *leaf))
     }
 
-    /// Takes in the content of tile `index`; once is enough, twice does no harm.
+    /// Takes in the content of leaf `index`; once is enough, twice does no harm.
     ///
     /// # Errors
     /// [`ImportError::Content`] blames the sender; nothing changes then.
     pub fn put(&mut self, index: usize, content: &[u8]) -> Result<(), ImportError> {
-        let tile = self.replica.layout.tiles().get(index);
-        let (Some(tile), Some(leaf)) = (tile, self.leaves.get(index)) else {
-            return Err(ImportError::NoTile {
+        let Some(leaf) = self.leaves.get(index) else {
+            return Err(ImportError::NoLeaf {
                 index,
-                tiles: self.leaves.len(),
+                leaves: self.leaves.len(),
             });
         };
-        let range = tile.elements();
+        if Hash::of_content(content) != *leaf {
+            return Err(ImportError::Content { index });
+        }
+        match self.replica.layout.tiles().get(index) {
+            Some(tile) => self.put_tile(index, tile.elements(), content)?,
+            None => {
+                let shard = index - self.replica.layout.tiles().len();
+                if !self.replica.residuals.put(shard, content) {
+                    return Err(ImportError::Residuals { index });
+                }
+            }
+        }
+        self.present[index] = true;
+        Ok(())
+    }
+
+    fn put_tile(
+        &mut self,
+        index: usize,
+        range: Range<usize>,
+        content: &[u8],
+    ) -> Result<(), ImportError> {
         let copies = match self.replica.config.outer {
             Outer::Plain { .. } => 1,
             Outer::Nesterov { .. } => 2,
         };
-        if content.len() != range.len() * 4 * copies || Hash::of_content(content) != *leaf {
+        if content.len() != range.len() * 4 * copies {
             return Err(ImportError::Content { index });
         }
         let values = f32_values(content);
@@ -137,14 +177,14 @@ impl StateImport {
         if let Some(own) = self.replica.momentum.get_mut(range) {
             own.copy_from_slice(momentum);
         }
-        self.present[index] = true;
+        self.replica.tile_leaves[index] = self.leaves[index];
         Ok(())
     }
 
     /// The replica, its error feedback zero.
     ///
     /// # Errors
-    /// [`ImportError::Incomplete`] while tiles are missing.
+    /// [`ImportError::Incomplete`] while leaves are missing.
     pub fn finish(self) -> Result<Replica, ImportError> {
         match self.missing().count() {
             0 => Ok(self.replica),

@@ -1,4 +1,4 @@
-use gradmesh_compression::{DenseFormat, TILE_ELEMENTS, TopK, ValueBits};
+use gradmesh_compression::{DenseFormat, FeedbackError, TILE_ELEMENTS, TopK, ValueBits};
 
 use super::*;
 use crate::model::push_normal;
@@ -20,8 +20,14 @@ fn sparse() -> ReplicaConfig {
             k: TopK::new(64).expect("64 is in range"),
             value_bits: ValueBits::One,
         },
+        reduced: Codec::Sparse {
+            k: TopK::new(256).expect("256 is in range"),
+            value_bits: ValueBits::Two,
+        },
+        local: Codec::Dense(DenseFormat::Bf16),
         outer: Outer::Plain { rate: 2.0 },
         feedback_beta: 0.95,
+        owner_beta: 0.9,
         sparse_elements_min: 100,
         tiles_per_shard: NonZeroUsize::new(2).expect("two"),
     }
@@ -49,14 +55,26 @@ fn replica(config: ReplicaConfig) -> Replica {
 fn update(replica: &mut Replica, delta: &[f32]) -> Update {
     let theta = replica.theta().to_vec();
     let local: Vec<f32> = theta.iter().zip(delta).map(|(t, d)| t - d).collect();
-    replica.update(&theta, &local).expect("update")
+    replica
+        .update(&theta, &local, Stage::Update)
+        .expect("update")
 }
 
-fn all(update: &Update) -> Vec<Option<&[u8]>> {
-    update
-        .frames
-        .iter()
-        .map(|frame| Some(frame.as_slice()))
+/// A round of whole updates with their tokens.
+fn gathered<'a>(updates: &[(u64, &'a Update)]) -> Vec<RoundShard<'a>> {
+    let shards = updates.first().map_or(3, |(_, update)| update.frames.len());
+    (0..shards)
+        .map(|shard| RoundShard {
+            stage: Stage::Update,
+            contributions: updates
+                .iter()
+                .map(|(tokens, update)| Contribution {
+                    tokens: *tokens,
+                    frame: &update.frames[shard],
+                })
+                .collect(),
+            residuals: Vec::new(),
+        })
         .collect()
 }
 
@@ -80,20 +98,17 @@ fn replicas_that_apply_the_same_members_have_the_same_root() {
                     )
                 })
                 .collect();
-            let mut frames: Vec<_> = updates.iter().map(all).collect();
-            frames[1][2] = None;
-            let members: Vec<_> = frames
-                .iter()
-                .zip([5, 7, 9])
-                .map(|(frames, tokens)| RoundMember { tokens, frames })
-                .collect();
+            let members = [(5, &updates[0]), (7, &updates[1]), (9, &updates[2])];
+            let mut shards = gathered(&members);
+            shards[2].contributions.remove(1);
             for (peer, own) in peers.iter_mut().zip(&updates).rev() {
                 let accepted = [true, true, own != &updates[1]];
                 let own = OwnUpdate {
+                    stage: Stage::Update,
                     frames: &own.frames,
                     accepted: &accepted,
                 };
-                peer.apply(&members, Some(own)).expect("apply");
+                peer.apply(&shards, Some(own), &[]).expect("apply");
             }
             assert_eq!(peers[0].state_root(), peers[1].state_root());
             assert_eq!(peers[0].state_root(), peers[2].state_root());
@@ -114,18 +129,8 @@ fn plain_average_of_dense_updates_is_the_mean_by_tokens() {
     a.theta.fill(0.0);
     b.theta.fill(0.0);
     let updates = [update(&mut a, &one), update(&mut b, &two)];
-    let frames: Vec<_> = updates.iter().map(all).collect();
-    let members = [
-        RoundMember {
-            tokens: 3,
-            frames: &frames[0],
-        },
-        RoundMember {
-            tokens: 1,
-            frames: &frames[1],
-        },
-    ];
-    a.apply(&members, None).expect("apply");
+    let shards = gathered(&[(3, &updates[0]), (1, &updates[1])]);
+    a.apply(&shards, None, &[]).expect("apply");
     assert!(a.theta().iter().all(|value| *value == -0.25));
     assert_ne!(theta, a.theta());
 }
@@ -139,12 +144,7 @@ fn nesterov_follows_its_formula() {
     a.theta.fill(0.0);
     for expected in [-0.75, -1.625] {
         let own = update(&mut a, &vec![1.0; ELEMENTS]);
-        let frames = all(&own);
-        let member = RoundMember {
-            tokens: 1,
-            frames: &frames,
-        };
-        a.apply(&[member], None).expect("apply");
+        a.apply(&gathered(&[(1, &own)]), None, &[]).expect("apply");
         // m = 1, then 1.5; steps 0.5 (1 + 0.5 m) = 0.75, then 0.875: exact in f32.
         assert!(a.theta().iter().all(|value| *value == expected));
     }
@@ -158,20 +158,22 @@ fn a_left_out_update_is_sent_later() {
     assert_eq!(own.feedback_before, root);
     assert_eq!(own.feedback_after, a.feedback_root());
     assert_ne!(root, a.feedback_root());
-    let taken = a.feedback.residual().to_vec();
+    let taken = a.feedback.residual().expect("a residual").to_vec();
     let accepted = [true, false, true];
     let before = a.theta().to_vec();
     a.apply(
-        &[],
+        &gathered(&[]),
         Some(OwnUpdate {
+            stage: Stage::Update,
             frames: &own.frames,
             accepted: &accepted,
         }),
+        &[],
     )
     .expect("apply");
     assert_eq!(before, a.theta(), "a round without members changes nothing");
     let expected = values(2, 0.01);
-    let restored = a.feedback.residual();
+    let restored = a.feedback.residual().expect("a residual");
     for (element, value) in restored.iter().enumerate() {
         // Shard 1 holds the last tile of "a" (5 elements) and "b" (10).
         if (2 * TILE_ELEMENTS..2 * TILE_ELEMENTS + 15).contains(&element) {
@@ -193,7 +195,11 @@ fn a_folded_update_is_in_the_error_feedback() {
     let local: Vec<f32> = theta.iter().map(|value| value * 0.5).collect();
     a.fold(&theta, &local).expect("fold");
     a.fold(&theta, &local).expect("fold");
-    assert_eq!(a.feedback.residual(), theta, "two exact halves");
+    assert_eq!(
+        a.feedback.residual(),
+        Some(theta.as_slice()),
+        "two exact halves"
+    );
     assert_eq!(a.theta(), theta);
 }
 
@@ -203,11 +209,12 @@ fn training_ahead_starts_from_theta_minus_the_own_update() {
     a.theta.fill(1.0);
     let own = update(&mut a, &vec![0.25; ELEMENTS]);
     assert_eq!(
-        a.start_ahead(&own.frames).expect("own frames"),
+        a.start_ahead(Stage::Update, &own.frames)
+            .expect("own frames"),
         vec![0.75; ELEMENTS]
     );
     assert!(matches!(
-        a.start_ahead(&own.frames[1..]),
+        a.start_ahead(Stage::Update, &own.frames[1..]),
         Err(UpdateError::Shards {
             frames: 2,
             shards: 3
@@ -216,36 +223,45 @@ fn training_ahead_starts_from_theta_minus_the_own_update() {
 }
 
 #[test]
-fn a_bad_frame_names_its_member_and_changes_nothing() {
+fn a_bad_frame_names_its_contribution_and_changes_nothing() {
     let mut a = replica(sparse());
     let own = update(&mut a, &values(2, 0.01));
     let before = a.clone();
-    let good = all(&own);
-    let mut bad = good.clone();
-    bad[1] = Some(&own.frames[1][..5]);
-    assert!(a.check_frame(1, &own.frames[1]).is_ok());
-    assert!(a.check_frame(1, &own.frames[1][..5]).is_err());
-    assert!(a.check_frame(9, &own.frames[1]).is_err());
-    let members = [&good, &bad].map(|frames| RoundMember { tokens: 1, frames });
+    let cut = &own.frames[1][..5];
+    assert!(a.check_frame(Stage::Update, 1, &own.frames[1]).is_ok());
+    assert!(a.check_frame(Stage::Reduced, 1, &own.frames[1]).is_err());
+    assert!(a.check_frame(Stage::Update, 1, cut).is_err());
+    assert!(a.check_frame(Stage::Update, 9, &own.frames[1]).is_err());
+    let mut shards = gathered(&[(1, &own), (1, &own)]);
+    shards[1].contributions[1].frame = cut;
     assert!(matches!(
-        a.apply(&members, None),
-        Err(ApplyError::Frame {
-            member: 1,
+        a.apply(&shards, None, &[]),
+        Err(ApplyError::Contribution {
             shard: 1,
-            ..
+            source: ContributionError::Frame {
+                contribution: 1,
+                ..
+            }
         })
     ));
-    let short = RoundMember {
-        tokens: 1,
-        frames: &good[1..],
+    assert_eq!(
+        a.apply(&shards[1..], None, &[]),
+        Err(ApplyError::Shards {
+            got: 2,
+            expected: 3
+        })
+    );
+    let own = OwnUpdate {
+        stage: Stage::Update,
+        frames: &own.frames,
+        accepted: &[false; 2],
     };
     assert!(matches!(
-        a.apply(&[short], None),
-        Err(ApplyError::Shards {
-            member: 0,
+        a.apply(&gathered(&[]), Some(own), &[]),
+        Err(ApplyError::Own(UpdateError::Shards {
             frames: 2,
             shards: 3
-        })
+        }))
     ));
     assert_eq!(a, before);
 }
@@ -258,7 +274,7 @@ fn local_parameters_that_are_not_finite_are_refused() {
     let mut local = theta.clone();
     local[7] = f32::NAN;
     assert!(matches!(
-        a.update(&theta, &local),
+        a.update(&theta, &local, Stage::Update),
         Err(UpdateError::Feedback(_))
     ));
     assert!(matches!(
@@ -266,8 +282,8 @@ fn local_parameters_that_are_not_finite_are_refused() {
         Err(UpdateError::Feedback(_))
     ));
     assert!(matches!(
-        a.update(&theta[1..], &local),
-        Err(UpdateError::Length { what: "start", .. })
+        a.update(&theta[1..], &local, Stage::Update),
+        Err(UpdateError::Feedback(FeedbackError::LengthMismatch { .. }))
     ));
     assert_eq!(a, before);
 }
@@ -276,30 +292,22 @@ fn local_parameters_that_are_not_finite_are_refused() {
 fn members_without_tokens_change_nothing() {
     let mut a = replica(sparse());
     let own = update(&mut a, &values(2, 0.01));
-    let frames = all(&own);
     let root = a.state_root();
-    let member = RoundMember {
-        tokens: 0,
-        frames: &frames,
-    };
-    a.apply(&[member], None).expect("apply");
+    a.apply(&gathered(&[(0, &own)]), None, &[]).expect("apply");
     assert_eq!(a.state_root(), root);
 }
 
 #[test]
-fn a_joiner_fetches_the_state_tile_by_tile() {
+fn a_joiner_fetches_the_state_leaf_by_leaf() {
     let outer = Outer::Nesterov {
         rate: 0.7,
         momentum: 0.9,
     };
     let mut donor = replica(dense(outer));
     let own = update(&mut donor, &values(2, 0.01));
-    let frames = all(&own);
-    let member = RoundMember {
-        tokens: 1,
-        frames: &frames,
-    };
-    donor.apply(&[member], None).expect("apply");
+    donor
+        .apply(&gathered(&[(1, &own)]), None, &[])
+        .expect("apply");
 
     let (root, leaves) = (donor.state_root(), donor.leaves());
     let import = |leaves| StateImport::new(&parameters(), dense(outer), root, leaves);
@@ -310,13 +318,14 @@ fn a_joiner_fetches_the_state_tile_by_tile() {
         import(leaves[1..].to_vec()),
         Err(ImportError::LeafCount {
             got: 5,
-            expected: 6
+            tiles: 6,
+            shards: 3
         })
     ));
 
     let mut joiner = import(leaves).expect("leaves under the root");
     for index in [5, 0, 3, 1, 2] {
-        let content = donor.export_tile(index).expect("tile");
+        let content = donor.export_leaf(index).expect("tile");
         let mut damaged = content.clone();
         damaged[0] ^= 1;
         assert_eq!(
@@ -334,11 +343,11 @@ fn a_joiner_fetches_the_state_tile_by_tile() {
         Err(ImportError::Incomplete { missing: 1 })
     ));
     joiner
-        .put(4, &donor.export_tile(4).expect("tile"))
+        .put(4, &donor.export_leaf(4).expect("tile"))
         .expect("content");
     assert!(matches!(
         joiner.put(6, &[]),
-        Err(ImportError::NoTile { .. })
+        Err(ImportError::NoLeaf { .. })
     ));
     let joined = joiner.finish().expect("complete");
     assert_eq!(joined.state_root(), root);

@@ -1,0 +1,131 @@
+//! A decided round becomes the next shared state.
+
+use gradmesh_protocol::hash::Hash;
+use gradmesh_protocol::header::Stage;
+use gradmesh_protocol::plan::GroupId;
+
+use super::leaves::TileHasher;
+use super::sum::weigh;
+use super::{Contribution, ContributionError, Outer, OwnUpdate, Replica, UpdateError};
+
+/// Why a decided round cannot be applied; the replica is as before.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ApplyError {
+    #[error("the round has {got} shards, the model {expected}")]
+    Shards { got: usize, expected: usize },
+    #[error("shard {shard}: {source}")]
+    Contribution {
+        shard: usize,
+        source: ContributionError,
+    },
+    #[error("own update: {0}")]
+    Own(#[from] UpdateError),
+}
+
+/// What was decided for one shard.
+#[derive(Debug, Clone)]
+pub struct RoundShard<'a> {
+    /// Of the contributions.
+    pub stage: Stage,
+    /// In canonical order; none when the shard is skipped.
+    pub contributions: Vec<Contribution<'a>>,
+    /// The residuals that its owners have from now on; [`Hash::ZERO`] is none.
+    pub residuals: Vec<(GroupId, Hash)>,
+}
+
+impl Replica {
+    /// Applies a decided round: the outer step from `shards`, all of them in order, and gives the shards of `own` that
+    /// were left out back to the error feedback. Of the owners' residuals, only those of `groups` remain.
+    ///
+    /// Cost: the contributions are decoded (dense ones twice) and added, then each tile that changed is hashed once.
+    /// Memory: one shard of f32, and the sparse contributions decoded.
+    ///
+    /// # Errors
+    /// [`ApplyError`]; everything is decoded and checked before anything changes.
+    pub fn apply(
+        &mut self,
+        shards: &[RoundShard<'_>],
+        own: Option<OwnUpdate<'_>>,
+        groups: &[GroupId],
+    ) -> Result<(), ApplyError> {
+        if shards.len() != self.shards.len() {
+            return Err(ApplyError::Shards {
+                got: shards.len(),
+                expected: self.shards.len(),
+            });
+        }
+        let left_out = match own {
+            Some(own) => self.left_out(&own)?,
+            None => Vec::new(),
+        };
+        // Apart, so that contributions can borrow the tiles while the rest changes.
+        let Self {
+            config,
+            layout,
+            shards: places,
+            theta,
+            momentum,
+            tile_leaves,
+            residuals,
+            ..
+        } = self;
+        let mut weighed = Vec::with_capacity(shards.len());
+        for (shard, (place, round)) in places.iter().zip(shards).enumerate() {
+            let tiles = &layout.tiles()[place.tiles.clone()];
+            let contributions = weigh(tiles, config.codec(round.stage), &round.contributions)
+                .map_err(|source| ApplyError::Contribution { shard, source })?;
+            weighed.push(contributions);
+        }
+
+        let (mut sum, mut hasher) = (Vec::new(), TileHasher::default());
+        for (place, contributions) in places.iter().zip(weighed) {
+            let Some(contributions) = contributions else {
+                continue;
+            };
+            let elements = place.elements.clone();
+            contributions.sum_into(elements.len(), &mut sum);
+            let of_shard = momentum.get_mut(elements.clone()).unwrap_or_default();
+            outer_step(config.outer, &mut theta[elements], of_shard, &sum);
+            for index in place.tiles.clone() {
+                let tile = layout.tiles()[index].elements();
+                let momentum = momentum.get(tile.clone()).unwrap_or_default();
+                tile_leaves[index] = hasher.hash(&[&theta[tile], momentum]);
+            }
+        }
+        for (shard, round) in shards.iter().enumerate() {
+            for (group, residual) in &round.residuals {
+                residuals.set(*group, shard, *residual);
+            }
+        }
+        residuals.retain(groups);
+        for (shard, frame) in left_out {
+            self.give_back(shard, &frame);
+        }
+        Ok(())
+    }
+
+    /// The owners' residual of `shard` in `group`, by content hash; [`Hash::ZERO`] when there is none.
+    pub fn residual_root(&self, group: GroupId, shard: usize) -> Hash {
+        self.residuals.get(group, shard)
+    }
+}
+
+/// Rules "plain" and "Nesterov" on one shard; `momentum` is empty under the former.
+fn outer_step(outer: Outer, theta: &mut [f32], momentum: &mut [f32], aggregate: &[f32]) {
+    match outer {
+        Outer::Plain { rate } => {
+            for (theta, g) in theta.iter_mut().zip(aggregate) {
+                *theta -= rate * g;
+            }
+        }
+        Outer::Nesterov {
+            rate,
+            momentum: keep,
+        } => {
+            for ((theta, m), g) in theta.iter_mut().zip(momentum).zip(aggregate) {
+                *m = keep * *m + g;
+                *theta -= rate * (g + keep * *m);
+            }
+        }
+    }
+}

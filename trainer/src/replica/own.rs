@@ -1,0 +1,151 @@
+//! This peer's own update: from what training changed to frames, and back where a round left them out.
+
+use gradmesh_compression::{DecodeError, FeedbackError, Frame};
+use gradmesh_protocol::hash::Hash;
+use gradmesh_protocol::header::Stage;
+
+use super::Replica;
+
+/// Why an own update cannot be taken in; the replica is as before.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum UpdateError {
+    #[error("{frames} frames or flags for {shards} shards")]
+    Shards { frames: usize, shards: usize },
+    #[error("own frame of shard {shard}: {source}")]
+    Frame { shard: usize, source: DecodeError },
+    #[error("local training has diverged: {0}")]
+    Feedback(#[from] FeedbackError),
+}
+
+/// An own update, ready to be committed to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Update {
+    /// One per shard, in order.
+    pub frames: Vec<Vec<u8>>,
+    /// Root over the error feedback before the update went in.
+    pub feedback_before: Hash,
+    /// Root over it after all frames were taken.
+    pub feedback_after: Hash,
+}
+
+/// This peer's own update in a decided round.
+#[derive(Debug, Clone, Copy)]
+pub struct OwnUpdate<'a> {
+    /// The stage that it was encoded at.
+    pub stage: Stage,
+    /// [`Update::frames`] as committed.
+    pub frames: &'a [Vec<u8>],
+    /// One per shard: whether the decision names it. All false for an update that missed the round.
+    pub accepted: &'a [bool],
+}
+
+impl Replica {
+    /// Takes in what local training did from `start` to `local` and gives the frames of `stage` to commit to (rule
+    /// "update").
+    ///
+    /// Cost: two passes over the elements and a hash of the error feedback. Memory: the frames, and one shard of f32.
+    ///
+    /// # Errors
+    /// [`UpdateError::Feedback`], also for slices that are not as long as theta, and for NaN in `local`.
+    pub fn update(
+        &mut self,
+        start: &[f32],
+        local: &[f32],
+        stage: Stage,
+    ) -> Result<Update, UpdateError> {
+        self.feedback.check(start, local)?;
+        let feedback_before = self.feedback_root();
+        let codec = self.config.codec(stage);
+        let mut frames = Vec::with_capacity(self.shards.len());
+        let mut delta = Vec::new();
+        for shard in 0..self.shards.len() {
+            let at = self.shards[shard].clone();
+            delta.clear();
+            let elements = start[at.elements.clone()].iter();
+            delta.extend(
+                elements
+                    .zip(&local[at.elements.clone()])
+                    .map(|(s, l)| s - l),
+            );
+            let mut frame = Vec::new();
+            let tiles = &self.layout.tiles()[at.tiles.clone()];
+            self.feedback
+                .send(at.elements.start, tiles, codec, &delta, &mut frame)
+                .expect("the whole update was checked");
+            self.rehash_feedback(at.tiles);
+            frames.push(frame);
+        }
+        Ok(Update {
+            frames,
+            feedback_before,
+            feedback_after: self.feedback_root(),
+        })
+    }
+
+    /// Keeps the work of an update that was never committed to: `e = e + (start - local)`, without decay, so that the
+    /// next update carries it.
+    ///
+    /// # Errors
+    /// [`UpdateError::Feedback`].
+    pub fn fold(&mut self, start: &[f32], local: &[f32]) -> Result<(), UpdateError> {
+        self.feedback.fold(start, local)?;
+        self.rehash_feedback(0..self.layout.tiles().len());
+        Ok(())
+    }
+
+    /// Where training starts while an own update is in flight: theta minus what its frames, of `stage`, say.
+    ///
+    /// Without this correction overlapped training is unsteady.
+    ///
+    /// # Errors
+    /// [`UpdateError::Shards`], [`UpdateError::Frame`] unless `frames` are those of one own update.
+    pub fn start_ahead(&self, stage: Stage, frames: &[Vec<u8>]) -> Result<Vec<f32>, UpdateError> {
+        self.check_shards(frames.len())?;
+        let mut start = self.theta.clone();
+        let mut values = Vec::new();
+        for (shard, bytes) in frames.iter().enumerate() {
+            let frame = self.decode_own(stage, shard, bytes)?;
+            values.resize(frame.elements(), 0.0);
+            frame.dequantise_into(&mut values);
+            let elements = self.shards[shard].elements.clone();
+            for (start, value) in start[elements].iter_mut().zip(&values) {
+                *start -= value;
+            }
+        }
+        Ok(start)
+    }
+
+    /// The frames of `own` that were not accepted, decoded, by shard.
+    pub(super) fn left_out(&self, own: &OwnUpdate<'_>) -> Result<Vec<(usize, Frame)>, UpdateError> {
+        self.check_shards(own.frames.len())?;
+        self.check_shards(own.accepted.len())?;
+        let frames = own.frames.iter().zip(own.accepted).enumerate();
+        frames
+            .filter(|(_, (_, accepted))| !**accepted)
+            .map(|(shard, (bytes, _))| Ok((shard, self.decode_own(own.stage, shard, bytes)?)))
+            .collect()
+    }
+
+    /// Puts a frame of [`Self::left_out`] back into the error feedback.
+    pub(super) fn give_back(&mut self, shard: usize, frame: &Frame) {
+        let at = self.shards[shard].clone();
+        self.feedback
+            .give_back(at.elements.start, frame)
+            .expect("an own frame lies inside the residual");
+        self.rehash_feedback(at.tiles);
+    }
+
+    fn check_shards(&self, frames: usize) -> Result<(), UpdateError> {
+        let shards = self.shards.len();
+        if frames == shards {
+            Ok(())
+        } else {
+            Err(UpdateError::Shards { frames, shards })
+        }
+    }
+
+    fn decode_own(&self, stage: Stage, shard: usize, bytes: &[u8]) -> Result<Frame, UpdateError> {
+        self.decode(stage, shard, bytes)
+            .map_err(|source| UpdateError::Frame { shard, source })
+    }
+}
