@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use crate::decision::DecidedShard;
 use crate::figures::RoundFigures;
 use crate::hash::Hash;
 use crate::header::{FrameId, FrameRef, SignedHeader, Stage, UpdateSummary};
 use crate::key::PeerKey;
 use crate::manifest::RoundId;
-use crate::plan::GroupId;
+use crate::plan::{GroupId, Layout, Plan};
 use crate::reduction::SignedReductions;
 use crate::registry::Registry;
 use crate::wire::{DecisionRecord, Decisions, Gossip, JournalEntry, Request};
@@ -211,6 +212,50 @@ pub struct AppliedShard {
     pub contributions: Vec<Contribution>,
     /// Content hashes of the owner residuals after this decision, for each group that was reduced, in group order.
     pub residuals: Vec<(GroupId, Hash)>,
+}
+
+impl AppliedShard {
+    /// What `record` does to each shard.
+    ///
+    /// `layout`: of its round.
+    pub fn of(layout: &Layout, record: &DecisionRecord) -> Vec<AppliedShard> {
+        let decision = &record.decision;
+        let stage = layout.plan().stage_of_results();
+        let of_shard = |(shard, decided): (u32, &DecidedShard)| {
+            let accepted = || {
+                let places = decided.accepted.positions();
+                places.filter_map(|place| record.headers.get(place))
+            };
+            if layout.plan() == Plan::Gather {
+                let contributions = accepted().filter_map(|signed| {
+                    let update = &signed.header.update;
+                    let frame = update.frames.get(shard as usize)?;
+                    Some(Contribution {
+                        tokens: update.tokens,
+                        frame: frame.id(shard, stage),
+                    })
+                });
+                return AppliedShard {
+                    contributions: contributions.collect(),
+                    residuals: Vec::new(),
+                };
+            }
+            let mut applied = AppliedShard::default();
+            let groups = layout.accepted_groups(&decision.members, &decided.accepted);
+            for (group, reduction) in groups.into_iter().zip(&decided.reduced) {
+                let place = layout.groups().iter().position(|g| g.id == group);
+                let of_group = accepted().filter(|s| layout.place_of(&s.header.peer) == place);
+                let tokens = of_group.map(|signed| signed.header.update.tokens);
+                applied.contributions.push(Contribution {
+                    tokens: tokens.fold(0, u64::saturating_add),
+                    frame: reduction.frame.id(shard, stage),
+                });
+                applied.residuals.push((group, reduction.residual));
+            }
+            applied
+        };
+        (0..).zip(&decision.shards).map(of_shard).collect()
+    }
 }
 
 /// An owner's step for one group and shard.
