@@ -6,6 +6,7 @@ mod bound;
 mod codec;
 mod noise;
 mod origin;
+mod report;
 
 use std::process::ExitCode;
 
