@@ -9,6 +9,8 @@ mod bootstrap;
 mod driver;
 mod fetch;
 mod meter;
+mod owner;
+mod residuals;
 mod rpc;
 
 use std::net::SocketAddr;

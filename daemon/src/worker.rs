@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use gradmesh_compression::{Codec, TensorMode};
 use gradmesh_protocol::hash::Hash;
-use gradmesh_protocol::header::{FrameRef, Stage, UpdateSummary};
+use gradmesh_protocol::header::{FrameRef, PerStage, Stage, UpdateSummary};
 use gradmesh_protocol::key::PeerKey;
 use gradmesh_protocol::manifest::{RoundId, RunId};
 use gradmesh_protocol::merkle;
@@ -237,6 +237,36 @@ pub(crate) struct Standing {
     pub(crate) snapshot: Option<Snapshot>,
     /// Where frames are kept.
     pub(crate) disk: Disk,
+}
+
+impl Standing {
+    /// The longest frame of each stage.
+    pub(crate) fn frame_bytes_max(&self) -> PerStage {
+        self.per_stage(|frames| frames.max().unwrap_or(0))
+    }
+
+    /// The longest update of each stage.
+    pub(crate) fn update_bytes_max(&self) -> PerStage {
+        self.per_stage(|frames| frames.sum())
+    }
+
+    fn per_stage(&self, of_frames: impl Fn(&mut dyn Iterator<Item = u64>) -> u64) -> PerStage {
+        let of_stage = |stage| {
+            let shards = 0..self.shape.shard_count();
+            let frames = shards.filter_map(|shard| self.shape.frame_bytes_max(stage, shard));
+            of_frames(&mut frames.map(|bytes| bytes as u64))
+        };
+        PerStage {
+            local: of_stage(Stage::Local),
+            update: of_stage(Stage::Update),
+            reduced: of_stage(Stage::Reduced),
+        }
+    }
+
+    /// The most leaves that a state has: one per tile, and one per shard for the residuals of owners.
+    pub(crate) fn leaves_max(&self) -> usize {
+        self.shape.layout().tiles().len() + self.shape.shard_count()
+    }
 }
 
 /// Parameters of the small tensors that travel dense in a sparse run; none in a dense one.

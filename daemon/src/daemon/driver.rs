@@ -17,8 +17,8 @@ use gradmesh_protocol::figures::RoundFigures;
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::FrameId;
 use gradmesh_protocol::key::{Keypair, PeerKey};
-use gradmesh_protocol::manifest::{RoundId, RunId};
-use gradmesh_protocol::node::{Activity, Input, Node, NodeConfig, Restored};
+use gradmesh_protocol::manifest::{Link, RoundId, RunId};
+use gradmesh_protocol::node::{Activity, Input, Node, NodeConfig, ReduceTask, Restored};
 use gradmesh_protocol::roster::Roster;
 use gradmesh_protocol::time::Time;
 use gradmesh_protocol::wire::{DecisionRecord, Gossip};
@@ -30,7 +30,9 @@ use tokio::time::{Instant, sleep_until};
 use super::bootstrap::Prepared;
 use super::fetch::{Contacts, FetchedState, StateError};
 use super::meter::Meter;
+use super::owner::{Owner, OwnerError, Reduced};
 use super::peer_id;
+use super::residuals::Residuals;
 use super::rpc::{Call, Caller, Rpc};
 use crate::blob::BlobStore;
 use crate::net::bulk::{Bulk, FetchFailed};
@@ -54,6 +56,8 @@ const NONCE_BYTES: usize = 8;
 /// Everything that a driver is made of.
 pub(super) struct Parts {
     pub(super) keypair: Keypair,
+    /// How this peer is connected.
+    pub(super) link: Link,
     pub(super) prepared: Prepared,
     pub(super) control: ControlHandle,
     pub(super) bulk: Bulk,
@@ -77,6 +81,11 @@ enum Done {
     Frame {
         frame: FrameId,
         result: Result<Bytes, FetchFailed>,
+    },
+    Reduced(Result<Reduced, (Box<ReduceTask>, OwnerError)>),
+    Residual {
+        hash: Hash,
+        bytes: Option<Bytes>,
     },
     State {
         round: RoundId,
@@ -127,6 +136,8 @@ pub(super) struct Driver {
     listening: Vec<Multiaddr>,
     /// The newest last.
     snapshots: VecDeque<Snapshot>,
+    owner: Owner,
+    residuals: Residuals,
     frames_from: RoundId,
     /// The frames that are registered as files, by round; those that leave the disk are forgotten.
     frames_on_disk: BTreeMap<RoundId, Vec<Hash>>,
@@ -172,8 +183,10 @@ impl Driver {
                 manifest: Arc::new(manifest.clone()),
                 run,
                 keypair: parts.keypair.clone(),
-                shards: standing.check.shards(),
-                frame_bytes_max: standing.check.frame_bytes_max(),
+                shards: standing.shape.shard_count() as u32,
+                link: parts.link,
+                frame_bytes_max: standing.frame_bytes_max(),
+                update_bytes: standing.update_bytes_max(),
                 genesis_root: standing.genesis_root,
             },
             Restored {
@@ -186,6 +199,9 @@ impl Driver {
             parts.status.set_applied(round.0, root, None);
         }
         let (caller, calls) = Caller::new();
+        let (shape, disk) = (Arc::clone(&standing.shape), standing.disk.clone());
+        let owner = Owner::new(shape, disk.clone(), parts.bulk.clone());
+        let residuals = Residuals::open(disk, Arc::clone(&parts.blobs))?;
         let mut driver = Driver {
             node,
             keypair: parts.keypair,
@@ -216,6 +232,8 @@ impl Driver {
             connected: BTreeMap::new(),
             listening: Vec::new(),
             snapshots: VecDeque::new(),
+            owner,
+            residuals,
             frames_from: RoundId::FOUNDING.next(),
             frames_on_disk: BTreeMap::new(),
             meter: Meter::default(),

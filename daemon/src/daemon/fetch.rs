@@ -83,6 +83,19 @@ pub(super) async fn frame(
     Ok(fetched.bytes)
 }
 
+/// Fetches the residual `hash` of `bytes` bytes; `None` if no source has it.
+pub(super) async fn residual(
+    bulk: Bulk,
+    hash: Hash,
+    bytes: u64,
+    sources: Vec<PeerSource>,
+) -> Option<Bytes> {
+    let deadline = Instant::now() + FRAME_TIMEOUT;
+    let fetched = bulk.fetch(hash.0, bytes, &sources, deadline).await;
+    let fetched = fetched.ok()?.bytes;
+    (fetched.len() as u64 == bytes).then_some(fetched)
+}
+
 /// Why a state could not be fetched from anybody.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StateError {

@@ -64,6 +64,11 @@ impl Shape {
         &self.layout
     }
 
+    /// The elements of `shard`; `None` for one that does not exist.
+    pub fn shard_elements(&self, shard: usize) -> Option<Range<usize>> {
+        self.shards.get(shard).map(|shard| shard.elements.clone())
+    }
+
     /// Number of shards: frames of an update.
     pub fn shard_count(&self) -> usize {
         self.shards.len()

@@ -5,17 +5,20 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use gradmesh_protocol::hash::Hash;
-use gradmesh_protocol::header::FrameId;
+use gradmesh_protocol::header::{FrameId, Stage};
 use gradmesh_protocol::key::PeerKey;
 use gradmesh_protocol::manifest::RoundId;
-use gradmesh_protocol::node::{Effect, Input};
+use gradmesh_protocol::node::{
+    AppliedShard, Contribution, Effect, Input, OwnedShard, ReduceTask,
+};
+use gradmesh_protocol::plan::GroupId;
 use gradmesh_protocol::wire::{DecisionRecord, Gossip};
 
 use super::display::traffic_now;
 use super::{Done, Driver};
 use crate::daemon::fetch;
 use crate::net::control::PublishError;
-use crate::worker::Command;
+use crate::worker::{Command, DecidedFrames};
 
 impl Driver {
     pub(super) async fn perform(&mut self, effect: Effect) -> anyhow::Result<()> {
@@ -36,14 +39,31 @@ impl Driver {
                     .await;
                 self.inputs.extend(input);
             }
-            Effect::Train { round, seed, steps } => {
+            Effect::Train {
+                round,
+                seed,
+                steps,
+                stage,
+            } => {
                 self.before_rounds.get_or_insert_with(traffic_now);
                 self.meter.start(round);
-                self.command(Command::Train { round, seed, steps })?;
+                self.command(Command::Train {
+                    round,
+                    seed,
+                    steps,
+                    stage,
+                })?;
             }
             Effect::StopTraining(round) => self.worker.stop_training(round),
             Effect::Fetch { frame, sources } => self.fetch(frame, &sources),
-            Effect::Apply { record, ends_epoch } => self.apply(record, ends_epoch)?,
+            Effect::Reduce(task) => self.reduce(task)?,
+            Effect::Own(owned) => self.own(owned)?,
+            Effect::Apply {
+                record,
+                shards,
+                groups,
+                ends_epoch,
+            } => self.apply(record, &shards, groups, ends_epoch)?,
             Effect::FetchState {
                 round,
                 root,
@@ -114,7 +134,8 @@ impl Driver {
             tracing::warn!(hash = %frame.hash, "a frame is of another length than its header says");
             return Input::FrameMalformed(frame);
         }
-        match self.standing.check.check(frame.shard, bytes) {
+        let shape = &self.standing.shape;
+        match shape.check_frame(frame.stage, frame.shard as usize, bytes) {
             Ok(()) => Input::FrameHeld(frame),
             Err(error) => {
                 tracing::warn!(hash = %frame.hash, shard = frame.shard, %error, "a frame does not decode");
@@ -152,31 +173,62 @@ impl Driver {
     pub(super) fn apply(
         &mut self,
         record: Arc<DecisionRecord>,
+        shards: &[AppliedShard],
+        groups: Vec<GroupId>,
         ends_epoch: bool,
     ) -> anyhow::Result<()> {
         let round = record.decision.round;
         self.worker.stop_training(round);
-        let mut frames = Vec::with_capacity(record.headers.len());
-        for (place, header) in record.headers.iter().enumerate() {
-            let mut of_member = Vec::with_capacity(header.header.update.frames.len());
-            for (shard, frame) in header.header.update.frames.iter().enumerate() {
-                let shard = record.decision.shards.get(shard);
-                let counts = shard.is_some_and(|shard| shard.accepted.contains(place));
-                let bytes = match counts {
-                    true => Some(self.held_frame(round, &frame.hash).with_context(|| {
-                        format!("frame {} of round {round} was held and is gone", frame.hash)
-                    })?),
-                    false => None,
-                };
-                of_member.push(bytes);
+        let mut decided = Vec::with_capacity(shards.len());
+        for shard in shards {
+            let mut contributions = Vec::with_capacity(shard.contributions.len());
+            for Contribution { tokens, frame } in &shard.contributions {
+                contributions.push((*tokens, self.needed_frame(round, frame)?));
             }
-            frames.push(of_member);
+            let first = shard.contributions.first();
+            decided.push(DecidedFrames {
+                stage: first.map_or(Stage::Update, |contribution| contribution.frame.stage),
+                contributions,
+                residuals: shard.residuals.clone(),
+            });
         }
         self.command(Command::Apply {
             record,
-            frames,
+            shards: decided,
+            groups,
             ends_epoch,
         })
+    }
+
+    /// A frame of `round` that the node knows to be held.
+    fn needed_frame(&self, round: RoundId, frame: &FrameId) -> anyhow::Result<Bytes> {
+        let held = self.held_frame(round, &frame.hash);
+        held.with_context(|| format!("frame {} of round {round} was held and is gone", frame.hash))
+    }
+
+    fn reduce(&mut self, task: Box<ReduceTask>) -> anyhow::Result<()> {
+        let inputs = task.inputs.iter();
+        let inputs: anyhow::Result<Vec<Bytes>> = inputs
+            .map(|input| self.needed_frame(task.round, &input.frame))
+            .collect();
+        let (inputs, sources) = (inputs?, self.contacts.sources(&task.sources));
+        let owner = self.owner.clone();
+        self.tasks
+            .spawn(async move { Done::Reduced(owner.reduce(task, inputs, sources).await) });
+        Ok(())
+    }
+
+    fn own(&mut self, owned: Vec<OwnedShard>) -> anyhow::Result<()> {
+        let round = self.node.roster().round();
+        for missing in self.residuals.own(round, owned)? {
+            let (hash, sources) = (missing.residual, self.contacts.sources(&missing.sources));
+            let (bulk, bytes) = (self.bulk.clone(), self.owner.residual_bytes(missing.shard));
+            self.tasks.spawn(async move {
+                let bytes = fetch::residual(bulk, hash, bytes, sources).await;
+                Done::Residual { hash, bytes }
+            });
+        }
+        Ok(())
     }
 
     pub(super) fn fetch_state(
@@ -194,7 +246,7 @@ impl Driver {
             self.caller.clone(),
             self.contacts.clone(),
         );
-        let tiles = self.standing.check.tiles();
+        let tiles = self.standing.leaves_max();
         self.tasks.spawn(async move {
             let result = fetch::state(bulk, caller, contacts, round, root, tiles, sources).await;
             Done::State {

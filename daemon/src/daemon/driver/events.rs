@@ -56,6 +56,24 @@ impl Driver {
                 tracing::debug!(hash = %frame.hash, error = %failed.error, "frame not fetched");
                 self.inputs.push_back(Input::FrameFailed(frame));
             }
+            Done::Reduced(Ok(reduced)) => {
+                let (round, frame) = (reduced.task.round, reduced.frame.clone());
+                self.keep_frame(round, reduced.frame_hash, frame)?;
+                if let Some((hash, bytes)) = &reduced.residual {
+                    self.residuals.keep_left(round, *hash, bytes)?;
+                }
+                self.inputs.push_back(reduced.input());
+            }
+            Done::Reduced(Err((task, error))) => {
+                let (round, group, shard) = (task.round, task.group, task.shard);
+                tracing::error!(%round, shard, %error, "a shard was not reduced");
+                self.inputs.push_back(Input::ReductionFailed {
+                    round,
+                    group,
+                    shard,
+                });
+            }
+            Done::Residual { hash, bytes } => self.residuals.keep_fetched(hash, bytes.as_ref())?,
             Done::State {
                 round,
                 root,

@@ -103,6 +103,7 @@ impl Driver {
                 let headers = hashes.iter().filter_map(|hash| self.node.header(hash));
                 Response::Headers(headers.cloned().collect())
             }
+            Request::Reductions(round) => Response::Reductions(self.node.reductions(round)),
             Request::Snapshot(round) => {
                 let snapshot = self.snapshots.iter().find(|s| s.round == round);
                 match snapshot {
@@ -147,6 +148,9 @@ impl Driver {
 pub(super) fn small(request: &Request) -> bool {
     match request {
         Request::Manifest | Request::Contact | Request::Decisions { .. } => true,
-        Request::Data | Request::Headers(_) | Request::Snapshot(_) => false,
+        Request::Data
+        | Request::Headers(_)
+        | Request::Reductions(_)
+        | Request::Snapshot(_) => false,
     }
 }
