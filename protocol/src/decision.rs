@@ -50,7 +50,8 @@ pub struct DecidedShard {
 pub struct DecidedReduction {
     /// The reduced frame.
     pub frame: FrameRef,
-    /// Content hash of the owner residual after it: f32, little-endian, one for each element of the shard.
+    /// Content hash of the owner residual after it: f32, little-endian, one for each element of the shard. [`Hash::ZERO`]
+    /// if nothing is left.
     pub residual: Hash,
 }
 
@@ -246,7 +247,9 @@ pub enum DecisionFault {
     #[error("member {0} is not in the roster or out of order")]
     Member(PeerKey),
     /// The number of shards is wrong, a bitmap does not cover the members, or groups are reduced otherwise than the plan says.
-    #[error("{found} shards where the run has {expected}, a bitmap of the wrong length, or reductions against the plan")]
+    #[error(
+        "{found} shards where the run has {expected}, a bitmap of the wrong length, or reductions against the plan"
+    )]
     Shards {
         /// Shards of the run.
         expected: usize,
@@ -326,7 +329,11 @@ impl Decision {
             last = Some(member.peer);
         }
         let founding = self.round == RoundId::FOUNDING;
-        let shards = if founding { 0 } else { layout.shards() as usize };
+        let shards = if founding {
+            0
+        } else {
+            layout.shards() as usize
+        };
         let covered = |shard: &DecidedShard| {
             shard.accepted.len() == self.members.len()
                 && layout.accepted_groups(&self.members, &shard.accepted).len()

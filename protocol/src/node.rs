@@ -5,20 +5,21 @@
 //! the driver holds of them.
 //!
 //! The life of a round r, once the state after round r - 1 is current here:
-//! 1. the exchange opens: a member trains, commits (header signed, journalled, published), and wants every other
-//!    member's frames;
-//! 2. when every member's update is here, or the deadline has passed, the agreement on r begins;
-//! 3. the proposer names what it holds; a voter votes for it only if it is sound and every byte that it names is here
-//!    (rule `bytes-before-votes`), and never for a state root that is not its own;
-//! 4. the decision is stored, then applied once all its frames are here; the state after r is current.
+//! 1. the exchange opens: a member trains, commits (header signed, journalled, published), and wants what the plan gives it:
+//!    every other member's frames (`gather`), or those of the shards that it owns (`reduce`, `hier`);
+//! 2. owners sum what they have, announce what they made, and check each other; everybody wants what they made;
+//! 3. when every member's update, or every shard's sum, is here, or the deadline has passed, the agreement on r begins;
+//! 4. the proposer names what it holds; a voter votes for it only if it is sound and every byte that it names is here
+//!    (rule `bytes-before-votes`), no owner contradicts it, and never for a state root that is not its own;
+//! 5. the decision is stored, then applied once all its frames are here; the state after r is current.
 //!
 //! A node that is behind fetches decisions, checks each one's certificate against the roster that the decisions
 //! before it gave, and applies them in order; if their frames are gone it fetches a state by leaf. A node whose root is
 //! not the decided one does the same, in place.
 //!
 //! This file holds what the driver calls and the node's fields; the steps stand in the submodules, each with its rules:
-//! `round` (1), `voting` (2 and 3), `decisions` (4), `catch_up` (the paragraph above), `membership`, `registration` and
-//! `heartbeat`.
+//! `round` (1), `reduction` and `owner` (2), `voting` (3 and 4), `decisions` (5), `catch_up` (the paragraph above),
+//! `membership`, `registration` and `heartbeat`.
 
 mod catch_up;
 mod deadline;
@@ -36,7 +37,6 @@ mod snapshots;
 mod view;
 mod voting;
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -191,7 +191,7 @@ pub struct Node {
     /// How long reductions took after the updates.
     reduction_arrivals: Arrivals,
     /// A proposal names a reduction that nobody announced here.
-    lacks_reductions: Cell<bool>,
+    lacks_reductions: bool,
     last_exchange: Option<LastExchange>,
 
     // Others.
@@ -276,7 +276,7 @@ impl Node {
             journal: Vec::new(),
             arrivals: Arrivals::default(),
             reduction_arrivals: Arrivals::default(),
-            lacks_reductions: Cell::new(false),
+            lacks_reductions: false,
             last_exchange: None,
             peers: BTreeMap::new(),
             joins: BTreeMap::new(),

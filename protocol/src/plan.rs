@@ -197,11 +197,19 @@ impl Plan {
                 ),
                 Plan::Reduce => {
                     let sent = share(update.saturating_mul(2), members * outside, count);
-                    let own = share(reduced, outside * outside.saturating_sub(1), count * (count - 1).max(1));
+                    let own = share(
+                        reduced,
+                        outside * outside.saturating_sub(1),
+                        count * (count - 1).max(1),
+                    );
                     let down = share(reduced, count.saturating_sub(2), count);
                     let up = share(update.saturating_mul(2), count - 1, count);
                     let served = share(reduced, members, count).saturating_mul(others);
-                    (sent.saturating_add(own), sent.saturating_add(served), up.saturating_add(down))
+                    (
+                        sent.saturating_add(own),
+                        sent.saturating_add(served),
+                        up.saturating_add(down),
+                    )
                 }
                 Plan::Hier => {
                     let own = share(update, members.saturating_sub(2), members);
@@ -218,15 +226,22 @@ impl Plan {
             };
             let wan = rate(wan_in.max(wan_out), units * CAPACITY_BYTES_PER_S);
             let inside = per_member.saturating_sub(wan_in / members);
-            let lan = if members > 1 { rate(inside, LOCAL_BYTES_PER_S) } else { 0 };
+            let lan = if members > 1 {
+                rate(inside, LOCAL_BYTES_PER_S)
+            } else {
+                0
+            };
             micros = micros.max(wan + lan);
         }
         let hops = u64::from(self.hops()) * HOP_US;
         Prediction {
-            received_bytes_per_peer: u64::try_from(received / u128::from(count)).unwrap_or(u64::MAX),
+            received_bytes_per_peer: u64::try_from(received / u128::from(count))
+                .unwrap_or(u64::MAX),
             wan_bytes_per_site: most_wan,
             hops: self.hops(),
-            micros: u64::try_from(micros).unwrap_or(u64::MAX).saturating_add(hops),
+            micros: u64::try_from(micros)
+                .unwrap_or(u64::MAX)
+                .saturating_add(hops),
         }
     }
 }
@@ -262,24 +277,43 @@ impl Sources {
         (shard as usize).checked_rem(self.mates.len()).unwrap_or(0)
     }
 
-    /// Whom to ask for a frame of `shard` that `holders` have from the start, best first. Frames with the same holders and
-    /// the same [`Sources::turn`] have the same sources.
+    /// Whom to ask for a frame of `shard` that `holders` have from the start and everybody wants, best first. Frames with the
+    /// same holders and the same [`Sources::turn`] have the same sources.
     pub fn of(&self, holders: &[PeerKey], shard: u32) -> Vec<PeerKey> {
-        let inside = |peer: &PeerKey| self.mates.contains(peer);
-        let entry = self.mates.get(self.turn(shard));
-        let outside_first =
-            holders.iter().any(inside) || entry.is_none_or(|entry| *entry == self.asker);
-        let rank = |peer: &PeerKey| {
-            let holder = holders.iter().position(|holder| holder == peer);
-            match (holder, outside_first) {
-                (Some(place), true) => (usize::from(!inside(peer)), place),
-                (None, true) => (2, usize::from(!inside(peer))),
-                (_, false) if entry == Some(peer) => (0, 0),
-                (_, false) if inside(peer) => (1, 0),
-                (Some(place), false) => (2, place),
-                (None, false) => (3, 0),
-            }
+        let Some(entry) = self.mates.get(self.turn(shard)) else {
+            return self.direct(holders);
         };
+        let inside = |peer: &PeerKey| self.mates.contains(peer);
+        if *entry == self.asker || holders.iter().any(inside) {
+            return self.direct(holders);
+        }
+        self.ranked(holders, |peer| {
+            let holder = holders.iter().position(|holder| holder == peer);
+            match holder {
+                _ if peer == entry => (0, 0),
+                _ if inside(peer) => (1, 0),
+                Some(place) => (2, place),
+                None => (3, 0),
+            }
+        })
+    }
+
+    /// Whom to ask for what `holders` have and only few want, best first: holders in the own site, other holders, others.
+    pub fn direct(&self, holders: &[PeerKey]) -> Vec<PeerKey> {
+        let outside = |peer: &PeerKey| usize::from(!self.mates.contains(peer));
+        self.ranked(holders, |peer| {
+            match holders.iter().position(|holder| holder == peer) {
+                Some(place) => (outside(peer), place),
+                None => (2, outside(peer)),
+            }
+        })
+    }
+
+    fn ranked(
+        &self,
+        holders: &[PeerKey],
+        rank: impl Fn(&PeerKey) -> (usize, usize),
+    ) -> Vec<PeerKey> {
         let strangers = holders
             .iter()
             .filter(|holder| **holder != self.asker && !self.others.contains(holder));
@@ -373,56 +407,60 @@ impl Layout {
         self.groups.iter().map(of_group).collect()
     }
 
-fn owners_in(&self, group: &Group, run: &RunId) -> Vec<Owners> {
-    let shards = self.shards;
-    let capacity = |peer: &PeerKey| self.members.get(peer).map_or(0, |(_, c)| u64::from(*c));
-    let nobody = group.members.iter().all(|peer| capacity(peer) == 0);
-    let mut candidates: Vec<Candidate> = group
-        .members
-        .iter()
-        .map(|peer| (*peer, if nobody { 1 } else { capacity(peer) }))
-        .filter(|(_, capacity)| *capacity > 0)
-        .map(|(peer, capacity)| Candidate {
-            peer,
-            capacity,
-            quota: 0,
-            loads: [0; 2],
-        })
-        .collect();
-    let total: u64 = candidates.iter().map(|c| c.capacity).sum();
-    for candidate in &mut candidates {
-        candidate.quota = (u64::from(shards) * candidate.capacity).div_ceil(total);
-    }
-    let mut choose = |shard: u32| {
-        let mut ranked: Vec<(u128, usize)> = candidates
+    fn owners_in(&self, group: &Group, run: &RunId) -> Vec<Owners> {
+        let shards = self.shards;
+        let capacity = |peer: &PeerKey| self.members.get(peer).map_or(0, |(_, c)| u64::from(*c));
+        let nobody = group.members.iter().all(|peer| capacity(peer) == 0);
+        let mut candidates: Vec<Candidate> = group
+            .members
             .iter()
-            .enumerate()
-            .map(|(place, candidate)| (distance(run, group.id, shard, candidate), place))
+            .map(|peer| (*peer, if nobody { 1 } else { capacity(peer) }))
+            .filter(|(_, capacity)| *capacity > 0)
+            .map(|(peer, capacity)| Candidate {
+                peer,
+                capacity,
+                quota: 0,
+                loads: [0; 2],
+            })
             .collect();
-        ranked.sort_unstable();
-        let mut pick = |role: usize, taken: Option<usize>| {
-            let free = ranked.iter().map(|(_, place)| *place).filter(|p| Some(*p) != taken);
-            let below = free.clone().find(|p| candidates[*p].loads[role] < candidates[*p].quota);
-            let place = below.or_else(|| {
-                // Whoever is the least over its share.
-                free.min_by_key(|p| {
-                    let candidate = &candidates[*p];
-                    (u128::from(candidate.loads[role]) << 64) / u128::from(candidate.capacity)
-                })
-            })?;
-            candidates[place].loads[role] += 1;
-            Some(place)
+        let total: u64 = candidates.iter().map(|c| c.capacity).sum();
+        for candidate in &mut candidates {
+            candidate.quota = (u64::from(shards) * candidate.capacity).div_ceil(total);
+        }
+        let mut choose = |shard: u32| {
+            let mut ranked: Vec<(u128, usize)> = candidates
+                .iter()
+                .enumerate()
+                .map(|(place, candidate)| (distance(run, group.id, shard, candidate), place))
+                .collect();
+            ranked.sort_unstable();
+            let mut pick = |role: usize, taken: Option<usize>| {
+                let free = ranked
+                    .iter()
+                    .map(|(_, place)| *place)
+                    .filter(|p| Some(*p) != taken);
+                let below = free
+                    .clone()
+                    .find(|p| candidates[*p].loads[role] < candidates[*p].quota);
+                let place = below.or_else(|| {
+                    // Whoever is the least over its share.
+                    free.min_by_key(|p| {
+                        let candidate = &candidates[*p];
+                        (u128::from(candidate.loads[role]) << 64) / u128::from(candidate.capacity)
+                    })
+                })?;
+                candidates[place].loads[role] += 1;
+                Some(place)
+            };
+            let first = pick(0, None)?;
+            let second = pick(1, Some(first));
+            Some(Owners {
+                first: candidates[first].peer,
+                second: second.map(|place| candidates[place].peer),
+            })
         };
-        let first = pick(0, None)?;
-        let second = pick(1, Some(first));
-        Some(Owners {
-            first: candidates[first].peer,
-            second: second.map(|place| candidates[place].peer),
-        })
-    };
-    (0..shards).map_while(&mut choose).collect()
-}
-
+        (0..shards).map_while(&mut choose).collect()
+    }
 }
 
 struct Candidate {
@@ -457,9 +495,9 @@ fn minus_log2(drawn: u64) -> u64 {
         let square = u128::from(mantissa) * u128::from(mantissa);
         let carry = square >> 127;
         mantissa = (square >> (63 + carry)) as u64;
-        digits = digits << 1 | carry as u64;
+        digits = (digits << 1) | carry as u64;
     }
-    (u64::from(zeros) + 1 << 32) - digits
+    ((u64::from(zeros) + 1) << 32) - digits
 }
 
 #[cfg(test)]

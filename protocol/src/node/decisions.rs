@@ -91,9 +91,15 @@ impl Node {
         self.previous = decision.id();
         self.decided = Some(decision.round);
         for (shard, decided) in (0..).zip(&decision.shards) {
-            let groups = self.layout.accepted_groups(&decision.members, &decided.accepted);
+            let groups = self
+                .layout
+                .accepted_groups(&decision.members, &decided.accepted);
             for (group, reduction) in groups.into_iter().zip(&decided.reduced) {
-                self.residuals.insert((group, shard), reduction.residual);
+                if reduction.residual == Hash::ZERO {
+                    self.residuals.remove(&(group, shard));
+                } else {
+                    self.residuals.insert((group, shard), reduction.residual);
+                }
             }
         }
         self.roster = self.roster.after(decision, &self.config.manifest);
@@ -103,23 +109,33 @@ impl Node {
     /// The layout of the roster at hand, after the roster changed.
     pub(super) fn note_layout(&mut self) {
         let config = &self.config;
-        let layout = Layout::of(&self.roster, &config.manifest, config.shards, &config.update_bytes);
+        let layout = Layout::of(
+            &self.roster,
+            &config.manifest,
+            config.shards,
+            &config.update_bytes,
+        );
         if layout != *self.layout {
             let before = self.layout.groups().iter().map(|group| group.id);
             let owners = std::mem::take(&mut self.owners);
             self.owners_before = before.zip(owners).collect();
             let groups = layout.groups();
-            self.residuals.retain(|(group, _), _| groups.iter().any(|g| g.id == *group));
+            self.residuals
+                .retain(|(group, _), _| groups.iter().any(|g| g.id == *group));
             self.layout = Arc::new(layout);
         }
-        self.layouts.insert(self.roster.round(), Arc::clone(&self.layout));
+        self.layouts
+            .insert(self.roster.round(), Arc::clone(&self.layout));
         if self.layouts.len() > ROOTS_MAX {
             self.layouts.pop_first();
         }
     }
 
     /// What a decided record does to each shard, and the groups that live on after it; `None` for a round long ago.
-    pub(super) fn applied_by(&self, record: &DecisionRecord) -> Option<(Vec<AppliedShard>, Vec<GroupId>)> {
+    pub(super) fn applied_by(
+        &self,
+        record: &DecisionRecord,
+    ) -> Option<(Vec<AppliedShard>, Vec<GroupId>)> {
         let round = record.decision.round;
         let shards = AppliedShard::of(self.layouts.get(&round)?, record);
         let next = self.layouts.get(&round.next())?;

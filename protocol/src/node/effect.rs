@@ -1,4 +1,18 @@
 //! What goes into a node and what comes out of it: plain data that can be compared and printed.
+//!
+//! What a driver owes the node beyond what stands at each effect, where owners reduce:
+//! 1. [`Effect::Train`] says at which [`Stage`] the update is encoded; frames are checked, decoded and given back at their
+//!    stage, and what is left out of a decision goes back into the error feedback shard by shard.
+//! 2. A peer that is asked for a frame which it is told to fetch, and did not ask the asker for, answers when it has the frame,
+//!    within the usual time limit: so each frame enters a site once (rule `enters-once` of [`crate::plan`]).
+//! 3. [`Effect::Reduce`] is done beside training, not after it. In order: have the residual of the task (from the store, or from
+//!    its sources one after the other; if none has it, go on without); reduce; make frame and residual durable and ready to be
+//!    served by their hashes; answer. A residual of zeros alone is none, with the hash [`Hash::ZERO`].
+//! 4. [`Effect::Own`] replaces the list of residuals to be kept. Those that reductions of the round at hand left are kept
+//!    until the round after it is at hand. Both survive a restart as well as they can: what is lost is fetched, or lost.
+//! 5. [`Effect::Apply`] carries all that changes the state; its record is for logs. Contributions of one shard are of one stage.
+//! 6. [`Request::Reductions`] is answered with [`super::Node::reductions`].
+//! 7. Frames that owners made are kept and served as long as those of members: whoever is behind replays them.
 
 use std::sync::Arc;
 

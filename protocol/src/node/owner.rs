@@ -40,11 +40,7 @@ impl Node {
             }
         }
         let patience = self.patience(&self.reduction_arrivals);
-        Reducing {
-            parts,
-            patience,
-            ..Reducing::default()
-        }
+        Reducing::new(parts, patience)
     }
 
     /// Tells the driver whose residuals this peer has to have at hand.
@@ -76,12 +72,16 @@ impl Node {
         let before = self.owners_before.get(&group);
         let before = before.and_then(|owners| owners.get(shard as usize));
         let mut holders: Vec<PeerKey> = Vec::new();
-        for owner in now.into_iter().chain(before).flat_map(|owners| owners.iter()) {
+        for owner in now
+            .into_iter()
+            .chain(before)
+            .flat_map(|owners| owners.iter())
+        {
             if owner != self.me && !holders.contains(&owner) {
                 holders.push(owner);
             }
         }
-        let others = Sources::new(&self.roster, &self.me).of(&holders, shard);
+        let others = Sources::new(&self.roster, &self.me).direct(&holders);
         let rest = others.into_iter().filter(|peer| !holders.contains(peer));
         holders.iter().copied().chain(rest).collect()
     }
@@ -89,7 +89,9 @@ impl Node {
     /// The frames of an update that this peer needs for the round at hand: all of them in the `gather` plan, otherwise those
     /// that it sums.
     pub(super) fn wanted_frames(&self, header: &Header) -> BTreeSet<FrameId> {
-        let ids = header.update.frame_ids(self.layout.plan().stage_of_updates());
+        let ids = header
+            .update
+            .frame_ids(self.layout.plan().stage_of_updates());
         match self.layout.plan() {
             Plan::Gather => ids.collect(),
             Plan::Reduce | Plan::Hier => {
@@ -111,7 +113,7 @@ impl Node {
         if list.reductions.run != self.config.run || owner == self.me {
             return;
         }
-        if self.exchange.is_none() && round == current || round == current.next() {
+        if (self.exchange.is_none() && round == current) || round == current.next() {
             let room = self.early_lists.len() < EARLY_LISTS_MAX;
             if room && self.roster.contains(&owner) && !self.early_lists.contains(&list) {
                 self.early_lists.push(list);
@@ -300,7 +302,10 @@ impl Node {
             shard: key.1,
             output: plan.stage_of_results(),
             headers: inputs.iter().map(|(.., hash)| *hash).collect(),
-            inputs: inputs.iter().map(|(_, contribution, _)| *contribution).collect(),
+            inputs: inputs
+                .iter()
+                .map(|(_, contribution, _)| *contribution)
+                .collect(),
             residual: part.residual,
             sources,
         })));
@@ -321,7 +326,11 @@ impl Node {
         let Some(part) = exchange.reducing.parts.get_mut(&key) else {
             return;
         };
-        if part.summing.take_if(|headers| *headers == claim.headers).is_none() {
+        if part
+            .summing
+            .take_if(|headers| *headers == claim.headers)
+            .is_none()
+        {
             return;
         }
         self.frames.put(round, claim.frame.id(key.1, stage));
@@ -363,18 +372,23 @@ impl Node {
                 return;
             };
             let parts = exchange.reducing.parts.iter();
-            let made = parts.filter(|(key, _)| wanted(key)).filter_map(|(key, part)| {
-                Some((*key, part.claims_of(&self.me).nth(place)?))
-            });
+            let made = parts
+                .filter(|(key, _)| wanted(key))
+                .filter_map(|(key, part)| Some((*key, part.claims_of(&self.me).nth(place)?)));
             let made: Vec<_> = made.collect();
-            let headers: BTreeSet<Hash> =
-                made.iter().flat_map(|(_, claim)| claim.headers.iter().copied()).collect();
+            let headers: BTreeSet<Hash> = made
+                .iter()
+                .flat_map(|(_, claim)| claim.headers.iter().copied())
+                .collect();
             if made.is_empty() || headers.len() > HEADERS_MAX {
                 continue;
             }
             let headers: Vec<Hash> = headers.into_iter().collect();
             let entries = made.into_iter().map(|((group, shard), claim)| {
-                let places = claim.headers.iter().filter_map(|h| headers.binary_search(h).ok());
+                let places = claim
+                    .headers
+                    .iter()
+                    .filter_map(|h| headers.binary_search(h).ok());
                 Reduction {
                     group,
                     shard,
@@ -437,8 +451,14 @@ impl Node {
             return;
         };
         let (deadline, patience) = (exchange.deadline, exchange.reducing.patience);
-        let said = exchange.reducing.parts.values().flat_map(|part| part.claims());
-        let begins = said.map(|(.., since)| deadline.max(since)).chain([deadline]);
+        let said = exchange
+            .reducing
+            .parts
+            .values()
+            .flat_map(|part| part.claims());
+        let begins = said
+            .map(|(.., since)| deadline.max(since))
+            .chain([deadline]);
         let dues = begins.flat_map(|at| [at, at + patience / 2, at + patience]);
         let last = exchange.reducing.last_due(deadline);
         exchange.reducing.next_due = dues.chain([last]).filter(|due| *due > now).min();
@@ -500,8 +520,10 @@ impl Node {
         }
         let counts: BTreeSet<Hash> = best.values().map(|(_, header)| *header).collect();
         chosen.retain(|(_, claim)| claim.headers.iter().all(|h| counts.contains(h)));
-        let used: BTreeSet<Hash> =
-            chosen.iter().flat_map(|(_, claim)| claim.headers.iter().copied()).collect();
+        let used: BTreeSet<Hash> = chosen
+            .iter()
+            .flat_map(|(_, claim)| claim.headers.iter().copied())
+            .collect();
         let members: Vec<DecidedMember> = best
             .into_iter()
             .filter(|(_, (_, header))| used.contains(header))
@@ -547,9 +569,11 @@ impl Node {
             return Verdict::NotYet;
         };
         let mut verdict = Verdict::Acceptable;
-        let mut missing = Vec::new();
+        let (mut missing, mut lacks) = (Vec::new(), false);
         for (shard, decided) in (0..).zip(&decision.shards) {
-            let groups = self.layout.accepted_groups(&decision.members, &decided.accepted);
+            let groups = self
+                .layout
+                .accepted_groups(&decision.members, &decided.accepted);
             for (group, reduction) in groups.iter().zip(&decided.reduced) {
                 let Some(part) = exchange.reducing.parts.get(&(*group, shard)) else {
                     return Verdict::Unacceptable("proposed a reduction of no group");
@@ -570,12 +594,12 @@ impl Node {
                     verdict = Verdict::NotYet;
                     continue;
                 }
-                let mut said = part.claims().map(|(_, claim, _)| claim).filter(|claim| {
+                let said = part.claims().map(|(_, claim, _)| claim).filter(|claim| {
                     claim.headers == headers
                         && claim.frame == reduction.frame
                         && claim.residual == reduction.residual
                 });
-                let standing = said.clone().map(|claim| {
+                let standing = said.map(|claim| {
                     let alone = || part.alone_since(claim);
                     let ripe = |since| exchange.reducing.matures(exchange.deadline, since) <= now;
                     if part.is_confirmed(claim) {
@@ -588,8 +612,9 @@ impl Node {
                         }
                     }
                 });
-                let known = said.next().is_some();
-                match standing.max() {
+                let standing = standing.max();
+                let unheard = standing.is_none();
+                match standing {
                     Some(Verdict::Acceptable) => {}
                     _ if vouched => {}
                     Some(Verdict::Doubtful) if verdict != Verdict::NotYet => {
@@ -597,9 +622,12 @@ impl Node {
                     }
                     _ => verdict = Verdict::NotYet,
                 }
-                self.lacks_reductions.set(self.lacks_reductions.get() || !known);
+                if unheard && !vouched {
+                    lacks = true;
+                }
             }
         }
+        self.lacks_reductions |= lacks;
         let sources = Sources::new(&self.roster, &self.me);
         let bytes_max = self.config.frame_bytes_max.of(stage);
         for (shard, frame, owner) in missing {
@@ -613,12 +641,13 @@ impl Node {
 
     /// Asks a peer that has proposed what owners said, if this peer did not hear it.
     pub(super) fn ask_for_reductions(&mut self, now: Time) {
-        if !self.lacks_reductions.take() || self.asking_reductions.is_some() {
+        if !std::mem::take(&mut self.lacks_reductions) || self.asking_reductions.is_some() {
             return;
         }
         let proposers = self.proposals.iter().map(|proposal| proposal.proposer);
-        let proposers: Vec<PeerKey> =
-            proposers.filter(|p| *p != self.me && self.is_connected(p)).collect();
+        let proposers: Vec<PeerKey> = proposers
+            .filter(|p| *p != self.me && self.is_connected(p))
+            .collect();
         if let Some(peer) = self.take_turn(&proposers) {
             let id = self.request(peer, Request::Reductions(self.roster.round()));
             self.asking_reductions = Some(Asking {
@@ -635,7 +664,11 @@ impl Node {
         id: RequestId,
         lists: Vec<SignedReductions>,
     ) {
-        if self.asking_reductions.take_if(|asking| asking.id == id).is_some() {
+        if self
+            .asking_reductions
+            .take_if(|asking| asking.id == id)
+            .is_some()
+        {
             for list in lists {
                 self.on_reductions(now, list);
             }
@@ -652,7 +685,10 @@ impl Node {
         let reducing = &exchange.reducing;
         let mut slowest = None;
         for (shard, decided) in (0..).zip(&decision.shards) {
-            for group in self.layout.accepted_groups(&decision.members, &decided.accepted) {
+            for group in self
+                .layout
+                .accepted_groups(&decision.members, &decided.accepted)
+            {
                 let part = reducing.parts.get(&(group, shard));
                 let settled = part.and_then(|part| part.settled_after);
                 slowest = slowest.max(Some(settled.unwrap_or(now - exchange.started)));
@@ -660,7 +696,9 @@ impl Node {
         }
         let members = self.roster.members().iter();
         let heard = members.map(|member| exchange.heard_after(&member.peer));
-        let heard = heard.collect::<Option<Vec<_>>>().and_then(|all| all.into_iter().max());
+        let heard = heard
+            .collect::<Option<Vec<_>>>()
+            .and_then(|all| all.into_iter().max());
         let deadline = exchange.deadline - exchange.started;
         let begun = heard.map_or(deadline, |heard| heard.min(deadline));
         slowest.map(|slowest| slowest.saturating_sub(begun))

@@ -128,8 +128,8 @@ impl Part {
 
     /// What to believe. Rules `two-say-so` and `residual-goes-on`.
     pub(super) fn belief(&self) -> Belief<'_> {
-        let first = self.claims_of(&self.owners.first);
-        if let Some(claim) = first.clone().find(|claim| self.is_confirmed(claim)) {
+        let mut first = self.claims_of(&self.owners.first);
+        if let Some(claim) = first.find(|claim| self.is_confirmed(claim)) {
             return Belief::Confirmed(claim);
         }
         for goes_on in [true, false] {
@@ -152,9 +152,10 @@ impl Part {
         match self.belief() {
             Belief::Alone(..) => {
                 let goes_on = claim.residual_before == self.residual;
-                let others = self.claims.iter().any(|(_, other, _)| {
-                    !goes_on && other.residual_before == self.residual
-                });
+                let others = self
+                    .claims
+                    .iter()
+                    .any(|(_, other, _)| !goes_on && other.residual_before == self.residual);
                 let said = self.claims.iter().find(|(_, said, _)| said == claim);
                 said.filter(|_| !others).map(|(_, _, since)| *since)
             }
@@ -177,6 +178,14 @@ pub(super) struct Reducing {
 }
 
 impl Reducing {
+    pub(super) fn new(parts: BTreeMap<(GroupId, u32), Part>, patience: Duration) -> Reducing {
+        Reducing {
+            parts,
+            patience,
+            ..Reducing::default()
+        }
+    }
+
     /// Whether nothing is reduced in this round.
     pub(super) fn is_idle(&self) -> bool {
         self.parts.is_empty()
@@ -206,7 +215,11 @@ impl Reducing {
             entries.collect::<BTreeMap<_, _>>()
         };
         let new = entries(&list);
-        kept.retain(|old| entries(old).iter().any(|(key, value)| new.get(key) != Some(value)));
+        kept.retain(|old| {
+            entries(old)
+                .iter()
+                .any(|(key, value)| new.get(key) != Some(value))
+        });
         if kept.len() < LISTS_PER_OWNER {
             kept.push(list);
         }
@@ -278,9 +291,15 @@ mod tests {
         assert!(part.insert(Time(7), SECOND, other.clone()));
         assert_eq!(part.belief(), Belief::Disputed);
         assert_eq!(part.alone_since(&said), None);
-        assert!(part.insert(Time(8), SECOND, said.clone()), "follows the first");
+        assert!(
+            part.insert(Time(8), SECOND, said.clone()),
+            "follows the first"
+        );
         assert_eq!(part.belief(), Belief::Confirmed(&said));
-        assert!(!part.insert(Time(9), SECOND, claim(3, BEFORE)), "one too many");
+        assert!(
+            !part.insert(Time(9), SECOND, claim(3, BEFORE)),
+            "one too many"
+        );
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::hash::Hash;
 use crate::header::{FrameId, Header, SignedHeader, UpdateSummary};
 use crate::key::PeerKey;
 use crate::manifest::{Manifest, PEERS_MAX, RoundId};
-use crate::plan::Sources;
+use crate::plan::{Plan, Sources};
 use crate::time::Time;
 use crate::wire::{Gossip, JournalEntry};
 
@@ -206,7 +206,10 @@ impl Node {
     fn header_fault(&self, header: &Header) -> Option<&'static str> {
         let update = &header.update;
         let shards = self.config.shards as usize;
-        let frame_bytes_max = self.config.frame_bytes_max.of(self.layout.plan().stage_of_updates());
+        let frame_bytes_max = self
+            .config
+            .frame_bytes_max
+            .of(self.layout.plan().stage_of_updates());
         if !self.roster.contains(&header.peer) {
             Some("sent a header without being in the roster")
         } else if header.state_root != self.state_root {
@@ -233,12 +236,16 @@ impl Node {
             return;
         };
         let sources = Sources::new(&self.roster, &self.me);
+        let plan = self.layout.plan();
         let mut by_turn: BTreeMap<usize, Vec<PeerKey>> = BTreeMap::new();
         for frame in frames {
             let round = exchange.round;
             let sources = by_turn
                 .entry(sources.turn(frame.shard))
-                .or_insert_with(|| sources.of(&[author], frame.shard));
+                .or_insert_with(|| match plan {
+                    Plan::Gather => sources.of(&[author], frame.shard),
+                    Plan::Reduce | Plan::Hier => sources.direct(&[author]),
+                });
             let standing = self
                 .frames
                 .want(round, frame, sources.clone(), &mut self.effects);

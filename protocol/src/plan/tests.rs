@@ -68,14 +68,27 @@ fn carry(roster: &Roster, layout: &Layout, bytes: &PerStage) -> Carried {
     let site = |peer: &PeerKey| roster.member(peer).unwrap().link.site;
     let all: Vec<PeerKey> = roster.members().iter().map(|m| m.peer).collect();
     let shards = layout.shards();
-    let mut give = |askers: &[PeerKey], holders: &[PeerKey], shard: u32, bytes: u64| {
+    let mut give = |askers: &[PeerKey], holders: &[PeerKey], shard: u32, bytes: u64, few: bool| {
         // Whoever asks outside does so first; then everybody in the site has a source that holds the frame.
         let mut held: BTreeSet<PeerKey> = holders.iter().copied().collect();
-        let mut waiting: Vec<PeerKey> = askers.iter().copied().filter(|a| !held.contains(a)).collect();
+        let mut waiting: Vec<PeerKey> = askers
+            .iter()
+            .copied()
+            .filter(|a| !held.contains(a))
+            .collect();
         while !waiting.is_empty() {
             let served: Vec<(PeerKey, PeerKey)> = waiting
                 .iter()
-                .map(|asker| (*asker, Sources::new(roster, asker).of(holders, shard)[0]))
+                .map(|asker| {
+                    let sources = Sources::new(roster, asker);
+                    let direct = || sources.direct(holders)[0];
+                    let first = if few {
+                        direct()
+                    } else {
+                        sources.of(holders, shard)[0]
+                    };
+                    (*asker, first)
+                })
                 .filter(|(_, source)| held.contains(source))
                 .collect();
             assert!(!served.is_empty(), "everybody waits for somebody");
@@ -95,14 +108,15 @@ fn carry(roster: &Roster, layout: &Layout, bytes: &PerStage) -> Carried {
     let owners = layout.owners(&RUN);
     for shard in 0..shards {
         if layout.plan() == Plan::Gather {
-            all.iter().for_each(|author| give(&all, &[*author], shard, up));
+            all.iter()
+                .for_each(|author| give(&all, &[*author], shard, up, false));
         }
         for (group, owners) in layout.groups().iter().zip(&owners) {
             let owners: Vec<PeerKey> = owners[shard as usize].iter().collect();
             for author in &group.members {
-                give(&owners, &[*author], shard, up);
+                give(&owners, &[*author], shard, up, true);
             }
-            give(&all, &owners, shard, down);
+            give(&all, &owners, shard, down, false);
         }
     }
     carried
@@ -121,8 +135,22 @@ fn every_plan_moves_the_bytes_that_it_says() {
         alone(2),
         alone(5),
         alone(8),
-        roster(&[("a", 10), ("a", 10), ("a", 10), ("b", 10), ("b", 10), ("b", 10)]),
-        roster(&[("a", 10), ("a", 10), ("b", 10), ("b", 10), ("c", 10), ("c", 10)]),
+        roster(&[
+            ("a", 10),
+            ("a", 10),
+            ("a", 10),
+            ("b", 10),
+            ("b", 10),
+            ("b", 10),
+        ]),
+        roster(&[
+            ("a", 10),
+            ("a", 10),
+            ("b", 10),
+            ("b", 10),
+            ("c", 10),
+            ("c", 10),
+        ]),
     ];
     for roster in &rosters {
         for kind in [PlanKind::Gather, PlanKind::Reduce, PlanKind::Hier] {
@@ -133,9 +161,15 @@ fn every_plan_moves_the_bytes_that_it_says() {
             let entered = carried.entered.values().max().copied().unwrap_or(0);
             let what = format!("{kind:?} of {} peers", roster.len());
             let near = |found: u64, said: u64, part: u64| found.abs_diff(said) * part <= said;
-            assert!(near(found, said.received_bytes_per_peer, 200), "{what}: {found} {said:?}");
+            assert!(
+                near(found, said.received_bytes_per_peer, 200),
+                "{what}: {found} {said:?}"
+            );
             // Who owns what is drawn: a tenth of a site's share.
-            assert!(near(entered, said.wan_bytes_per_site, 10), "{what}: {entered} {said:?}");
+            assert!(
+                near(entered, said.wan_bytes_per_site, 10),
+                "{what}: {entered} {said:?}"
+            );
         }
     }
 }
@@ -149,10 +183,17 @@ fn no_plan_promises_less_than_what_has_to_move() {
         let gather = Plan::Gather.predicted(&roster, &BYTES);
         assert_eq!(gather.received_bytes_per_peer, others * BYTES.update);
         // A sum of dense updates of one stage: each peer's part of the input is needed elsewhere, and each gets the sum.
-        let same = PerStage { local: 1000, update: 1000, reduced: 1000 };
+        let same = PerStage {
+            local: 1000,
+            update: 1000,
+            reduced: 1000,
+        };
         let reduce = Plan::Reduce.predicted(&roster, &same);
         let bound = 2 * others * 1000 / count as u64;
-        assert!(reduce.received_bytes_per_peer >= bound.min(1000 * others), "{count}: {reduce:?}");
+        assert!(
+            reduce.received_bytes_per_peer >= bound.min(1000 * others),
+            "{count}: {reduce:?}"
+        );
         assert_eq!((gather.hops, reduce.hops), (1, 2));
     }
 }
@@ -172,7 +213,13 @@ fn sources_begin_with_a_holder_and_name_everybody_once() {
 
 #[test]
 fn shards_are_owned_in_proportion_to_capacity_by_two_members() {
-    let cases: [&[u16]; 5] = [&[1, 1], &[10; 7], &[10, 20, 30, 40], &[0, 5, 5, 5, 0], &[0, 0, 0]];
+    let cases: [&[u16]; 5] = [
+        &[1, 1],
+        &[10; 7],
+        &[10, 20, 30, 40],
+        &[0, 5, 5, 5, 0],
+        &[0, 0, 0],
+    ];
     for capacities in cases {
         for shards in [1u32, 7, 64, 500] {
             let links: Vec<_> = capacities.iter().map(|c| ("", *c)).collect();
@@ -180,7 +227,11 @@ fn shards_are_owned_in_proportion_to_capacity_by_two_members() {
             let layout = layout(&roster, PlanKind::Reduce, shards);
             let owners = &layout.owners(&RUN)[0];
             assert_eq!(owners.len(), shards as usize);
-            assert!(owners.iter().all(|o| o.second.is_some_and(|second| second != o.first)));
+            assert!(
+                owners
+                    .iter()
+                    .all(|o| o.second.is_some_and(|second| second != o.first))
+            );
             let nobody = capacities.iter().all(|c| *c == 0);
             let unit = |peer: &PeerKey| {
                 let capacity = roster.member(peer).unwrap().link.capacity;
@@ -191,9 +242,15 @@ fn shards_are_owned_in_proportion_to_capacity_by_two_members() {
                 let share = u64::from(shards) * unit(&member.peer) / total;
                 let first = owners.iter().filter(|o| o.first == member.peer).count() as u64;
                 let both = owners.iter().filter(|o| o.contains(&member.peer)).count() as u64;
-                assert!(first.abs_diff(share) <= capacities.len() as u64, "{capacities:?} {shards}");
+                assert!(
+                    first.abs_diff(share) <= capacities.len() as u64,
+                    "{capacities:?} {shards}"
+                );
                 let off = both.abs_diff(2 * share);
-                assert!(off <= 2 * capacities.len() as u64, "{capacities:?} {shards}: off by {off}");
+                assert!(
+                    off <= 2 * capacities.len() as u64,
+                    "{capacities:?} {shards}: off by {off}"
+                );
                 if unit(&member.peer) == 0 {
                     assert_eq!(both, 0);
                 }
@@ -207,18 +264,35 @@ fn most_shards_keep_their_owners_when_a_member_goes() {
     const SHARDS: u32 = 400;
     let (before, after) = (alone(9), alone(8));
     let of = |roster: &Roster| layout(roster, PlanKind::Reduce, SHARDS).owners(&RUN)[0].clone();
-    let gone = before.members().iter().find(|m| !after.contains(&m.peer)).unwrap().peer;
+    let gone = before
+        .members()
+        .iter()
+        .find(|m| !after.contains(&m.peer))
+        .unwrap()
+        .peer;
     let (owned, then) = (of(&before), of(&after));
     let pairs = owned.iter().zip(&then);
-    let moved = pairs.filter(|(b, a)| b.iter().any(|o| o != gone && !a.contains(&o))).count();
-    assert!(moved <= SHARDS as usize / 4, "{moved} of {SHARDS} shards moved without need");
+    let moved = pairs
+        .filter(|(b, a)| b.iter().any(|o| o != gone && !a.contains(&o)))
+        .count();
+    assert!(
+        moved <= SHARDS as usize / 4,
+        "{moved} of {SHARDS} shards moved without need"
+    );
 }
 
 #[test]
 fn the_planner_gathers_in_small_runs_reduces_in_large_ones_and_sums_in_sites() {
     let small = alone(3);
     let large = alone(40);
-    let sites = roster(&[("a", 10), ("a", 10), ("a", 10), ("b", 10), ("b", 10), ("b", 10)]);
+    let sites = roster(&[
+        ("a", 10),
+        ("a", 10),
+        ("a", 10),
+        ("b", 10),
+        ("b", 10),
+        ("b", 10),
+    ]);
     let bytes = PerStage {
         local: 200_000_000,
         update: 12_000_000,
