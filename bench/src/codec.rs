@@ -247,7 +247,7 @@ fn measure(
         noise.fill(distribution, &mut update);
         for (row, feedback) in &mut lanes {
             progress.say(distribution, round, row.codec);
-            feedback.accumulate(&update)?;
+            feedback.accumulate(0, &update)?;
             let sample = send(feedback, layout.tiles(), row.codec, &mut scratch)?;
             row.samples.push(sample);
         }
@@ -269,7 +269,8 @@ fn send(
     codec: Codec,
     scratch: &mut Scratch,
 ) -> anyhow::Result<Sample> {
-    scratch.before.copy_from_slice(feedback.residual());
+    let residual = feedback.residual().expect("an update was taken in");
+    scratch.before.copy_from_slice(residual);
     scratch.frame.clear();
     let start = Instant::now();
     let stats = feedback.take(0, tiles, codec, &mut scratch.frame)?;
