@@ -113,7 +113,7 @@ impl<'a> IndexReader<'a> {
         self.entries += entries.len() as u64;
         let start = self.position;
         let is_valid = match self.code {
-            IndexCode::Rice(r) => self.read_rice(u32::from(r), entries, len),
+            IndexCode::Rice(r) => self.read_rice(r, entries, len),
             IndexCode::Packed => self.read_packed(entries, len),
         };
         match is_valid {
@@ -122,26 +122,43 @@ impl<'a> IndexReader<'a> {
         }
     }
 
+    /// Each r has code of its own, whose shifts and masks are constants.
     #[inline]
-    fn read_rice(&mut self, r: u32, entries: &mut [u16], len: usize) -> Option<()> {
+    fn read_rice(&mut self, r: u8, entries: &mut [u16], len: usize) -> Option<()> {
+        match r {
+            0 => self.read_rice_of::<0>(entries, len),
+            1 => self.read_rice_of::<1>(entries, len),
+            2 => self.read_rice_of::<2>(entries, len),
+            3 => self.read_rice_of::<3>(entries, len),
+            4 => self.read_rice_of::<4>(entries, len),
+            5 => self.read_rice_of::<5>(entries, len),
+            6 => self.read_rice_of::<6>(entries, len),
+            7 => self.read_rice_of::<7>(entries, len),
+            8 => self.read_rice_of::<8>(entries, len),
+            9 => self.read_rice_of::<9>(entries, len),
+            10 => self.read_rice_of::<10>(entries, len),
+            _ => self.read_rice_of::<11>(entries, len),
+        }
+    }
+
+    fn read_rice_of<const R: u32>(&mut self, entries: &mut [u16], len: usize) -> Option<()> {
         let gaps = &mut self.numbers[..entries.len()];
         let mut end = 0;
         let (quads, rest) = gaps.as_chunks_mut::<4>();
         for quad in quads {
-            end += rice_gaps(r, self.bytes, &mut self.position, quad)?;
+            end += rice_gaps::<R, 4>(self.bytes, &mut self.position, quad)?;
         }
         for gap in rest.as_chunks_mut::<1>().0 {
-            end += rice_gaps(r, self.bytes, &mut self.position, gap)?;
+            end += rice_gaps::<R, 1>(self.bytes, &mut self.position, gap)?;
         }
         // Gaps are not negative: the last index, `end - 1`, is the largest.
         if end as usize > len {
             return None;
         }
-        let below = r.saturating_sub(1);
-        let with_bit = gaps.iter().fold([0_u16; 2], |[at_r, at_below], gap| {
+        let with_bit = gaps.iter().fold([0_u16; 2], |[at_r, below], gap| {
             [
-                at_r.wrapping_add(gap >> r & 1),
-                at_below.wrapping_add(gap >> below & 1),
+                at_r.wrapping_add(gap >> R & 1),
+                below.wrapping_add(gap >> R.saturating_sub(1) & 1),
             ]
         });
         for (sum, count) in self.with_bit.iter_mut().zip(with_bit) {
@@ -243,24 +260,23 @@ impl<'a> IndexReader<'a> {
 /// Reads `N` gaps from bit `position` on and moves it behind them; the sum of what each adds to the index, gap + 1. `None`
 /// past the end. A gap that does not fit in `u16` is cut off; then the sum is no index of a tile.
 ///
-/// `N * (r + 1)` is at most 48, so that a word usually has them all.
+/// `N * (R + 1)` is at most 48, so that a word usually has them all.
 #[inline]
-fn rice_gaps<const N: usize>(
-    r: u32,
+fn rice_gaps<const R: u32, const N: usize>(
     bytes: &[u8],
     position: &mut usize,
     gaps: &mut [u16; N],
 ) -> Option<u32> {
     if let Some(mut word) = word(bytes, *position) {
-        let mask = (1_u32 << r) - 1;
-        let (mut used, mut sum) = (0, 0_u32);
+        let mask = (1_u32 << R) - 1;
+        let (mut used, mut sum) = (0_u32, 0_u32);
         for gap in gaps.iter_mut() {
             // 64 when no bit is left: then `used` exceeds the bits of a word, and what is computed here is not used.
             let quotient = word.trailing_zeros();
             let rest = (word >> 1).wrapping_shr(quotient) as u32 & mask;
-            let whole = quotient << r | rest;
-            word = (word >> (r + 1)).wrapping_shr(quotient);
-            used += quotient + r + 1;
+            let whole = quotient << R | rest;
+            word = (word >> (R + 1)).wrapping_shr(quotient);
+            used = used.wrapping_add(quotient + R + 1);
             sum = sum.wrapping_add(whole + 1);
             *gap = whole as u16;
         }
@@ -272,7 +288,7 @@ fn rice_gaps<const N: usize>(
     let mut reader = BitReader::new(bytes, *position);
     let mut sum = 0_u32;
     for gap in gaps.iter_mut() {
-        let whole = rice_gap(r, &mut reader)?;
+        let whole = rice_gap(R, &mut reader)?;
         // Beyond any tile the sum does not matter, as long as it stays there.
         sum = sum.saturating_add(whole + 1).min(1 << 20);
         *gap = whole as u16;

@@ -37,7 +37,7 @@ pub fn encode(values: &[f32], tiles: &[Tile], codec: Codec) -> Option<Vec<u8>> {
                     dense_values.extend(value.to_le_bytes());
                 }
             }
-            (Codec::Dense(DenseFormat::Bf16), _) | (_, TensorMode::Dense) => {
+            (Codec::Dense(DenseFormat::Bf16), _) | (Codec::Sparse { .. }, TensorMode::Dense) => {
                 for &value in values {
                     let rounded = bf16::from_f32(value);
                     let rounded = if rounded == bf16::ZERO {

@@ -94,6 +94,10 @@ pub enum CodecKind {
     DenseBf16,
     /// Every element as f32.
     DenseF32,
+    /// Every element as an 8-bit integer, with a scale for each block.
+    DenseInt8,
+    /// Every element as a 4-bit integer, with a scale for each block.
+    DenseInt4,
 }
 
 /// See the module documentation. Field units stand in their names.
