@@ -1,11 +1,13 @@
 //! Measurements of gradmesh, each beside a bound from arithmetic.
 //!
-//! Trains nothing and opens no socket. Exit codes: 0 done, 1 failed, 2 wrong usage.
+//! Trains nothing. Exit codes: 0 done, 1 failed, 2 wrong usage.
 
 mod bound;
 mod codec;
+mod exchange;
 mod noise;
 mod origin;
+mod report;
 
 use std::process::ExitCode;
 
@@ -28,11 +30,16 @@ struct Cli {
 enum Command {
     /// Size, error and speed of every codec, on one thread
     Codec(codec::Args),
+    /// Time, bytes and processor time of an exchange between real daemons, beside gloo and hivemind
+    Exchange(exchange::Args),
 }
 
 fn main() -> ExitCode {
-    let Command::Codec(args) = Cli::parse().command;
-    match codec::run(&args) {
+    let result = match Cli::parse().command {
+        Command::Codec(args) => codec::run(&args),
+        Command::Exchange(args) => exchange::run(&args),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

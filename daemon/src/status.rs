@@ -105,25 +105,30 @@ pub struct PeerStatus {
 /// Where the time of a round went on this daemon.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RoundSeconds {
-    /// Local steps and encoding.
+    /// Local steps.
     pub train: f64,
+    /// From the last step to the own update: encoding it, making it durable.
+    pub encode: f64,
     /// From the own update to the end of waiting for the others'.
     pub exchange: f64,
     /// Agreement.
     pub decide: f64,
     /// Aggregate, outer step, making it durable.
     pub apply: f64,
+    /// When the own update was out, in seconds since 1970 by this machine's clock: the figures of peers on one machine can
+    /// be laid over each other.
+    pub committed_at: f64,
 }
 
 impl RoundSeconds {
-    /// All but training.
+    /// All but training and encoding.
     pub fn sync(&self) -> f64 {
         self.exchange + self.decide + self.apply
     }
 
     /// All of it.
     pub fn total(&self) -> f64 {
-        self.train + self.sync()
+        self.train + self.encode + self.sync()
     }
 }
 
@@ -599,10 +604,12 @@ mod tests {
         handle.set_decided(decided(1, 4, 200));
         handle.set_decided(decided(2, 1, 50));
         let seconds = RoundSeconds {
-            train: 9.0,
+            train: 8.0,
+            encode: 1.0,
             exchange: 0.5,
             decide: 0.25,
             apply: 0.25,
+            committed_at: 0.0,
         };
         handle.set_applied(1, Hash::ZERO, Some(seconds));
         let status = handle.snapshot();

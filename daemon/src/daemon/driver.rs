@@ -662,7 +662,12 @@ impl Driver {
                 step,
                 steps,
                 loss,
-            } => self.progress = Some((round, step, steps, loss)),
+            } => {
+                self.progress = Some((round, step, steps, loss));
+                if step == steps {
+                    self.meter.trained();
+                }
+            }
             Event::Update {
                 round,
                 summary,

@@ -1,6 +1,6 @@
 //! Where the time of a round goes on this peer.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use gradmesh_protocol::manifest::RoundId;
 
@@ -11,7 +11,9 @@ use crate::status::RoundSeconds;
 pub(super) struct Meter {
     round: RoundId,
     started: Option<Instant>,
+    trained: Option<Instant>,
     committed: Option<Instant>,
+    committed_at: f64,
     deciding: Option<Instant>,
     decided: Option<Instant>,
 }
@@ -26,9 +28,18 @@ impl Meter {
         };
     }
 
+    /// The last local step is done.
+    pub(super) fn trained(&mut self) {
+        self.trained.get_or_insert_with(Instant::now);
+    }
+
     /// The own update is out.
     pub(super) fn commit(&mut self) {
-        self.committed.get_or_insert_with(Instant::now);
+        if self.committed.is_none() {
+            self.committed = Some(Instant::now());
+            let since = SystemTime::now().duration_since(UNIX_EPOCH);
+            self.committed_at = since.map_or(0.0, |since| since.as_secs_f64());
+        }
     }
 
     /// The roster votes.
@@ -48,13 +59,16 @@ impl Meter {
         let decided = self.decided.unwrap_or(now);
         // Training that was cut off by the decision ends with it.
         let committed = self.committed.unwrap_or(decided).min(decided);
+        let trained = self.trained.unwrap_or(committed).clamp(started, committed);
         let deciding = self.deciding.unwrap_or(decided).clamp(committed, decided);
         let seconds = |from: Instant, to: Instant| to.duration_since(from).as_secs_f64();
         let measured = RoundSeconds {
-            train: seconds(started, committed),
+            train: seconds(started, trained),
+            encode: seconds(trained, committed),
             exchange: seconds(committed, deciding),
             decide: seconds(deciding, decided),
             apply: seconds(decided, now),
+            committed_at: self.committed_at,
         };
         *self = Meter::default();
         Some(measured)

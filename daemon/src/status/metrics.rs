@@ -127,6 +127,7 @@ pub(super) fn set(status: &Status) {
     if let Some(seconds) = status.history.iter().rev().find_map(|r| r.seconds) {
         for (part, value) in [
             ("train", seconds.train),
+            ("encode", seconds.encode),
             ("exchange", seconds.exchange),
             ("decide", seconds.decide),
             ("apply", seconds.apply),

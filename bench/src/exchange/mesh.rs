@@ -1,0 +1,297 @@
+//! Daemons that exchange the updates of a trainer that costs next to nothing, round after round.
+//!
+//! A round is measured between two looks at the daemons: while all of them train, which is to sleep, and once all of
+//! them have applied it.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use serde_json::json;
+
+use super::case::{CodecName, Plan};
+use super::daemon::{Daemon, Status};
+use super::network::{Place, received_bytes};
+use super::row::{Phases, Sample};
+
+/// How often daemons are asked where they are. A look costs each of them some 0.2 ms.
+const LOOK: Duration = Duration::from_millis(50);
+/// The longest that a mesh may take to come together: states of some hundred MB are made and hashed.
+const START_PATIENCE: Duration = Duration::from_secs(180);
+/// The longest that a round may take.
+const ROUND_PATIENCE: Duration = Duration::from_secs(600);
+/// Tiles of a shard: the default of run files, unless that makes more shards than a run may have.
+const TILES_PER_SHARD: u64 = 64;
+const SHARDS_MAX: u64 = 4096;
+const TILE_ELEMENTS: u64 = 4096;
+/// Of the run's data, which nobody reads; a run has to have some.
+const TEXT: &str = include_str!("../../../LICENSE-APACHE");
+
+/// What a mesh exchanges, and how.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Run {
+    /// Of each tensor.
+    pub(super) elements: Vec<u64>,
+    pub(super) codec: CodecName,
+    pub(super) plan: Plan,
+    pub(super) peers: u32,
+    pub(super) rounds: u64,
+    /// How long the daemons sleep between two exchanges.
+    pub(super) pause: Duration,
+}
+
+impl Run {
+    /// The run file, which names `config.json` and the directory `text` beside it.
+    fn to_toml(&self) -> String {
+        let tiles: u64 = self
+            .elements
+            .iter()
+            .map(|count| count.div_ceil(TILE_ELEMENTS))
+            .sum();
+        let tiles_per_shard = TILES_PER_SHARD.max(tiles.div_ceil(SHARDS_MAX));
+        let Run {
+            codec,
+            plan,
+            peers,
+            rounds,
+            ..
+        } = self;
+        format!(
+            "name = \"exchange\"\n\
+             [model]\nconfig = \"config.json\"\n\
+             [data]\ndir = \"text\"\nsequence_tokens = 32\n\
+             [inner]\nbatch_sequences = 1\n\
+             [outer]\nrule = \"plain\"\nrate = 1.0\n\
+             [codec]\ntiles_per_shard = {tiles_per_shard}\n{}\
+             {}\
+             [schedule]\nsteps_per_round = 1\nrounds = {rounds}\nrounds_per_epoch = {}\n\
+             [trust]\npeers_min = {peers}\n",
+            codec.to_toml(),
+            plan.to_toml(),
+            // No checkpoint is written during the measurement.
+            rounds + 1,
+        )
+    }
+
+    fn model(&self) -> String {
+        let step_ms = u64::try_from(self.pause.as_millis()).unwrap_or(u64::MAX);
+        json!({"model_type": "gradmesh-synthetic", "elements": self.elements, "step_ms": step_ms})
+            .to_string()
+    }
+}
+
+/// Running daemons of one run.
+pub(super) struct Mesh {
+    daemons: Vec<Daemon>,
+}
+
+/// Counters of a mesh at one moment.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Count {
+    cpu_s: f64,
+    received_bytes: f64,
+}
+
+impl Mesh {
+    /// Writes the run below `home` and starts a daemon at each place; waits until all train.
+    pub(super) async fn start(
+        run: &Run,
+        gradmesh: &Path,
+        places: &[Place],
+        home: &Path,
+    ) -> anyhow::Result<Mesh> {
+        let run_file = home.join("run.toml");
+        fs::create_dir(home.join("text"))?;
+        fs::write(home.join("text/licence.txt"), TEXT)?;
+        fs::write(home.join("config.json"), run.model())?;
+        fs::write(&run_file, run.to_toml())?;
+        let run_file = run_file.to_str().context("a path that is no text")?;
+        let [first, others @ ..] = places else {
+            bail!("a mesh without peers");
+        };
+        let launcher = Daemon::start(gradmesh, 0, first, home, &["launch", run_file])?;
+        let mut mesh = Mesh {
+            daemons: vec![launcher],
+        };
+        let statuses = mesh
+            .wait("a ticket", START_PATIENCE, |status| status.ticket.is_some())
+            .await?;
+        let ticket = statuses.into_iter().find_map(|status| status.ticket);
+        let ticket = ticket.context("no ticket")?;
+        for (number, place) in others.iter().enumerate() {
+            let joiner = Daemon::start(gradmesh, number + 1, place, home, &["join", &ticket])?;
+            mesh.daemons.push(joiner);
+        }
+        mesh.wait_training(1).await?;
+        Ok(mesh)
+    }
+
+    /// Waits until every daemon trains for `round`.
+    pub(super) async fn wait_training(&mut self, round: u64) -> anyhow::Result<()> {
+        let what = format!("the training of round {round}");
+        self.wait(&what, START_PATIENCE, |status| trains(status, round))
+            .await?;
+        Ok(())
+    }
+
+    /// Whether every daemon still trains for `round`.
+    pub(super) async fn is_training(&mut self, round: u64) -> anyhow::Result<bool> {
+        Ok(self
+            .look()
+            .await?
+            .iter()
+            .all(|status| trains(status, round)))
+    }
+
+    /// Waits until every daemon has applied `round`; what it took since `before`.
+    pub(super) async fn wait_applied(
+        &mut self,
+        round: u64,
+        before: Count,
+    ) -> anyhow::Result<Sample> {
+        let what = format!("round {round} to be applied");
+        let done = |status: &Status| status.applied >= Some(round);
+        let statuses = self.wait(&what, ROUND_PATIENCE, done).await?;
+        let after = self.count();
+        let peers = self.daemons.len();
+        let rounds: Option<Vec<_>> = statuses.iter().map(|status| status.round(round)).collect();
+        let rounds = rounds.context("a daemon has forgotten the round")?;
+        let seconds: Option<Vec<_>> = rounds.iter().map(|round| round.seconds).collect();
+        let seconds =
+            seconds.with_context(|| format!("a daemon did not take part in round {round}"))?;
+        let committed = seconds
+            .iter()
+            .map(|s| s.committed_at)
+            .fold(f64::MIN, f64::max);
+        let applied = seconds
+            .iter()
+            .map(|s| s.committed_at + s.exchange + s.decide + s.apply)
+            .fold(f64::MIN, f64::max);
+        let most =
+            |of: fn(&super::daemon::Seconds) -> f64| seconds.iter().map(of).fold(0.0, f64::max);
+        let all_count = rounds.iter().all(|round| round.members as usize == peers);
+        ensure!(
+            all_count,
+            "round {round} was decided without the updates of all {peers} peers"
+        );
+        Ok(Sample {
+            seconds: applied - committed,
+            cpu_s: after.cpu_s - before.cpu_s,
+            bytes_per_peer: (after.received_bytes - before.received_bytes) / peers as f64,
+            roots_equal: rounds
+                .iter()
+                .all(|r| r.root.is_some() && r.root == rounds[0].root),
+            phases: Some(Phases {
+                encode: most(|s| s.encode),
+                exchange: most(|s| s.exchange),
+                decide: most(|s| s.decide),
+                apply: most(|s| s.apply),
+            }),
+        })
+    }
+
+    pub(super) fn count(&self) -> Count {
+        Count {
+            cpu_s: self
+                .daemons
+                .iter()
+                .map(|daemon| daemon.process.cpu_s())
+                .sum(),
+            received_bytes: received(self.daemons.iter().map(|d| (&d.place, d.process.id()))),
+        }
+    }
+
+    /// Of the daemon that held most.
+    pub(super) fn rss_bytes_max(&self) -> u64 {
+        let peaks = self
+            .daemons
+            .iter()
+            .map(|daemon| daemon.process.rss_bytes_max());
+        peaks.max().unwrap_or(0)
+    }
+
+    /// Waits until `done` holds for every daemon.
+    async fn wait(
+        &mut self,
+        what: &str,
+        patience: Duration,
+        done: impl Fn(&Status) -> bool,
+    ) -> anyhow::Result<Vec<Status>> {
+        let began = Instant::now();
+        let mut seen = Vec::new();
+        loop {
+            let statuses = self.look().await?;
+            if statuses.len() == self.daemons.len() {
+                if statuses.iter().all(&done) {
+                    return Ok(statuses);
+                }
+                seen = statuses;
+            }
+            if began.elapsed() > patience {
+                let words: Vec<String> = seen.iter().map(Status::words).collect();
+                bail!(
+                    "waited {} s in vain for {what}; the peers: {}",
+                    patience.as_secs(),
+                    words.join("; ")
+                );
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// The statuses of those that answer.
+    async fn look(&mut self) -> anyhow::Result<Vec<Status>> {
+        let mut statuses = Vec::with_capacity(self.daemons.len());
+        for daemon in &mut self.daemons {
+            daemon.process.check_alive()?;
+            statuses.extend(daemon.status().await);
+        }
+        Ok(statuses)
+    }
+}
+
+fn trains(status: &Status, round: u64) -> bool {
+    status.phase == "training" && status.round == round
+}
+
+/// Bytes that all peers' interfaces received so far; an interface that peers share counts once.
+pub(super) fn received<'a>(peers: impl Iterator<Item = (&'a Place, u32)>) -> f64 {
+    let mut seen: Vec<&Place> = Vec::new();
+    let mut bytes = 0;
+    for (place, id) in peers {
+        if !seen.contains(&place) {
+            seen.push(place);
+            bytes += received_bytes(id, place.interface).unwrap_or(0);
+        }
+    }
+    bytes as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_file_asks_for_codec_plan_and_few_enough_shards() {
+        let run = Run {
+            elements: vec![1 << 31],
+            codec: "sparse-2bit".parse().unwrap(),
+            plan: Plan::Reduce,
+            peers: 4,
+            rounds: 7,
+            pause: Duration::from_millis(250),
+        };
+        let text = run.to_toml();
+        for part in [
+            "value_bits = 2\n",
+            "[exchange]\nplan = \"reduce\"\n",
+            "tiles_per_shard = 128\n",
+            "peers_min = 4\n",
+            "rounds = 7\n",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(run.model().contains("\"step_ms\":250"));
+    }
+}

@@ -1,0 +1,215 @@
+//! Where peers run: on this machine's loopback, or each in a network namespace with a link of limited rate.
+//!
+//! With root even loopback is a namespace of its own, so that the counters of its interface count the peers alone.
+//! Without root, namespaces cannot be made; loopback is then the machine's own.
+
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::Stdio;
+
+use anyhow::{Context, bail};
+use rustix::process::geteuid;
+use tokio::process::Command;
+
+use super::case::Link;
+
+/// Names of namespaces begin with this and the process id.
+const PREFIX: &str = "gradmesh-bench";
+/// Of the peers' network; nothing else is in their namespaces.
+const NETWORK: [u8; 3] = [10, 77, 0];
+/// The most peers that have an address in it.
+pub(super) const PEERS_MAX: u32 = 64;
+/// The longest that a packet waits in a full queue of the limited link: that of an ordinary router.
+const QUEUE_MS: u32 = 50;
+/// What the limiter lets through at once, at least: one packet of the largest size that a virtual link carries.
+const BURST_BYTES_MIN: u64 = 64 << 10;
+/// A limiter that is woken this often has to let through what came due since: the slowest usual timer of kernels.
+const TIMER_HZ: u64 = 250;
+
+/// Where one peer runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Absent: the machine's own network.
+    netns: Option<String>,
+    pub(super) address: Ipv4Addr,
+    pub(super) interface: &'static str,
+}
+
+impl Place {
+    /// A command that will run here.
+    pub(super) fn command(&self, program: &Path) -> Command {
+        match &self.netns {
+            None => Command::new(program),
+            Some(netns) => {
+                // Replaces itself by the program: the process id stays.
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", netns]).arg(program);
+                command
+            }
+        }
+    }
+
+    /// Moves the calling thread here, for good.
+    pub(super) fn enter(&self) -> io::Result<()> {
+        use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+        use std::os::fd::AsFd as _;
+        let Some(netns) = &self.netns else {
+            return Ok(());
+        };
+        let file = fs::File::open(Path::new("/run/netns").join(netns))?;
+        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
+        Ok(())
+    }
+}
+
+/// Places for some peers; their namespaces go when this is dropped, which is to be after the processes in them.
+#[derive(Debug)]
+pub(super) struct Network {
+    pub(super) places: Vec<Place>,
+    namespaces: Vec<String>,
+}
+
+impl Network {
+    /// # Errors
+    /// What is missing: root, or a tool.
+    pub(super) async fn make(link: &Link, peers: u32) -> anyhow::Result<Network> {
+        let mut network = Network {
+            places: Vec::new(),
+            namespaces: Vec::new(),
+        };
+        match link {
+            Link::Loopback => network.loopback(peers).await?,
+            Link::Veth { bits_per_s } => {
+                if !geteuid().is_root() {
+                    bail!("{link} needs root, to make network namespaces");
+                }
+                network.bridge(peers, *bits_per_s).await?;
+            }
+            Link::Wan(_) => {
+                bail!("{link}: daemons cannot be started in the emulator from here yet")
+            }
+        }
+        Ok(network)
+    }
+
+    async fn loopback(&mut self, peers: u32) -> anyhow::Result<()> {
+        let netns = match self.namespace("lo").await {
+            Ok(netns) => Some(netns),
+            Err(_) if !geteuid().is_root() => None,
+            Err(error) => return Err(error),
+        };
+        let place = Place {
+            netns,
+            address: Ipv4Addr::LOCALHOST,
+            interface: "lo",
+        };
+        self.places = vec![place; peers as usize];
+        Ok(())
+    }
+
+    /// A bridge in a namespace of its own, and a namespace for each peer with a link to it, limited at both ends.
+    async fn bridge(&mut self, peers: u32, bits_per_s: u64) -> anyhow::Result<()> {
+        let hub = self.namespace("hub").await?;
+        ip(&format!("-n {hub} link add br0 type bridge")).await?;
+        ip(&format!("-n {hub} link set br0 up")).await?;
+        for peer in 0..peers {
+            let netns = self.namespace(&peer.to_string()).await?;
+            let host = u8::try_from(peer + 1).context("too many peers")?;
+            let [a, b, c] = NETWORK;
+            let address = Ipv4Addr::new(a, b, c, host);
+            ip(&format!(
+                "-n {hub} link add p{peer} type veth peer name eth0 netns {netns}"
+            ))
+            .await?;
+            ip(&format!("-n {hub} link set p{peer} master br0 up")).await?;
+            ip(&format!("-n {netns} addr add {address}/24 dev eth0")).await?;
+            ip(&format!("-n {netns} link set eth0 up")).await?;
+            let burst = (bits_per_s / 8 / TIMER_HZ).max(BURST_BYTES_MIN);
+            let limit = format!("root tbf rate {bits_per_s}bit burst {burst} latency {QUEUE_MS}ms");
+            tool("tc", &format!("-n {netns} qdisc add dev eth0 {limit}")).await?;
+            tool("tc", &format!("-n {hub} qdisc add dev p{peer} {limit}")).await?;
+            self.places.push(Place {
+                netns: Some(netns),
+                address,
+                interface: "eth0",
+            });
+        }
+        Ok(())
+    }
+
+    /// A new namespace with its loopback up.
+    async fn namespace(&mut self, name: &str) -> anyhow::Result<String> {
+        let netns = format!("{PREFIX}-{}-{name}", std::process::id());
+        ip(&format!("netns add {netns}")).await?;
+        self.namespaces.push(netns.clone());
+        ip(&format!("-n {netns} link set lo up")).await?;
+        Ok(netns)
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        for netns in &self.namespaces {
+            let deleted = std::process::Command::new("ip")
+                .args(["netns", "delete", netns])
+                .stdin(Stdio::null())
+                .status();
+            if !deleted.is_ok_and(|status| status.success()) {
+                eprintln!(
+                    "cannot delete network namespace {netns}: do it with `ip netns delete {netns}`"
+                );
+            }
+        }
+    }
+}
+
+async fn ip(words: &str) -> anyhow::Result<()> {
+    tool("ip", words).await
+}
+
+/// Runs `name` with `words`, separated by blanks.
+async fn tool(name: &str, words: &str) -> anyhow::Result<()> {
+    let output = Command::new(name)
+        .args(words.split_whitespace())
+        .stdin(Stdio::null())
+        // Not interrupted by a Ctrl-C at the terminal: what it makes is registered when it is done.
+        .process_group(0)
+        .output()
+        .await
+        .with_context(|| format!("running {name}, of the package iproute2"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let reason = String::from_utf8_lossy(&output.stderr);
+    bail!("{name} {words}: {}", reason.trim())
+}
+
+/// Bytes that `interface` received so far, headers included, in the network of process `id`.
+pub(super) fn received_bytes(id: u32, interface: &str) -> Option<u64> {
+    let table = fs::read_to_string(format!("/proc/{id}/net/dev")).ok()?;
+    received_in(&table, interface)
+}
+
+fn received_in(table: &str, interface: &str) -> Option<u64> {
+    table.lines().find_map(|line| {
+        let (name, counters) = line.split_once(':')?;
+        let first = counters.split_whitespace().next()?;
+        (name.trim() == interface).then(|| first.parse().ok())?
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_counter_of_an_interface_is_what_it_received() {
+        let table = "Inter-|   Receive                  |  Transmit\n face |bytes    packets errs |bytes\n    \
+                     lo: 123   4 0 0\n  eth0:456 7 0 0\n";
+        assert_eq!(received_in(table, "lo"), Some(123));
+        assert_eq!(received_in(table, "eth0"), Some(456));
+        assert_eq!(received_in(table, "eth1"), None);
+    }
+}
