@@ -107,6 +107,8 @@ impl Shape {
             },
             CodecKind::DenseBf16 => Codec::Dense(DenseFormat::Bf16),
             CodecKind::DenseF32 => Codec::Dense(DenseFormat::F32),
+            CodecKind::DenseInt8 => Codec::Dense(DenseFormat::Int8),
+            CodecKind::DenseInt4 => Codec::Dense(DenseFormat::Int4),
         };
         let theta = MODEL.init(manifest.seed.0);
         let momentum = match manifest.outer.rule {
