@@ -188,6 +188,8 @@ impl Bound {
                 value_bits: match format {
                     DenseFormat::F32 => 32,
                     DenseFormat::Bf16 => 16,
+                    DenseFormat::Int8 => 8,
+                    DenseFormat::Int4 => 4,
                 },
             },
         }
@@ -202,7 +204,13 @@ fn codecs() -> impl Iterator<Item = Codec> {
     let sparse = TOP_KS.into_iter().flat_map(|k| {
         [ValueBits::One, ValueBits::Two].map(|value_bits| Codec::Sparse { k, value_bits })
     });
-    sparse.chain([DenseFormat::Bf16, DenseFormat::F32].map(Codec::Dense))
+    let dense = [
+        DenseFormat::Int4,
+        DenseFormat::Int8,
+        DenseFormat::Bf16,
+        DenseFormat::F32,
+    ];
+    sparse.chain(dense.map(Codec::Dense))
 }
 
 fn name(codec: Codec) -> String {
@@ -210,8 +218,16 @@ fn name(codec: Codec) -> String {
         Codec::Sparse { k, value_bits } => {
             format!("sparse k={} {} bit", k.get(), value_bits.bits())
         }
-        Codec::Dense(DenseFormat::Bf16) => "dense bf16".to_owned(),
-        Codec::Dense(DenseFormat::F32) => "dense f32".to_owned(),
+        Codec::Dense(format) => format!("dense {}", format_name(format)),
+    }
+}
+
+const fn format_name(format: DenseFormat) -> &'static str {
+    match format {
+        DenseFormat::F32 => "f32",
+        DenseFormat::Bf16 => "bf16",
+        DenseFormat::Int8 => "int8",
+        DenseFormat::Int4 => "int4",
     }
 }
 
@@ -247,7 +263,7 @@ fn measure(
         noise.fill(distribution, &mut update);
         for (row, feedback) in &mut lanes {
             progress.say(distribution, round, row.codec);
-            feedback.accumulate(&update)?;
+            feedback.accumulate(0, &update)?;
             let sample = send(feedback, layout.tiles(), row.codec, &mut scratch)?;
             row.samples.push(sample);
         }
@@ -269,7 +285,8 @@ fn send(
     codec: Codec,
     scratch: &mut Scratch,
 ) -> anyhow::Result<Sample> {
-    scratch.before.copy_from_slice(feedback.residual());
+    let residual = feedback.residual().expect("an update was taken in");
+    scratch.before.copy_from_slice(residual);
     scratch.frame.clear();
     let start = Instant::now();
     let stats = feedback.take(0, tiles, codec, &mut scratch.frame)?;
@@ -350,8 +367,7 @@ impl Row {
     fn to_json(&self) -> Value {
         let (codec, k, value_bits) = match self.codec {
             Codec::Sparse { k, value_bits } => ("sparse", Some(k.get()), Some(value_bits.bits())),
-            Codec::Dense(DenseFormat::Bf16) => ("bf16", None, None),
-            Codec::Dense(DenseFormat::F32) => ("f32", None, None),
+            Codec::Dense(format) => (format_name(format), None, None),
         };
         let samples = self.samples.iter().map(|sample| {
             json!({

@@ -1,10 +1,11 @@
 //! Measurements of gradmesh, each beside a bound from arithmetic.
 //!
-//! Trains nothing. Exit codes: 0 done, 1 failed, 2 wrong usage.
+//! Exit codes: 0 done, 1 failed, 2 wrong usage.
 
 mod bound;
 mod codec;
 mod exchange;
+mod learning;
 mod noise;
 mod origin;
 mod report;
@@ -32,12 +33,15 @@ enum Command {
     Codec(codec::Args),
     /// Time, bytes and processor time of an exchange between real daemons, beside gloo and hivemind
     Exchange(exchange::Args),
+    /// Loss at equal tokens of every way to exchange, with peers in one process
+    Learning(learning::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Codec(args) => codec::run(&args),
         Command::Exchange(args) => exchange::run(&args),
+        Command::Learning(args) => learning::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

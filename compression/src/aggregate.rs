@@ -13,10 +13,8 @@
 //!
 //! - Rule "norm": the squared norm of a frame is the f64 sum, in flat order of the tiles, of the
 //!   sums of squares of its tiles; the norm is its square root in f64. A dense tile's sum of
-//!   squares is taken in eight f64 lanes: lane j adds the squares of the elements j, j + 8, j + 16,
-//!   ... in this order, then the lanes are added in order to zero. (One lane would wait four cycles
-//!   for each addition.) A sparse tile's is (entries at the low level) * low^2 + (entries at the
-//!   high level) * high^2 in f64.
+//!   squares is the f64 sum in index order; a sparse tile's is (entries at the low level) * low^2 +
+//!   (entries at the high level) * high^2 in f64.
 //! - Rule "median": of the norms that are not zero, in ascending order, the one at position (n - 1)
 //!   / 2 rounded down: the lower of the two middle ones when n is even. Zero updates are left out
 //!   because they say nothing on how large an update is; otherwise idle members would clip the
@@ -37,8 +35,9 @@
 
 use thiserror::Error;
 
-use crate::codec::Codec;
-use crate::frame::{DecodeError, Frame};
+use crate::codec::{Codec, DenseFormat, decode};
+use crate::dense;
+use crate::frame::{DecodeError, Frame, HEADER_BYTES};
 use crate::layout::Tile;
 
 /// Why members cannot be weighed: our caller is at fault.
@@ -76,15 +75,23 @@ impl FrameNorm {
 /// A member's frame of one shard between the two passes of a sum: checked, its norm known, ready to
 /// be added once the weights of all members are.
 ///
-/// Memory: of a sparse frame what it decodes to, 2 bytes per entry; of a dense one nothing, since
-/// it is decoded again when it is added, so that as many as there are members can be kept at once.
+/// Memory: of a sparse frame what it decodes to, 2 bytes per entry; a dense one is read where it
+/// lies, so that those of many members can be kept at once.
 #[derive(Debug)]
 pub struct Contribution<'a> {
-    bytes: &'a [u8],
-    tiles: &'a [Tile],
-    codec: Codec,
     norm: FrameNorm,
-    frame: Option<Frame>,
+    content: Content<'a>,
+}
+
+#[derive(Debug)]
+enum Content<'a> {
+    Sparse(Frame),
+    Dense {
+        /// Of the tiles, one after the other.
+        values: &'a [u8],
+        tiles: &'a [Tile],
+        format: DenseFormat,
+    },
 }
 
 impl<'a> Contribution<'a> {
@@ -93,13 +100,17 @@ impl<'a> Contribution<'a> {
     /// # Errors
     /// [`DecodeError`]: whoever made these bytes is at fault.
     pub fn read(bytes: &'a [u8], tiles: &'a [Tile], codec: Codec) -> Result<Self, DecodeError> {
-        let frame = Frame::read(bytes, tiles, codec)?;
+        let frame = decode(bytes, tiles, codec)?;
         Ok(Self {
-            bytes,
-            tiles,
-            codec,
             norm: FrameNorm::of(&frame),
-            frame: matches!(codec, Codec::Sparse { .. }).then_some(frame),
+            content: match codec {
+                Codec::Sparse { .. } => Content::Sparse(frame),
+                Codec::Dense(format) => Content::Dense {
+                    values: &bytes[HEADER_BYTES..],
+                    tiles,
+                    format,
+                },
+            },
         })
     }
 
@@ -113,11 +124,23 @@ impl<'a> Contribution<'a> {
     /// # Panics
     /// Unless `sum` has the elements of the tiles.
     pub fn add_to(&self, weight: Weight, sum: &mut [f32]) {
-        match &self.frame {
-            Some(frame) => frame.add_to(sum, weight.0),
-            None => Frame::read(self.bytes, self.tiles, self.codec)
-                .expect("these bytes were read before")
-                .add_to(sum, weight.0),
+        match &self.content {
+            Content::Sparse(frame) => frame.add_to(sum, weight.0),
+            Content::Dense {
+                values,
+                tiles,
+                format,
+            } => {
+                let (mut values, mut sum) = (*values, sum);
+                for tile in *tiles {
+                    let (of_tile, rest) = values.split_at(format.tile_bytes(tile.len()));
+                    let (sum_of_tile, rest_of_sum) = sum.split_at_mut(tile.len());
+                    dense::for_each(of_tile, *format, sum_of_tile, |sum, value| {
+                        *sum += weight.0 * value;
+                    });
+                    (values, sum) = (rest, rest_of_sum);
+                }
+            }
         }
     }
 }

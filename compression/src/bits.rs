@@ -50,29 +50,44 @@ impl<'a> BitWriter<'a> {
     }
 }
 
-/// Reads bits; `None` past the end.
+/// Bits of a [`word`] that are always of the stream.
+pub(crate) const WORD_BITS: u32 = 57;
+
+/// The bits of `bytes` from bit `position` on, [`WORD_BITS`] of them and zeros or more of the stream above; `None` near
+/// the end.
+#[inline]
+pub(crate) fn word(bytes: &[u8], position: usize) -> Option<u64> {
+    let word = bytes.get(position / 8..)?.first_chunk()?;
+    Some(u64::from_le_bytes(*word) >> (position % 8))
+}
+
+/// Reads bits one field at a time, anywhere in a stream; `None` past the end. [`word`] is the fast way where enough bytes
+/// follow.
 pub(crate) struct BitReader<'a> {
     bytes: &'a [u8],
     position: usize,
 }
 
 impl<'a> BitReader<'a> {
-    pub(crate) const fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, position: 0 }
+    /// Starts at bit `position`.
+    pub(crate) const fn new(bytes: &'a [u8], position: usize) -> Self {
+        Self { bytes, position }
+    }
+
+    /// Bits read so far, those before the start included.
+    pub(crate) const fn position(&self) -> usize {
+        self.position
     }
 
     /// The next bits, at least 57 of them; zeros past the end.
     #[inline]
     fn peek(&self) -> u64 {
-        let rest = self.bytes.get(self.position / 8..).unwrap_or(&[]);
-        let word = if let Some(word) = rest.first_chunk::<8>() {
-            u64::from_le_bytes(*word)
-        } else {
+        word(self.bytes, self.position).unwrap_or_else(|| {
+            let rest = self.bytes.get(self.position / 8..).unwrap_or(&[]);
             let mut word = [0; 8];
             word[..rest.len()].copy_from_slice(rest);
-            u64::from_le_bytes(word)
-        };
-        word >> (self.position % 8)
+            u64::from_le_bytes(word) >> (self.position % 8)
+        })
     }
 
     #[inline]
@@ -159,7 +174,7 @@ mod tests {
             writer.write(1, 1);
             writer.write(0x7ff, 11);
             writer.finish();
-            let mut reader = BitReader::new(&out);
+            let mut reader = BitReader::new(&out, 0);
             assert_eq!(reader.read(3), Some(5));
             assert_eq!(reader.read_unary(), Some(zeros));
             assert_eq!(reader.read(11), Some(0x7ff));
@@ -169,18 +184,18 @@ mod tests {
 
     #[test]
     fn end_of_stream_is_noticed() {
-        assert_eq!(BitReader::new(&[0; 100]).read_unary(), None);
-        assert_eq!(BitReader::new(&[]).read_unary(), None);
-        assert_eq!(BitReader::new(&[0xff]).read(9), None);
-        assert_eq!(BitReader::new(&[]).read(0), Some(0));
+        assert_eq!(BitReader::new(&[0; 100], 0).read_unary(), None);
+        assert_eq!(BitReader::new(&[], 0).read_unary(), None);
+        assert_eq!(BitReader::new(&[0xff], 0).read(9), None);
+        assert_eq!(BitReader::new(&[], 0).read(0), Some(0));
     }
 
     #[test]
     fn padding_must_be_zero() {
-        let mut reader = BitReader::new(&[0b0001_0101, 7]);
+        let mut reader = BitReader::new(&[0b0001_0101, 7], 0);
         assert_eq!(reader.read(5), Some(0b1_0101));
         assert_eq!(reader.finish(), Some(&[7][..]));
-        let mut reader = BitReader::new(&[0b0011_0101]);
+        let mut reader = BitReader::new(&[0b0011_0101], 0);
         assert_eq!(reader.read(5), Some(0b1_0101));
         assert_eq!(reader.finish(), None);
     }

@@ -1,8 +1,9 @@
 //! What a run's manifest fixes about frames, and the way from values to bytes and back.
 //!
 //! Sparse tiles keep, of n elements, the k largest by magnitude: sign and a level for each (rules
-//! "selection", "one level" and "two levels" below); dense tiles keep every element, rounded to
-//! bf16 or as it is. [`crate::frame`] specifies the bytes.
+//! "selection", "one level" and "two levels" below); dense tiles keep every element, as it is or
+//! rounded to bf16, or to integers by block (rule "block" of [`mod@crate::dense`], with its error bound).
+//! [`crate::frame`] specifies the bytes.
 //!
 //! Rule "selection": k' = ceil(k * n / 4096) entries for a tile of n elements (k for a full tile,
 //! at least one, never more than n). Zeros are never chosen: a tile with fewer nonzero elements
@@ -33,9 +34,10 @@
 //! and the only split between different magnitudes beats "all high" by m (count - m) / count *
 //! (high - low)^2, at least 2^-34 of its value, which f64 cannot miss.
 
+use bytes::Bytes;
 use thiserror::Error;
 
-use crate::frame::{DecodeError, EncodeError, Frame, HEADER_BYTES};
+use crate::frame::{DecodeError, EncodeError, Frame, HEADER_BYTES, encode_dense};
 use crate::index::{IndexCode, IndexCost};
 use crate::layout::{TILE_ELEMENTS, TensorMode, Tile};
 
@@ -104,17 +106,14 @@ impl ValueBits {
 /// Element format of a dense run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DenseFormat {
+    /// 32 bits.
     F32,
+    /// 16 bits.
     Bf16,
-}
-
-impl DenseFormat {
-    pub(crate) const fn element_bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::Bf16 => 2,
-        }
-    }
+    /// Integers up to 127 in magnitude, 8.25 bits per element with the scale of their block.
+    Int8,
+    /// Integers up to 7 in magnitude, 4.25 bits per element with the scale of their block.
+    Int4,
 }
 
 /// The codec of a run, from its manifest.
@@ -165,7 +164,8 @@ pub struct EncodeStats {
 
 /// Appends to `out` the frame of `values`, the elements of `tiles` one after the other.
 ///
-/// Cost: O(elements), two passes; allocates O(entries + dense elements).
+/// Cost: O(elements). Of a dense codec one pass over memory, and no allocation where `out` has room; else O(entries + dense
+/// elements) are allocated.
 ///
 /// # Errors
 /// [`EncodeError`], with `out` unchanged: the values are not as many as the tiles hold, or one of
@@ -176,7 +176,10 @@ pub fn encode(
     codec: Codec,
     out: &mut Vec<u8>,
 ) -> Result<EncodeStats, EncodeError> {
-    Ok(Frame::quantise(values, tiles, codec)?.write(out))
+    match codec {
+        Codec::Sparse { .. } => Ok(Frame::quantise(values, tiles, codec)?.write(out)),
+        Codec::Dense(format) => encode_dense(values, tiles, format, out),
+    }
 }
 
 /// Reads the frame that fills `bytes`, sent as the frame of `tiles`.
@@ -187,7 +190,15 @@ pub fn encode(
 /// # Errors
 /// [`DecodeError`]: whoever made these bytes is at fault.
 pub fn decode(bytes: &[u8], tiles: &[Tile], codec: Codec) -> Result<Frame, DecodeError> {
-    Frame::read(bytes, tiles, codec)
+    Frame::read(bytes, tiles, codec, Bytes::copy_from_slice)
+}
+
+/// [`decode`] without a copy: the frame holds on to `bytes` for its dense elements.
+///
+/// # Errors
+/// [`DecodeError`]: whoever made these bytes is at fault.
+pub fn decode_shared(bytes: &Bytes, tiles: &[Tile], codec: Codec) -> Result<Frame, DecodeError> {
+    Frame::read(bytes, tiles, codec, |part| bytes.slice_ref(part))
 }
 
 /// No frame of `tiles` is longer than this, in bytes: what a download may take.
@@ -210,7 +221,7 @@ pub fn frame_bytes_max(tiles: &[Tile], codec: Codec) -> usize {
                 value_bits_sum += u64::from(entries_max) * u64::from(value_bits.bits());
                 index_cost.count_worst(tile.len(), entries_max);
             }
-            TileCode::Dense(format) => bytes += format.element_bytes() * tile.len(),
+            TileCode::Dense(format) => bytes += format.tile_bytes(tile.len()),
         }
     }
     let (_, index_bits_max) = index_cost.cheapest();

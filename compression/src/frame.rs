@@ -10,7 +10,7 @@
 //! |---|---|---|---|
 //! | 0 | 4 | magic | `GMFR` |
 //! | 4 | 1 | version | 1 |
-//! | 5 | 1 | codec | 1 sparse, 2 dense f32, 3 dense bf16 |
+//! | 5 | 1 | codec | 1 sparse, 2 dense f32, 3 dense bf16, 4 dense int8, 5 dense int4 |
 //! | 6 | 1 | value bits | 1 or 2 in a sparse frame, else 0 |
 //! | 7 | 1 | index code | 0..=11 Rice r, 12 packed; by the rule "index code"; 0 in a dense frame |
 //! | 8 | 2 | k | 1..=4096 in a sparse frame, else 0 |
@@ -29,8 +29,11 @@
 //! - if that bit is set, the number of entries, 2 bytes, in `1..k'`. Else the tile has k' entries,
 //!   or none when the high level is zero, and then the low level is zero as well.
 //!
-//! **Dense values**. For each dense tile, in order, its elements: bf16 in a sparse and in a dense
-//! bf16 frame, f32 in a dense f32 frame. Finite, at most 2^15 in magnitude, zero without sign.
+//! **Dense values**. For each dense tile, in order, its elements: bf16 in a sparse frame, else in the
+//! format of the codec, as [`mod@crate::dense`] lays them out. f32 and bf16: finite, at most 2^15 in
+//! magnitude, zero without sign. int8 and int4: a block's scale is zero, and then all its integers
+//! are, or normal, positive and at most 2^15 / Q rounded to bf16, and then the largest magnitude of
+//! its integers is exactly Q.
 //!
 //! **Entry values**, a bit stream. For each entry of each sparse tile, by tile and then by index:
 //! its sign (1 is negative); then, with 2 value bits, 1 for high or 0 for low. A tile whose low
@@ -45,16 +48,21 @@
 //! this, so that no two accepted frames stand for the same values, and the frame's hash names its
 //! content.
 
+mod read;
+mod write;
+
 use std::fmt;
 use std::ops::Range;
 
-use half::{bf16, f16};
+use bytes::Bytes;
+use half::f16;
 use thiserror::Error;
 
-use crate::bits::{BitReader, BitWriter};
-use crate::codec::{Codec, DenseFormat, EncodeStats, TileCode, VALUE_ABS_MAX, ValueBits};
-use crate::index::{IndexCode, IndexCost};
-use crate::layout::{TILES_MAX, Tile};
+pub(crate) use self::write::encode_dense;
+use crate::codec::{Codec, DenseFormat, TileCode, VALUE_ABS_MAX, ValueBits};
+use crate::dense;
+use crate::index::IndexCode;
+use crate::layout::{TILE_ELEMENTS, TILES_MAX, Tile};
 use crate::levels::Levels;
 use crate::select::{Selector, magnitude_bits};
 
@@ -68,6 +76,13 @@ const SHORT_TILE: u16 = 0x8000;
 /// Why values cannot be encoded: our own training has gone wrong, or our caller.
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum EncodeError {
+    #[error("selections for {found} tiles, not {expected}")]
+    SelectionCount { found: usize, expected: usize },
+    #[error(
+        "selection of tile {tile} is not what its mode asks for: ascending indices inside it, as many values other than \
+         zero, no more than it may have entries; or all its elements"
+    )]
+    Selection { tile: usize },
     #[error("{values} values for tiles of {expected} elements")]
     LengthMismatch { values: usize, expected: usize },
     #[error("{tiles} tiles exceed the {TILES_MAX} of a frame")]
@@ -142,6 +157,10 @@ pub enum DecodeError {
         "dense element {element} is {value}, not a number up to {VALUE_ABS_MAX} in magnitude, or a negative zero"
     )]
     DenseValue { element: usize, value: f32 },
+    #[error(
+        "block from dense element {element} on has the scale {scale:#06x}, which is none or does not suit its integers"
+    )]
+    DenseBlock { element: usize, scale: u16 },
     #[error("index {index} of tile {tile} lies outside its {len} elements")]
     IndexOutOfTile { tile: usize, index: u32, len: usize },
     #[error("index {index} of tile {tile} is not above the one before")]
@@ -150,17 +169,17 @@ pub enum DecodeError {
     Padding { section: Section },
 }
 
-/// A decoded frame: the values of a shard, zeros left out. 2 bytes per entry, 4 per dense element,
-/// 8 per tile.
+/// A decoded frame: the values of a shard, zeros left out. 2 bytes per entry, 12 per tile, and the dense elements as
+/// bytes: those of the frame itself where it came in [`Bytes`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Frame {
     codec: Codec,
     elements: usize,
     tiles: Vec<FrameTile>,
     /// Of all sparse tiles, by tile and then by index.
-    entries: Vec<Entry>,
+    entries: Vec<u16>,
     /// Of all dense tiles, in order.
-    dense: Vec<f32>,
+    dense: Bytes,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -180,43 +199,34 @@ enum Content {
     Dense,
 }
 
-/// Index in the low 12 bits, then the sign, then the group.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Entry(u16);
+// An entry: its index in the low 12 bits, then its sign, then its group. Sign and group in this order are what two value
+// bits are on the wire, and its place in a table of the four values of a tile.
 
-impl Entry {
-    const NEGATIVE: u16 = 1 << 12;
-    const HIGH: u16 = 1 << 13;
-
-    const fn new(index: u16, negative: bool, high: bool) -> Self {
-        Self(index | (negative as u16) << 12 | (high as u16) << 13)
-    }
-
-    const fn index(self) -> usize {
-        (self.0 & (Self::NEGATIVE - 1)) as usize
-    }
-
-    const fn is_negative(self) -> bool {
-        self.0 & Self::NEGATIVE != 0
-    }
-
-    const fn is_high(self) -> bool {
-        self.0 & Self::HIGH != 0
-    }
-
-    /// Its place in a table of the four values of a tile.
-    const fn value_index(self) -> usize {
-        (self.0 >> 12 & 3) as usize
-    }
-}
+const INDEX: u16 = TILE_ELEMENTS as u16 - 1;
+const VALUE_SHIFT: u32 = TILE_ELEMENTS.trailing_zeros();
+const NEGATIVE: u16 = 1 << VALUE_SHIFT;
+const HIGH: u16 = 2 << VALUE_SHIFT;
 
 /// The content of one tile.
 enum Part<'a> {
     Sparse {
-        /// By [`Entry::value_index`].
+        /// By sign and group of an entry.
         values: [f32; 4],
-        entries: &'a [Entry],
+        entries: &'a [u16],
     },
+    Dense(&'a [u8]),
+}
+
+/// What was chosen of one tile, for [`Frame::from_selections`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Selection<'a> {
+    /// Of a sparse tile: indices inside the tile, ascending, of the k' largest magnitudes (rule "selection" of
+    /// [`crate::codec`]), and the values there.
+    Sparse {
+        indices: &'a [u16],
+        values: &'a [f32],
+    },
+    /// Of a dense tile: all elements.
     Dense(&'a [f32]),
 }
 
@@ -226,59 +236,78 @@ impl Frame {
     /// # Errors
     /// [`EncodeError`]: the values are not as many as the tiles hold, or out of range.
     pub fn quantise(values: &[f32], tiles: &[Tile], codec: Codec) -> Result<Self, EncodeError> {
-        let expected = tiles.iter().map(Tile::len).sum();
-        if values.len() != expected {
-            return Err(EncodeError::LengthMismatch {
-                values: values.len(),
-                expected,
-            });
-        }
-        if tiles.len() > TILES_MAX {
-            return Err(EncodeError::TooManyTiles { tiles: tiles.len() });
-        }
-        if let Some(element) = first_out_of_range(values) {
-            return Err(EncodeError::ValueOutOfRange {
-                element,
-                value: values[element],
-            });
-        }
-
-        let mut frame = Self {
-            codec,
-            elements: values.len(),
-            tiles: Vec::new(),
-            entries: Vec::new(),
-            dense: Vec::new(),
-        };
-        frame.tiles.reserve_exact(tiles.len());
-        let mut quantiser = Quantiser {
-            selector: Selector::new(),
-            chosen: Vec::new(),
-            magnitudes: Vec::new(),
-        };
-        let mut rest = values;
-        for tile in tiles {
-            let (values, after) = rest.split_at(tile.len());
-            rest = after;
-            let content = match codec.for_tile(tile) {
+        check_tiles(values.len(), tiles)?;
+        let mut builder = Builder::new(tiles, codec);
+        let mut selector = Selector::new();
+        let mut indices = Vec::new();
+        let mut chosen = Vec::new();
+        for (tile, values) in tiles.iter().zip(by_tile(values, tiles)) {
+            check_range(values, builder.frame.elements)?;
+            match codec.for_tile(tile) {
                 TileCode::Sparse {
                     entries_max,
                     value_bits,
-                } => quantiser.quantise(values, entries_max, value_bits, &mut frame.entries),
-                TileCode::Dense(format) => {
-                    frame
-                        .dense
-                        .extend(values.iter().map(|&value| round(value, format)));
-                    Content::Dense
+                } => {
+                    indices.clear();
+                    selector.top_k(values, usize::from(entries_max), &mut indices);
+                    chosen.clear();
+                    chosen.extend(indices.iter().map(|&index| values[usize::from(index)]));
+                    builder.sparse(tile, &indices, &chosen, entries_max, value_bits);
                 }
-            };
-            // A tile has at most 4096 elements.
-            frame.tiles.push(FrameTile {
-                len: tile.len() as u16,
-                content,
+                TileCode::Dense(format) => builder.dense(tile, values, format),
+            }
+        }
+        Ok(builder.finish())
+    }
+
+    /// The frame of what somebody else selected, one [`Selection`] for each of `tiles`, in order: for values that are
+    /// not on this processor. With the selections that the rule makes it equals the frame of [`Frame::quantise`]; that
+    /// the largest were chosen is the caller's to see to.
+    ///
+    /// # Errors
+    /// [`EncodeError`]: a selection does not suit its tile, or a value is out of range; its element counts all elements
+    /// of `tiles`.
+    pub fn from_selections<'a>(
+        selections: impl ExactSizeIterator<Item = Selection<'a>>,
+        tiles: &[Tile],
+        codec: Codec,
+    ) -> Result<Self, EncodeError> {
+        check_tiles(tiles.iter().map(Tile::len).sum(), tiles)?;
+        if selections.len() != tiles.len() {
+            return Err(EncodeError::SelectionCount {
+                found: selections.len(),
+                expected: tiles.len(),
             });
         }
-        Ok(frame)
+        let mut builder = Builder::new(tiles, codec);
+        for (number, (tile, selection)) in tiles.iter().zip(selections).enumerate() {
+            let start = builder.frame.elements;
+            match (codec.for_tile(tile), selection) {
+                (
+                    TileCode::Sparse {
+                        entries_max,
+                        value_bits,
+                    },
+                    Selection::Sparse { indices, values },
+                ) if suits(indices, values, tile.len(), entries_max) => {
+                    if let Some(chosen) = first_out_of_range(values) {
+                        return Err(EncodeError::ValueOutOfRange {
+                            element: start + usize::from(indices[chosen]),
+                            value: values[chosen],
+                        });
+                    }
+                    builder.sparse(tile, indices, values, entries_max, value_bits);
+                }
+                (TileCode::Dense(format), Selection::Dense(values))
+                    if values.len() == tile.len() =>
+                {
+                    check_range(values, start)?;
+                    builder.dense(tile, values, format);
+                }
+                _ => return Err(EncodeError::Selection { tile: number }),
+            }
+        }
+        Ok(builder.finish())
     }
 
     /// Elements of the shard, zeros counted.
@@ -298,8 +327,20 @@ impl Frame {
     /// # Panics
     /// Unless `out` has [`Frame::elements`] elements.
     pub fn dequantise_into(&self, out: &mut [f32]) {
-        out.fill(0.0);
-        self.add_to(out, 1.0);
+        assert_eq!(out.len(), self.elements, "elements of the frame");
+        let format = self.dense_format();
+        for (range, part) in self.parts() {
+            let out = &mut out[range];
+            match part {
+                Part::Sparse { values, entries } => {
+                    out.fill(0.0);
+                    add_entries(out, entries, values);
+                }
+                Part::Dense(bytes) => {
+                    dense::for_each(bytes, format, out, |out, value| *out = value)
+                }
+            }
+        }
     }
 
     /// `out[i] += factor * self[i]`, the product rounded before the sum, for the elements of dense
@@ -309,19 +350,15 @@ impl Frame {
     /// Unless `out` has [`Frame::elements`] elements.
     pub(crate) fn add_to(&self, out: &mut [f32], factor: f32) {
         assert_eq!(out.len(), self.elements, "elements of the frame");
+        let format = self.dense_format();
         for (range, part) in self.parts() {
             let out = &mut out[range];
             match part {
                 Part::Sparse { values, entries } => {
-                    let products = values.map(|value| factor * value);
-                    for entry in entries {
-                        out[entry.index()] += products[entry.value_index()];
-                    }
+                    add_entries(out, entries, values.map(|value| factor * value));
                 }
-                Part::Dense(values) => {
-                    for (out, value) in out.iter_mut().zip(values) {
-                        *out += factor * value;
-                    }
+                Part::Dense(bytes) => {
+                    dense::for_each(bytes, format, out, |out, value| *out += factor * value);
                 }
             }
         }
@@ -329,27 +366,52 @@ impl Frame {
 
     /// Sums of squares of the tiles, in order. A sparse tile: (entries at the low level) * low^2 +
     /// (entries at the high level) * high^2, which f64 holds exactly but for the sum of the
-    /// two; a dense tile: in eight lanes (rule "norm" of [`crate::aggregate`]).
+    /// two; a dense tile: f64 sum in index order.
     pub(crate) fn squares(&self) -> impl Iterator<Item = f64> + '_ {
-        self.parts().map(|(_, part)| match part {
-            Part::Sparse {
-                values: [low, _, high, _],
-                entries,
-            } => {
-                let high_count = entries.iter().filter(|entry| entry.is_high()).count();
-                let low_count = entries.len() - high_count;
-                let (low, high) = (f64::from(low), f64::from(high));
-                low_count as f64 * (low * low) + high_count as f64 * (high * high)
+        /// Additions that a processor has under way at a time.
+        const TOGETHER: usize = 4;
+        let format = self.dense_format();
+        let mut squares = vec![0.0; self.tiles.len()];
+        let mut scratch = Vec::new();
+        let mut waiting: Vec<(usize, &[u8])> = Vec::with_capacity(TOGETHER);
+        for (number, (range, part)) in self.parts().enumerate() {
+            match part {
+                Part::Sparse {
+                    values: [low, _, high, _],
+                    entries,
+                } => {
+                    let high_count = entries.iter().filter(|&entry| entry & HIGH != 0).count();
+                    let low_count = entries.len() - high_count;
+                    let (low, high) = (f64::from(low), f64::from(high));
+                    squares[number] =
+                        low_count as f64 * (low * low) + high_count as f64 * (high * high);
+                }
+                Part::Dense(bytes) if range.len() == TILE_ELEMENTS => waiting.push((number, bytes)),
+                Part::Dense(bytes) => {
+                    [squares[number]] = dense::squares([bytes], format, range.len(), &mut scratch);
+                }
             }
-            Part::Dense(values) => dense_squares(values),
-        })
+            if let Some(&together) = waiting.first_chunk::<TOGETHER>() {
+                let tiles = together.map(|(_, bytes)| bytes);
+                let sums = dense::squares(tiles, format, TILE_ELEMENTS, &mut scratch);
+                for ((number, _), sum) in together.into_iter().zip(sums) {
+                    squares[number] = sum;
+                }
+                waiting.clear();
+            }
+        }
+        for (number, bytes) in waiting {
+            [squares[number]] = dense::squares([bytes], format, TILE_ELEMENTS, &mut scratch);
+        }
+        squares.into_iter()
     }
 
     /// Element range and content of each tile, in order.
     fn parts(&self) -> impl Iterator<Item = (Range<usize>, Part<'_>)> {
         let mut start = 0;
         let mut entries = self.entries.as_slice();
-        let mut dense = self.dense.as_slice();
+        let mut dense = &self.dense[..];
+        let format = self.dense_format();
         self.tiles.iter().map(move |tile| {
             let len = usize::from(tile.len);
             let range = start..start + len;
@@ -367,228 +429,13 @@ impl Frame {
                     }
                 }
                 Content::Dense => {
-                    let (own, rest) = dense.split_at(len);
+                    let (own, rest) = dense.split_at(format.tile_bytes(len));
                     dense = rest;
                     Part::Dense(own)
                 }
             };
             (range, part)
         })
-    }
-}
-
-/// Sum of squares of a dense tile (rule "norm" of [`crate::aggregate`]).
-fn dense_squares(values: &[f32]) -> f64 {
-    let mut lanes = [0.0; 8];
-    let (rows, rest) = values.as_chunks::<8>();
-    let square = |value: f32| f64::from(value) * f64::from(value);
-    for row in rows {
-        for (lane, &value) in lanes.iter_mut().zip(row) {
-            *lane += square(value);
-        }
-    }
-    for (lane, &value) in lanes.iter_mut().zip(rest) {
-        *lane += square(value);
-    }
-    lanes.iter().fold(0.0, |sum, lane| sum + lane)
-}
-
-/// First value that is NaN or exceeds [`VALUE_ABS_MAX`].
-pub(crate) fn first_out_of_range(values: &[f32]) -> Option<usize> {
-    const CHUNK: usize = 1024;
-    let out_of_range = |value: &f32| magnitude_bits(*value) > VALUE_ABS_MAX.to_bits();
-    // No early exit inside a chunk, so that it vectorises.
-    let chunk = values.chunks(CHUNK).position(|chunk| {
-        chunk
-            .iter()
-            .fold(false, |any, value| any | out_of_range(value))
-    })?;
-    values[chunk * CHUNK..]
-        .iter()
-        .position(out_of_range)
-        .map(|offset| chunk * CHUNK + offset)
-}
-
-/// Rounds a finite value to nearest even in `format`; negative zero becomes zero.
-fn round(value: f32, format: DenseFormat) -> f32 {
-    let rounded = match format {
-        DenseFormat::F32 => value,
-        DenseFormat::Bf16 => {
-            // Half a unit of the upper half, less one bit unless that half is odd: ties go to even.
-            let bits = value.to_bits();
-            f32::from_bits((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
-        }
-    };
-    rounded + 0.0
-}
-
-/// Selection and levels of sparse tiles, with buffers reused from tile to tile.
-struct Quantiser {
-    selector: Selector,
-    chosen: Vec<u16>,
-    magnitudes: Vec<f32>,
-}
-
-impl Quantiser {
-    /// Appends the entries of the tile `values` to `out`.
-    fn quantise(
-        &mut self,
-        values: &[f32],
-        entries_max: u16,
-        value_bits: ValueBits,
-        out: &mut Vec<Entry>,
-    ) -> Content {
-        self.chosen.clear();
-        self.selector
-            .top_k(values, usize::from(entries_max), &mut self.chosen);
-        self.magnitudes.clear();
-        self.magnitudes.extend(
-            self.chosen
-                .iter()
-                .map(|&index| values[usize::from(index)].abs()),
-        );
-        let Levels {
-            low,
-            high,
-            high_from,
-        } = match value_bits {
-            _ if self.chosen.is_empty() => Levels::NONE,
-            ValueBits::One => Levels::one(&self.magnitudes),
-            ValueBits::Two => Levels::two(&mut self.magnitudes),
-        };
-
-        let before = out.len();
-        for &index in &self.chosen {
-            let value = values[usize::from(index)];
-            let is_high = value.abs() >= high_from;
-            let level = if is_high { high } else { low };
-            if level != f16::ZERO {
-                out.push(Entry::new(index, value.is_sign_negative(), is_high));
-            }
-        }
-        // At most `entries_max`.
-        let count = (out.len() - before) as u16;
-        Content::Sparse {
-            low,
-            high,
-            count,
-            short: count != 0 && count < entries_max,
-        }
-    }
-}
-
-// Writing.
-
-impl Frame {
-    /// Appends the frame's bytes to `out`.
-    pub fn write(&self, out: &mut Vec<u8>) -> EncodeStats {
-        let start = out.len();
-        let (index_code, index_bits) = self.index_cost().cheapest();
-        let header = Header::of(self.codec);
-        out.extend_from_slice(&MAGIC);
-        out.extend_from_slice(&[VERSION, header.codec, header.value_bits]);
-        out.push(if header.value_bits == 0 {
-            0
-        } else {
-            index_code.to_byte()
-        });
-        out.extend_from_slice(&header.k.to_le_bytes());
-        // At most TILES_MAX.
-        out.extend_from_slice(&(self.tiles.len() as u32).to_le_bytes());
-
-        self.write_levels(out);
-        self.write_dense(out);
-        self.write_entry_values(out);
-        self.write_indices(index_code, out);
-        EncodeStats {
-            frame_bytes: out.len() - start,
-            entries: self.entries.len(),
-            index_bits,
-            index_code,
-        }
-    }
-
-    fn index_cost(&self) -> IndexCost {
-        let mut cost = IndexCost::default();
-        self.for_each_index(|index, previous| cost.count(index, previous));
-        cost
-    }
-
-    fn write_levels(&self, out: &mut Vec<u8>) {
-        for tile in &self.tiles {
-            let Content::Sparse {
-                low,
-                high,
-                count,
-                short,
-            } = tile.content
-            else {
-                continue;
-            };
-            if self.has_two_levels() {
-                out.extend_from_slice(&low.to_le_bytes());
-            }
-            let flag = if short { SHORT_TILE } else { 0 };
-            out.extend_from_slice(&(high.to_bits() | flag).to_le_bytes());
-            if short {
-                out.extend_from_slice(&count.to_le_bytes());
-            }
-        }
-    }
-
-    fn write_dense(&self, out: &mut Vec<u8>) {
-        let format = self.dense_format();
-        let start = out.len();
-        out.resize(start + self.dense.len() * format.element_bytes(), 0);
-        match format {
-            DenseFormat::F32 => {
-                let (elements, _) = out[start..].as_chunks_mut();
-                for (element, value) in elements.iter_mut().zip(&self.dense) {
-                    *element = value.to_le_bytes();
-                }
-            }
-            DenseFormat::Bf16 => {
-                let (elements, _) = out[start..].as_chunks_mut();
-                for (element, value) in elements.iter_mut().zip(&self.dense) {
-                    // Exact: the value is one of bf16, the upper half of an f32.
-                    let [_, _, low, high] = value.to_le_bytes();
-                    *element = [low, high];
-                }
-            }
-        }
-    }
-
-    fn write_entry_values(&self, out: &mut Vec<u8>) {
-        let mut writer = BitWriter::new(out);
-        for entry in &self.entries {
-            writer.write(u32::from(entry.is_negative()), 1);
-            if self.has_two_levels() {
-                writer.write(u32::from(entry.is_high()), 1);
-            }
-        }
-        writer.finish();
-    }
-
-    fn write_indices(&self, code: IndexCode, out: &mut Vec<u8>) {
-        let mut writer = BitWriter::new(out);
-        self.for_each_index(|index, previous| code.write(index, previous, &mut writer));
-        writer.finish();
-    }
-
-    /// Calls `visit` with each entry's index and the one before it in the same tile.
-    fn for_each_index(&self, mut visit: impl FnMut(u32, Option<u32>)) {
-        for (_, part) in self.parts() {
-            let Part::Sparse { entries, .. } = part else {
-                continue;
-            };
-            let mut previous = None;
-            for entry in entries {
-                // Below 4096.
-                let index = entry.index() as u32;
-                visit(index, previous);
-                previous = Some(index);
-            }
-        }
     }
 
     const fn has_two_levels(&self) -> bool {
@@ -609,324 +456,179 @@ impl Frame {
     }
 }
 
-/// Header fields that the codec fixes.
-#[derive(PartialEq)]
-struct Header {
-    codec: u8,
-    value_bits: u8,
-    k: u16,
-}
-
-impl Header {
-    const fn of(codec: Codec) -> Self {
-        match codec {
-            Codec::Sparse { k, value_bits } => Self {
-                codec: 1,
-                value_bits: value_bits.bits() as u8,
-                k: k.get(),
-            },
-            Codec::Dense(DenseFormat::F32) => Self {
-                codec: 2,
-                value_bits: 0,
-                k: 0,
-            },
-            Codec::Dense(DenseFormat::Bf16) => Self {
-                codec: 3,
-                value_bits: 0,
-                k: 0,
-            },
+/// Adds to each entry's place in the tile `out` the one of `values` that it stands for.
+#[inline]
+fn add_entries(out: &mut [f32], entries: &[u16], values: [f32; 4]) {
+    let value = |entry: u16| values[usize::from(entry >> VALUE_SHIFT & 3)];
+    let index = |entry: u16| usize::from(entry & INDEX);
+    // A length known to the compiler spares the check of every index.
+    if let Some(out) = out.first_chunk_mut::<TILE_ELEMENTS>() {
+        for &entry in entries {
+            out[index(entry)] += value(entry);
+        }
+    } else {
+        for &entry in entries {
+            out[index(entry)] += value(entry);
         }
     }
 }
 
-// Reading.
+/// The values of each tile.
+fn by_tile<'a>(values: &'a [f32], tiles: &'a [Tile]) -> impl Iterator<Item = &'a [f32]> {
+    let mut rest = values;
+    tiles.iter().map(move |tile| {
+        let (own, after) = rest.split_at(tile.len());
+        rest = after;
+        own
+    })
+}
 
-impl Frame {
-    /// See [`crate::codec::decode`].
-    pub(crate) fn read(bytes: &[u8], tiles: &[Tile], codec: Codec) -> Result<Self, DecodeError> {
-        let mut bytes = Bytes(bytes);
-        let index_code = read_header(&mut bytes, tiles.len(), codec)?;
-        let mut frame = Self {
-            codec,
-            elements: tiles.iter().map(Tile::len).sum(),
-            tiles: Vec::with_capacity(tiles.len()),
-            entries: Vec::new(),
-            dense: Vec::new(),
-        };
-        frame.read_levels(&mut bytes, tiles)?;
-        frame.read_dense(&mut bytes)?;
-        let Some(index_code) = index_code else {
-            return match bytes.0.len() {
-                0 => Ok(frame),
-                bytes => Err(DecodeError::Trailing { bytes }),
-            };
-        };
-
-        frame.read_entry_values(&mut bytes)?;
-        frame.read_indices(bytes, index_code)?;
-        Ok(frame)
+fn check_tiles(values: usize, tiles: &[Tile]) -> Result<(), EncodeError> {
+    let expected = tiles.iter().map(Tile::len).sum();
+    if values != expected {
+        return Err(EncodeError::LengthMismatch { values, expected });
     }
-
-    fn read_levels(&mut self, bytes: &mut Bytes<'_>, tiles: &[Tile]) -> Result<(), DecodeError> {
-        let section = Section::Levels;
-        for (number, tile) in tiles.iter().enumerate() {
-            let content = match self.codec.for_tile(tile) {
-                TileCode::Sparse {
-                    entries_max,
-                    value_bits,
-                } => {
-                    let low = match value_bits {
-                        ValueBits::One => 0,
-                        ValueBits::Two => bytes.u16(section)?,
-                    };
-                    let flagged = bytes.u16(section)?;
-                    let high = flagged & !SHORT_TILE;
-                    let short = flagged != high;
-                    let is_valid = if high == 0 {
-                        low == 0 && !short
-                    } else {
-                        low < high && high <= LEVEL_BITS_MAX
-                    };
-                    if !is_valid {
-                        return Err(DecodeError::Levels {
-                            tile: number,
-                            low,
-                            high: flagged,
-                        });
-                    }
-                    let count = match (high, short) {
-                        (0, _) => 0,
-                        (_, false) => entries_max,
-                        (_, true) => {
-                            let found = bytes.u16(section)?;
-                            if found == 0 || found >= entries_max {
-                                return Err(DecodeError::EntryCount {
-                                    tile: number,
-                                    found,
-                                    entries_max,
-                                });
-                            }
-                            found
-                        }
-                    };
-                    Content::Sparse {
-                        low: f16::from_bits(low),
-                        high: f16::from_bits(high),
-                        count,
-                        short,
-                    }
-                }
-                TileCode::Dense(_) => Content::Dense,
-            };
-            // A tile has at most 4096 elements.
-            self.tiles.push(FrameTile {
-                len: tile.len() as u16,
-                content,
-            });
-        }
-        Ok(())
+    if tiles.len() > TILES_MAX {
+        return Err(EncodeError::TooManyTiles { tiles: tiles.len() });
     }
+    Ok(())
+}
 
-    fn read_dense(&mut self, bytes: &mut Bytes<'_>) -> Result<(), DecodeError> {
-        let is_dense = |tile: &&FrameTile| matches!(tile.content, Content::Dense);
-        let elements: usize = self
-            .tiles
-            .iter()
-            .filter(is_dense)
-            .map(|tile| usize::from(tile.len))
-            .sum();
-        let format = self.dense_format();
-        // The layout bounds the elements far below overflow of this product.
-        let encoded = bytes.take(elements * format.element_bytes(), Section::DenseValues)?;
-        match format {
-            DenseFormat::F32 => {
-                let (values, _) = encoded.as_chunks();
-                self.dense
-                    .extend(values.iter().map(|&value| f32::from_le_bytes(value)));
-            }
-            DenseFormat::Bf16 => {
-                let (values, _) = encoded.as_chunks();
-                self.dense.extend(
-                    values
-                        .iter()
-                        .map(|&value| bf16::from_le_bytes(value).to_f32_const()),
-                );
-            }
-        }
-        let negative_zero = || {
-            self.dense
-                .iter()
-                .position(|value| value.to_bits() == (-0.0_f32).to_bits())
-        };
-        if let Some(element) = first_out_of_range(&self.dense).or_else(negative_zero) {
-            return Err(DecodeError::DenseValue {
-                element,
-                value: self.dense[element],
-            });
-        }
-        Ok(())
-    }
-
-    /// Fills `entries` with signs and groups; the indices stay zero.
-    fn read_entry_values(&mut self, bytes: &mut Bytes<'_>) -> Result<(), DecodeError> {
-        let section = Section::EntryValues;
-        let has_two_levels = self.has_two_levels();
-        let counts = self.tiles.iter().map(|tile| match tile.content {
-            Content::Sparse { count, .. } => usize::from(count),
-            Content::Dense => 0,
-        });
-        let entries: usize = counts.sum();
-        let bits = entries * if has_two_levels { 2 } else { 1 };
-        let mut reader = BitReader::new(bytes.take(bits.div_ceil(8), section)?);
-        // The bytes were there: at most eight entries for each.
-        self.entries.reserve_exact(entries);
-        for (number, tile) in self.tiles.iter().enumerate() {
-            let Content::Sparse { low, count, .. } = tile.content else {
-                continue;
-            };
-            let mut high_count = 0;
-            for _ in 0..count {
-                let negative = reader.read(1).ok_or(DecodeError::Truncated { section })? == 1;
-                let high = !has_two_levels
-                    || reader.read(1).ok_or(DecodeError::Truncated { section })? == 1;
-                high_count += u16::from(high);
-                self.entries.push(Entry::new(0, negative, high));
-            }
-            let is_valid = if low == f16::ZERO {
-                high_count == count
-            } else {
-                0 < high_count && high_count < count
-            };
-            if !is_valid {
-                return Err(DecodeError::UnusedLevel { tile: number });
-            }
-        }
-        reader.finish().ok_or(DecodeError::Padding { section })?;
-        Ok(())
-    }
-
-    fn read_indices(&mut self, bytes: Bytes<'_>, code: IndexCode) -> Result<(), DecodeError> {
-        let section = Section::Indices;
-        let mut reader = BitReader::new(bytes.0);
-        let mut cost = IndexCost::default();
-        let mut entries = self.entries.iter_mut();
-        for (number, tile) in self.tiles.iter().enumerate() {
-            let Content::Sparse { count, .. } = tile.content else {
-                continue;
-            };
-            let len = usize::from(tile.len);
-            let mut previous = None;
-            for entry in entries.by_ref().take(usize::from(count)) {
-                let index = code
-                    .read(previous, &mut reader)
-                    .ok_or(DecodeError::Truncated { section })?;
-                if index as usize >= len {
-                    return Err(DecodeError::IndexOutOfTile {
-                        tile: number,
-                        index,
-                        len,
-                    });
-                }
-                if previous.is_some_and(|previous| index <= previous) {
-                    return Err(DecodeError::IndexOrder {
-                        tile: number,
-                        index,
-                    });
-                }
-                cost.count(index, previous);
-                previous = Some(index);
-                // Below 4096, as every tile is.
-                entry.0 |= index as u16;
-            }
-        }
-        let rest = reader.finish().ok_or(DecodeError::Padding { section })?;
-        if !rest.is_empty() {
-            return Err(DecodeError::Trailing { bytes: rest.len() });
-        }
-        let (canonical, _) = cost.cheapest();
-        if code != canonical {
-            return Err(DecodeError::IndexCodeNotCanonical {
-                found: code,
-                canonical,
-            });
-        }
-        Ok(())
+/// `start`: the number of the first value, for the error.
+fn check_range(values: &[f32], start: usize) -> Result<(), EncodeError> {
+    match first_out_of_range(values) {
+        Some(offset) => Err(EncodeError::ValueOutOfRange {
+            element: start + offset,
+            value: values[offset],
+        }),
+        None => Ok(()),
     }
 }
 
-/// Bits of [`VALUE_ABS_MAX`] as f16.
-const LEVEL_BITS_MAX: u16 = f16::from_f32_const(VALUE_ABS_MAX).to_bits();
-
-/// The index code, or none in a dense frame.
-fn read_header(
-    bytes: &mut Bytes<'_>,
-    tiles: usize,
-    expected: Codec,
-) -> Result<Option<IndexCode>, DecodeError> {
-    let section = Section::Header;
-    let found = bytes.array(section)?;
-    if found != MAGIC {
-        return Err(DecodeError::Magic { found });
-    }
-    let [version] = bytes.array(section)?;
-    if version != VERSION {
-        return Err(DecodeError::Version { found: version });
-    }
-    let [codec, value_bits, index_code] = bytes.array(section)?;
-    let k = bytes.u16(section)?;
-    if (Header {
-        codec,
-        value_bits,
-        k,
-    }) != Header::of(expected)
+/// First value that is NaN or exceeds [`VALUE_ABS_MAX`].
+fn first_out_of_range(values: &[f32]) -> Option<usize> {
+    // As signed integers: that comparison is one instruction on every processor.
+    let out_of_range = |value: &f32| magnitude_bits(*value) as i32 > VALUE_ABS_MAX.to_bits() as i32;
+    // No early exit, so that it vectorises.
+    if values
+        .iter()
+        .fold(false, |any, value| any | out_of_range(value))
     {
-        return Err(DecodeError::CodecMismatch {
-            codec,
-            value_bits,
-            k,
-            expected,
-        });
-    }
-    let found = u32::from_le_bytes(bytes.array(section)?);
-    if usize::try_from(found) != Ok(tiles) {
-        return Err(DecodeError::TileCountMismatch {
-            found,
-            expected: tiles,
-        });
-    }
-    match expected {
-        Codec::Sparse { .. } => match IndexCode::from_byte(index_code) {
-            Some(code) => Ok(Some(code)),
-            None => Err(DecodeError::IndexCode { found: index_code }),
-        },
-        Codec::Dense(_) if index_code == 0 => Ok(None),
-        Codec::Dense(_) => Err(DecodeError::IndexCode { found: index_code }),
+        values.iter().position(out_of_range)
+    } else {
+        None
     }
 }
 
-/// Bytes not yet read.
-struct Bytes<'a>(&'a [u8]);
+/// Whether a selection is one of a sparse tile of `len` elements.
+fn suits(indices: &[u16], values: &[f32], len: usize, entries_max: u16) -> bool {
+    let ascend = indices
+        .iter()
+        .zip(indices.iter().skip(1))
+        .all(|(index, next)| index < next);
+    indices.len() == values.len()
+        && indices.len() <= usize::from(entries_max)
+        && ascend
+        && indices.last().is_none_or(|&last| usize::from(last) < len)
+        && values.iter().all(|&value| value != 0.0)
+}
 
-impl<'a> Bytes<'a> {
-    fn take(&mut self, count: usize, section: Section) -> Result<&'a [u8], DecodeError> {
-        let (taken, rest) = self
-            .0
-            .split_at_checked(count)
-            .ok_or(DecodeError::Truncated { section })?;
-        self.0 = rest;
-        Ok(taken)
+/// A frame that grows tile by tile.
+struct Builder {
+    frame: Frame,
+    dense: Vec<u8>,
+    magnitudes: Vec<f32>,
+}
+
+impl Builder {
+    fn new(tiles: &[Tile], codec: Codec) -> Self {
+        let (mut entries, mut dense) = (0, 0);
+        for tile in tiles {
+            match codec.for_tile(tile) {
+                TileCode::Sparse { entries_max, .. } => entries += usize::from(entries_max),
+                TileCode::Dense(format) => dense += format.tile_bytes(tile.len()),
+            }
+        }
+        Self {
+            frame: Frame {
+                codec,
+                elements: 0,
+                tiles: Vec::with_capacity(tiles.len()),
+                entries: Vec::with_capacity(entries),
+                dense: Bytes::new(),
+            },
+            dense: Vec::with_capacity(dense),
+            magnitudes: Vec::new(),
+        }
     }
 
-    fn array<const N: usize>(&mut self, section: Section) -> Result<[u8; N], DecodeError> {
-        let (taken, rest) = self
-            .0
-            .split_first_chunk()
-            .ok_or(DecodeError::Truncated { section })?;
-        self.0 = rest;
-        Ok(*taken)
+    fn push(&mut self, tile: &Tile, content: Content) {
+        self.frame.elements += tile.len();
+        self.frame.tiles.push(FrameTile {
+            // A tile has at most 4096 elements.
+            len: tile.len() as u16,
+            content,
+        });
     }
 
-    fn u16(&mut self, section: Section) -> Result<u16, DecodeError> {
-        self.array(section).map(u16::from_le_bytes)
+    /// `values`: of all elements, in range.
+    fn dense(&mut self, tile: &Tile, values: &[f32], format: DenseFormat) {
+        dense::encode(values, format, &mut self.dense);
+        self.push(tile, Content::Dense);
+    }
+
+    /// `values`: at the chosen `indices`, in range, none of them zero.
+    fn sparse(
+        &mut self,
+        tile: &Tile,
+        indices: &[u16],
+        values: &[f32],
+        entries_max: u16,
+        value_bits: ValueBits,
+    ) {
+        self.magnitudes.clear();
+        self.magnitudes
+            .extend(values.iter().map(|value| value.abs()));
+        let Levels {
+            low,
+            high,
+            high_from,
+        } = match value_bits {
+            _ if indices.is_empty() => Levels::NONE,
+            ValueBits::One => Levels::one(&self.magnitudes),
+            ValueBits::Two => Levels::two(&mut self.magnitudes),
+        };
+        let entries = &mut self.frame.entries;
+        let before = entries.len();
+        for (&index, &value) in indices.iter().zip(values) {
+            let is_high = value.abs() >= high_from;
+            let level = if is_high { high } else { low };
+            if level != f16::ZERO {
+                let sign = if value.is_sign_negative() {
+                    NEGATIVE
+                } else {
+                    0
+                };
+                entries.push(index | sign | if is_high { HIGH } else { 0 });
+            }
+        }
+        // At most `entries_max`.
+        let count = (entries.len() - before) as u16;
+        self.push(
+            tile,
+            Content::Sparse {
+                low,
+                high,
+                count,
+                short: count != 0 && count < entries_max,
+            },
+        );
+    }
+
+    fn finish(self) -> Frame {
+        Frame {
+            dense: Bytes::from(self.dense),
+            ..self.frame
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! Levels of one sparse tile: rules "one level" and "two levels" of [`crate::codec`].
 
+use std::cmp::Reverse;
+
 use half::f16;
 
 /// Levels of a tile and the border between their groups.
@@ -33,7 +35,8 @@ impl Levels {
     /// Two levels. `magnitudes` as for [`Levels::one`], in any order; leaves them in descending
     /// order.
     pub(crate) fn two(magnitudes: &mut [f32]) -> Self {
-        magnitudes.sort_unstable_by(|a, b| b.total_cmp(a));
+        // Of positive numbers the bits have the order of the values.
+        magnitudes.sort_unstable_by_key(|magnitude| Reverse(magnitude.to_bits()));
         let count = magnitudes.len();
         let total = sum(magnitudes);
         let mut best_fit = total * total / count as f64;

@@ -26,6 +26,7 @@
 pub mod aggregate;
 mod bits;
 pub mod codec;
+pub mod dense;
 pub mod feedback;
 pub mod frame;
 mod index;
@@ -37,9 +38,9 @@ mod select;
 pub use aggregate::{AggregateError, Contribution, FrameNorm, Weight, weights};
 pub use codec::{
     Codec, DenseFormat, EncodeStats, TopK, TopKOutOfRange, VALUE_ABS_MAX, ValueBits, decode,
-    encode, frame_bytes_max,
+    decode_shared, encode, frame_bytes_max,
 };
 pub use feedback::{ErrorFeedback, FeedbackError};
-pub use frame::{DecodeError, EncodeError, Frame, Section};
+pub use frame::{DecodeError, EncodeError, Frame, Section, Selection};
 pub use index::IndexCode;
 pub use layout::{Layout, LayoutError, TILE_ELEMENTS, TensorMode, TensorSpec, Tile};

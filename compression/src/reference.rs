@@ -6,6 +6,7 @@
 use half::{bf16, f16};
 
 use crate::codec::{Codec, DenseFormat, VALUE_ABS_MAX, ValueBits};
+use crate::dense::BLOCK_ELEMENTS;
 use crate::layout::{TILE_ELEMENTS, TensorMode, Tile};
 
 /// The frame of `values`, or `None` where [`crate::codec::encode`] fails.
@@ -36,7 +37,7 @@ pub fn encode(values: &[f32], tiles: &[Tile], codec: Codec) -> Option<Vec<u8>> {
                     dense_values.extend(value.to_le_bytes());
                 }
             }
-            (Codec::Dense(DenseFormat::Bf16), _) | (_, TensorMode::Dense) => {
+            (Codec::Dense(DenseFormat::Bf16), _) | (Codec::Sparse { .. }, TensorMode::Dense) => {
                 for &value in values {
                     let rounded = bf16::from_f32(value);
                     let rounded = if rounded == bf16::ZERO {
@@ -45,6 +46,26 @@ pub fn encode(values: &[f32], tiles: &[Tile], codec: Codec) -> Option<Vec<u8>> {
                         rounded
                     };
                     dense_values.extend(rounded.to_le_bytes());
+                }
+            }
+            (Codec::Dense(DenseFormat::Int8), _) => {
+                for block in values.chunks(BLOCK_ELEMENTS) {
+                    let (scale, integers) = block_integers(block, 127);
+                    dense_values.extend(scale.to_le_bytes());
+                    dense_values.extend(integers.iter().map(|&integer| integer as u8));
+                }
+            }
+            (Codec::Dense(DenseFormat::Int4), _) => {
+                for block in values.chunks(BLOCK_ELEMENTS) {
+                    let (scale, integers) = block_integers(block, 7);
+                    dense_values.extend(scale.to_le_bytes());
+                    let half = integers.len().div_ceil(2);
+                    for place in 0..half {
+                        let second = integers.get(half + place).copied().unwrap_or(0);
+                        dense_values.push(
+                            (integers[place].rem_euclid(16) + 16 * second.rem_euclid(16)) as u8,
+                        );
+                    }
                 }
             }
             (Codec::Sparse { k, value_bits }, TensorMode::Sparse) => {
@@ -107,6 +128,8 @@ pub fn encode(values: &[f32], tiles: &[Tile], codec: Codec) -> Option<Vec<u8>> {
         }
         Codec::Dense(DenseFormat::F32) => frame.extend([2, 0, 0, 0, 0]),
         Codec::Dense(DenseFormat::Bf16) => frame.extend([3, 0, 0, 0, 0]),
+        Codec::Dense(DenseFormat::Int8) => frame.extend([4, 0, 0, 0, 0]),
+        Codec::Dense(DenseFormat::Int4) => frame.extend([5, 0, 0, 0, 0]),
     }
     frame.extend((tiles.len() as u32).to_le_bytes());
     frame.extend(levels);
@@ -122,6 +145,17 @@ pub fn decode(bytes: &[u8], tiles: &[Tile], codec: Codec) -> Option<Vec<f32>> {
     let values = parse(bytes, tiles, codec)?;
     let is_canonical = encode(&values, tiles, codec)? == bytes;
     is_canonical.then_some(values)
+}
+
+/// Rule "block": the scale and the integers.
+fn block_integers(block: &[f32], integer_max: i32) -> (bf16, Vec<i32>) {
+    let largest = block.iter().map(|value| value.abs()).fold(0.0, f32::max);
+    let scale = bf16::from_f32(largest / integer_max as f32);
+    if scale.to_f32() < f32::MIN_POSITIVE {
+        return (bf16::ZERO, vec![0; block.len()]);
+    }
+    let integer = |value: &f32| (value / scale.to_f32()).round_ties_even() as i32;
+    (scale, block.iter().map(integer).collect())
 }
 
 struct Entry {
@@ -268,16 +302,43 @@ fn parse(bytes: &[u8], tiles: &[Tile], codec: Codec) -> Option<Vec<f32>> {
 
     let mut values = Vec::new();
     for tile in tiles {
-        for _ in 0..tile.len() {
-            values.push(match (codec, tile.mode()) {
-                (Codec::Dense(DenseFormat::F32), _) => {
-                    f32::from_le_bytes(take(4)?.try_into().ok()?)
+        match (codec, tile.mode()) {
+            (Codec::Dense(DenseFormat::F32), _) => {
+                for _ in 0..tile.len() {
+                    values.push(f32::from_le_bytes(take(4)?.try_into().ok()?));
                 }
-                (Codec::Dense(DenseFormat::Bf16), _) | (_, TensorMode::Dense) => {
-                    bf16::from_bits(u16_of(take(2)?)?).to_f32()
+            }
+            (Codec::Dense(DenseFormat::Bf16), _) | (Codec::Sparse { .. }, TensorMode::Dense) => {
+                for _ in 0..tile.len() {
+                    values.push(bf16::from_bits(u16_of(take(2)?)?).to_f32());
                 }
-                (Codec::Sparse { .. }, TensorMode::Sparse) => 0.0,
-            });
+            }
+            (Codec::Dense(format @ (DenseFormat::Int8 | DenseFormat::Int4)), _) => {
+                let mut left = tile.len();
+                while left > 0 {
+                    let elements = left.min(BLOCK_ELEMENTS);
+                    left -= elements;
+                    let scale = bf16::from_bits(u16_of(take(2)?)?).to_f32();
+                    let integers: Vec<i32> = if format == DenseFormat::Int8 {
+                        take(elements)?
+                            .iter()
+                            .map(|&byte| i32::from(byte as i8))
+                            .collect()
+                    } else {
+                        let pairs = take(elements.div_ceil(2))?;
+                        let halves = pairs
+                            .iter()
+                            .map(|pair| pair % 16)
+                            .chain(pairs.iter().map(|pair| pair / 16));
+                        let signed = |half| i32::from(half) - if half < 8 { 0 } else { 16 };
+                        halves.take(elements).map(signed).collect()
+                    };
+                    values.extend(integers.iter().map(|&integer| integer as f32 * scale));
+                }
+            }
+            (Codec::Sparse { .. }, TensorMode::Sparse) => {
+                values.resize(values.len() + tile.len(), 0.0);
+            }
         }
     }
     let Codec::Sparse { value_bits, .. } = codec else {

@@ -7,6 +7,9 @@
 
 use crate::layout::TILE_ELEMENTS;
 
+/// Elements that are passed over at once when none of them is a candidate. Measured: 8 and 32 are slower.
+const GROUP_ELEMENTS: usize = 16;
+
 const MAGNITUDE_MASK: u32 = 0x7fff_ffff;
 
 /// Bits of a magnitude: for finite values their order is that of the magnitudes.
@@ -42,13 +45,23 @@ impl Selector {
             values.len()
         );
         // Zeros are no candidates, whatever the bound says.
-        let bound = self.lower_bound(values, k).max(1);
+        let bound = self.lower_bound(values, k).max(1) as i32;
 
         let mut count = 0;
-        for (index, &value) in (0_u64..).zip(values) {
-            let magnitude = magnitude_bits(value);
-            self.candidates[count] = rank(magnitude, index);
-            count += usize::from(magnitude >= bound);
+        let is_candidate = |value: f32| magnitude_bits(value) as i32 >= bound;
+        for (number, group) in values.chunks(GROUP_ELEMENTS).enumerate() {
+            // Most groups have no candidate; to see that takes a few vector instructions.
+            if !group
+                .iter()
+                .fold(false, |any, &value| any | is_candidate(value))
+            {
+                continue;
+            }
+            let first = (number * GROUP_ELEMENTS) as u64;
+            for (index, &value) in (first..).zip(group) {
+                self.candidates[count] = rank(magnitude_bits(value), index);
+                count += usize::from(is_candidate(value));
+            }
         }
         let candidates = &self.candidates[..count];
 

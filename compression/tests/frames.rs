@@ -2,10 +2,11 @@
 
 mod common;
 
-use common::{DENSE_BF16, DENSE_F32, Rng, small_shard, sparse, tiles};
+use common::{DENSE_BF16, DENSE_F32, DENSE_INT4, DENSE_INT8, Rng, small_shard, sparse, tiles};
+use gradmesh_compression::dense::BLOCK_ELEMENTS;
 use gradmesh_compression::{
-    Codec, EncodeError, Frame, IndexCode, TILE_ELEMENTS, TensorMode, Tile, VALUE_ABS_MAX,
-    ValueBits, decode, encode, frame_bytes_max, reference,
+    Codec, DenseFormat, EncodeError, Frame, IndexCode, Selection, TILE_ELEMENTS, TensorMode, Tile,
+    VALUE_ABS_MAX, ValueBits, decode, decode_shared, encode, frame_bytes_max, reference,
 };
 use proptest::prelude::*;
 
@@ -30,6 +31,8 @@ fn codecs() -> impl Strategy<Value = Codec> {
     prop_oneof![
         1 => Just(DENSE_F32),
         1 => Just(DENSE_BF16),
+        2 => Just(DENSE_INT8),
+        2 => Just(DENSE_INT4),
         4 => (1..=4096_u16, any::<bool>()).prop_map(|(k, two)| sparse(k, value_bits(two))),
         6 => (1..=200_u16, any::<bool>()).prop_map(|(k, two)| sparse(k, value_bits(two))),
     ]
@@ -92,6 +95,44 @@ proptest! {
         prop_assert_eq!(bits(&decoded), bits(&reference::decode(&bytes, &tiles, codec).unwrap()));
         // One frame per content.
         prop_assert_eq!(encoded(&decoded, &tiles, codec), bytes);
+    }
+
+    #[test]
+    fn frame_that_shares_its_bytes_is_the_same((tiles, values) in shards(), codec in codecs()) {
+        let bytes = encoded(&values, &tiles, codec);
+        let shared = decode_shared(&bytes.clone().into(), &tiles, codec).unwrap();
+        prop_assert_eq!(&shared, &decode(&bytes, &tiles, codec).unwrap());
+        let mut written = Vec::new();
+        shared.write(&mut written);
+        prop_assert_eq!(written, bytes);
+    }
+
+    #[test]
+    fn dense_values_stay_within_the_stated_error(seed: u64, exponents in (-130_i32..15, -130_i32..15), elements in 1..300_usize) {
+        // Blocks whose values span many magnitudes, ties and subnormal numbers among them.
+        let mut rng = Rng(seed);
+        let span = exponents.0.min(exponents.1)..=exponents.0.max(exponents.1);
+        let values: Vec<f32> = (0..elements)
+            .map(|_| {
+                let exponent = span.start() + rng.below((span.end() - span.start() + 1) as usize) as i32;
+                let magnitude = 2.0_f64.powi(exponent) * (1.0 + rng.unit());
+                // Some have few bits, so that quotients are often half way between two integers.
+                let magnitude = if rng.below(2) == 0 { magnitude as f32 } else { f32::from_bits((magnitude as f32).to_bits() & 0xfff0_0000) };
+                if rng.below(2) == 0 { magnitude } else { -magnitude }
+            })
+            .collect();
+        let tiles = tiles(&[(elements, TensorMode::Dense)]);
+        for format in [DenseFormat::F32, DenseFormat::Bf16, DenseFormat::Int8, DenseFormat::Int4] {
+            let block = if format == DenseFormat::Bf16 { 1 } else { BLOCK_ELEMENTS };
+            let decoded = dequantised(&Frame::quantise(&values, &tiles, Codec::Dense(format)).unwrap());
+            for (values, decoded) in values.chunks(block).zip(decoded.chunks(block)) {
+                let largest = values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+                for (value, decoded) in values.iter().zip(decoded) {
+                    let error = (f64::from(*value) - f64::from(*decoded)).abs();
+                    prop_assert!(error <= format.error_max(largest), "{:?}: {} became {}", format, value, decoded);
+                }
+            }
+        }
     }
 
     #[test]
@@ -245,13 +286,94 @@ fn largest_value_survives_every_codec() {
         let frame = decode(&encoded(&values, &tiles, codec), &tiles, codec).unwrap();
         assert_eq!(dequantised(&frame), values);
     }
+    // Q times the scale, which is 2^15 / Q rounded to 8 bits: 127 * 258 and 7 * 4672.
+    for (codec, largest) in [(DENSE_INT8, 32766.0), (DENSE_INT4, 32704.0)] {
+        let frame = decode(&encoded(&values, &tiles, codec), &tiles, codec).unwrap();
+        assert_eq!(dequantised(&frame), [-largest; 16]);
+    }
+}
+
+#[test]
+fn selections_by_the_rule_make_the_frame_of_the_values() {
+    let (tiles, values) = small_shard();
+    let codec = sparse(700, ValueBits::Two);
+    let frame = Frame::quantise(&values, &tiles, codec).unwrap();
+    // By sorting: k' = ceil(700 n / 4096) of each sparse tile.
+    let chosen = |range: std::ops::Range<usize>, k: usize| {
+        let tile = &values[range];
+        let mut order: Vec<u16> = (0..tile.len() as u16)
+            .filter(|&index| tile[usize::from(index)] != 0.0)
+            .collect();
+        order.sort_by(|&a, &b| {
+            let magnitude = |index: u16| tile[usize::from(index)].abs();
+            magnitude(b).total_cmp(&magnitude(a))
+        });
+        order.truncate(k);
+        order.sort_unstable();
+        let values: Vec<f32> = order
+            .iter()
+            .map(|&index| tile[usize::from(index)])
+            .collect();
+        (order, values)
+    };
+    let parts = [chosen(0..40, 7), chosen(43..107, 11), chosen(107..127, 4)];
+    let sparse_part = |part: usize| Selection::Sparse {
+        indices: &parts[part].0,
+        values: &parts[part].1,
+    };
+    let selections = [
+        sparse_part(0),
+        Selection::Dense(&values[40..43]),
+        sparse_part(1),
+        sparse_part(2),
+    ];
+    let made = Frame::from_selections(selections.into_iter(), &tiles, codec).unwrap();
+    assert_eq!(made, frame);
+
+    let with = |tile: usize, selection| {
+        let mut selections = selections;
+        selections[tile] = selection;
+        Frame::from_selections(selections.into_iter(), &tiles, codec).unwrap_err()
+    };
+    let of = |indices, values| Selection::Sparse { indices, values };
+    for bad in [
+        of(&[3, 3], &[1.0, 1.0]),                 // twice
+        of(&[3, 2], &[1.0, 1.0]),                 // descending
+        of(&[40], &[1.0]),                        // outside
+        of(&[3], &[1.0, 1.0]),                    // a value too many
+        of(&[3], &[0.0]),                         // zero
+        of(&[0, 1, 2, 3, 4, 5, 6, 7], &[1.0; 8]), // more than k'
+        Selection::Dense(&[1.0; 40]),
+    ] {
+        assert_eq!(with(0, bad), EncodeError::Selection { tile: 0 }, "{bad:?}");
+    }
+    for bad in [Selection::Dense(&[1.0; 2]), of(&[0], &[1.0])] {
+        assert_eq!(with(1, bad), EncodeError::Selection { tile: 1 });
+    }
+    assert!(matches!(
+        with(2, of(&[4, 9], &[1.0, f32::NAN])),
+        EncodeError::ValueOutOfRange { element: 52, .. }
+    ));
+    assert_eq!(
+        Frame::from_selections(selections[1..].iter().copied(), &tiles, codec),
+        Err(EncodeError::SelectionCount {
+            found: 3,
+            expected: 4
+        })
+    );
 }
 
 #[test]
 fn values_out_of_range_are_refused_and_leave_no_bytes() {
     let (tiles, values) = small_shard();
     let too_large = f32::from_bits(VALUE_ABS_MAX.to_bits() + 1);
-    for codec in [sparse(64, ValueBits::One), DENSE_F32, DENSE_BF16] {
+    for codec in [
+        sparse(64, ValueBits::One),
+        DENSE_F32,
+        DENSE_BF16,
+        DENSE_INT8,
+        DENSE_INT4,
+    ] {
         for bad in [
             f32::NAN,
             -f32::NAN,
@@ -299,10 +421,10 @@ fn stated_maximum_is_close_to_what_frames_take() {
         let max = frame_bytes_max(&tiles, codec);
         assert!(usual <= max && max * 10 <= usual * 11, "{usual} of {max}");
     }
-    assert_eq!(
-        frame_bytes_max(&tiles, DENSE_F32),
-        encoded(&values, &tiles, DENSE_F32).len()
-    );
+    for codec in [DENSE_F32, DENSE_INT8, DENSE_INT4] {
+        let all = encoded(&values, &tiles, codec).len();
+        assert_eq!(frame_bytes_max(&tiles, codec), all);
+    }
     // Gaps of 0 and 126 in turns, which no r suits: 480 of at most 510 bits.
     let mut values = vec![0.0; TILE_ELEMENTS];
     for pair in 0..32 {

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{DENSE_BF16, DENSE_F32, small_shard, sparse, tiles};
+use common::{DENSE_BF16, DENSE_F32, DENSE_INT4, DENSE_INT8, small_shard, sparse, tiles};
 use gradmesh_compression::{Codec, TensorMode, Tile, ValueBits, decode, encode};
 
 fn hex(bytes: &[u8]) -> String {
@@ -20,7 +20,7 @@ fn assert_frame(values: &[f32], tiles: &[Tile], codec: Codec, parts: &[&str], de
     assert_eq!(out, decoded);
 }
 
-// The first four frames are derived by hand from the specification, not printed by the encoder.
+// The frames but for the mixed ones are derived by hand from the specification, not printed by the encoder.
 
 #[test]
 fn one_level_frame() {
@@ -104,6 +104,35 @@ fn dense_bf16_frame() {
             "474d4652", "01", "03", "00", "00", "0000", "01000000", "803f", "823f", "00bf",
         ],
         &[1.0, 1.015625, -0.5],
+    );
+}
+
+#[test]
+fn dense_int8_frame() {
+    // Scale 127 / 127 = 1: 63.5 lies half way between two integers and goes to the even one. The second tile is zero.
+    assert_frame(
+        &[127.0, -63.5, 0.25, -0.0],
+        &tiles(&[(3, TensorMode::Sparse), (1, TensorMode::Dense)]),
+        DENSE_INT8,
+        &[
+            "474d4652", "01", "04", "00", "00", "0000", "02000000", "803f", "7f", "c0", "00",
+            "0000", "00",
+        ],
+        &[127.0, -64.0, 0.0, 0.0],
+    );
+}
+
+#[test]
+fn dense_int4_frame() {
+    // Scale 3.5 / 7 = 0.5: integers 7, -2 (from -2.5, to even), 1, -7 and 6; halves of three and two.
+    assert_frame(
+        &[3.5, -1.25, 0.5, -3.5, 3.0],
+        &tiles(&[(5, TensorMode::Sparse)]),
+        DENSE_INT4,
+        &[
+            "474d4652", "01", "05", "00", "00", "0000", "01000000", "003f", "97", "6e", "01",
+        ],
+        &[3.5, -1.0, 0.5, -3.5, 3.0],
     );
 }
 

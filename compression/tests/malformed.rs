@@ -3,18 +3,20 @@
 
 mod common;
 
-use common::{DENSE_BF16, DENSE_F32, Rng, small_shard, sparse, tiles};
+use common::{DENSE_BF16, DENSE_F32, DENSE_INT4, DENSE_INT8, Rng, small_shard, sparse, tiles};
 use gradmesh_compression::{
     Codec, DecodeError, IndexCode, Section, TensorMode, Tile, VALUE_ABS_MAX, ValueBits, decode,
     encode, reference,
 };
 
-const CODECS: [fn() -> Codec; 5] = [
+const CODECS: [fn() -> Codec; 7] = [
     || sparse(64, ValueBits::One),
     || sparse(700, ValueBits::One),
     || sparse(700, ValueBits::Two),
     || DENSE_F32,
     || DENSE_BF16,
+    || DENSE_INT8,
+    || DENSE_INT4,
 ];
 
 fn small_frame(codec: Codec) -> (Vec<Tile>, Vec<u8>) {
@@ -371,6 +373,59 @@ fn dense_values_out_of_range_are_refused() {
         assert!(
             matches!(error, DecodeError::DenseValue { element: 1, .. }),
             "{error}"
+        );
+    }
+}
+
+#[test]
+fn blocks_that_no_values_encode_to_are_refused() {
+    // One tile of three elements: a block of a scale and three bytes (int8) or two (int4).
+    let tiles = tiles(&[(3, TensorMode::Dense)]);
+    let decode_block = |codec: Codec, number: u8, block: &[u8]| {
+        let mut bytes = [b"GMFR\x01", &[number, 0, 0, 0, 0, 1, 0, 0, 0][..]].concat();
+        bytes.extend(block);
+        check(&bytes, &tiles, codec);
+        decode(&bytes, &tiles, codec).map(|_| ())
+    };
+    let refused = |scale| Err(DecodeError::DenseBlock { element: 0, scale });
+    for (scale, integers, expected) in [
+        (0x3f80, [127, 0, 0x81], Ok(())),          // 127, 0, -127
+        (0x0000, [0, 0, 0], Ok(())),               // a block of zeros
+        (0x0080, [127, 0, 0], Ok(())),             // the smallest scale
+        (0x4381, [127, 0, 0], Ok(())),             // the largest, 258
+        (0x4382, [127, 0, 0], refused(0x4382)),    // 260: above 2^15
+        (0x007f, [127, 0, 0], refused(0x007f)),    // subnormal
+        (0x8000, [0, 0, 0], refused(0x8000)),      // negative zero
+        (0xbf80, [127, 0, 0], refused(0xbf80)),    // negative
+        (0x7f80, [127, 0, 0], refused(0x7f80)),    // infinity
+        (0x7fc0, [127, 0, 0], refused(0x7fc0)),    // NaN
+        (0x3f80, [126, 0, 0x82], refused(0x3f80)), // a scale that no largest element asks for
+        (0x3f80, [127, 0x80, 0], refused(0x3f80)), // -128
+        (0x3f80, [0, 0, 0], refused(0x3f80)),      // zeros with a scale
+        (0x0000, [0, 1, 0], refused(0x0000)),      // a number without a scale
+    ] {
+        let block = [&u16::to_le_bytes(scale)[..], &integers].concat();
+        assert_eq!(
+            decode_block(DENSE_INT8, 4, &block),
+            expected,
+            "{block:02x?}"
+        );
+    }
+    for (scale, pairs, expected) in [
+        (0x3f80, [0x17, 0x09], Ok(())), // 7, -7; 1 and no fourth
+        (0x0000, [0, 0], Ok(())),
+        (0x4592, [0x07, 0], Ok(())),             // the largest, 4672
+        (0x4593, [0x07, 0], refused(0x4593)),    // 4704: above 2^15
+        (0x3f80, [0x16, 0x0a], refused(0x3f80)), // no 7
+        (0x3f80, [0x87, 0], refused(0x3f80)),    // -8
+        (0x3f80, [0x17, 0x19], refused(0x3f80)), // a fourth element
+        (0x0000, [0x10, 0], refused(0x0000)),
+    ] {
+        let block = [&u16::to_le_bytes(scale)[..], &pairs].concat();
+        assert_eq!(
+            decode_block(DENSE_INT4, 5, &block),
+            expected,
+            "{block:02x?}"
         );
     }
 }

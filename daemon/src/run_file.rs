@@ -315,6 +315,10 @@ pub enum Mode {
     Bf16,
     /// Everything as f32.
     F32,
+    /// Everything as 8-bit integers, with a scale for each block.
+    Int8,
+    /// Everything as 4-bit integers, with a scale for each block.
+    Int4,
 }
 
 /// `[schedule]`
@@ -741,6 +745,8 @@ impl RunFile {
                     Mode::Sparse => CodecKind::Sparse,
                     Mode::Bf16 => CodecKind::DenseBf16,
                     Mode::F32 => CodecKind::DenseF32,
+                    Mode::Int8 => CodecKind::DenseInt8,
+                    Mode::Int4 => CodecKind::DenseInt4,
                 },
                 k: self.codec.k,
                 value_bits: self.codec.value_bits,

@@ -123,6 +123,8 @@ fn codec(manifest: &Manifest) -> Result<Codec, RunSettingsError> {
         },
         CodecKind::DenseBf16 => Codec::Dense(DenseFormat::Bf16),
         CodecKind::DenseF32 => Codec::Dense(DenseFormat::F32),
+        CodecKind::DenseInt8 => Codec::Dense(DenseFormat::Int8),
+        CodecKind::DenseInt4 => Codec::Dense(DenseFormat::Int4),
     })
 }
 

@@ -95,6 +95,10 @@ pub enum CodecKind {
     DenseBf16,
     /// Every element as f32.
     DenseF32,
+    /// Every element as an 8-bit integer, with a scale for each block.
+    DenseInt8,
+    /// Every element as a 4-bit integer, with a scale for each block.
+    DenseInt4,
 }
 
 /// Peers joined by a fast network, by hash of the site's name.

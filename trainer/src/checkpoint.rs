@@ -2,7 +2,7 @@
 //!
 //! | file | content |
 //! |---|---|
-//! | `config.json` | the model, [`ModelConfig::to_hf_json`] |
+//! | `config.json` | the model, [`Architecture::to_json`] |
 //! | `model.safetensors` | one tensor per [`ModelConfig::parameters`], f32 or bf16 |
 //! | `generation_config.json` | empty defaults |
 //! | `tokenizer.json`, `tokenizer_config.json` | byte-level tokenizer, for models of 256 tokens only |
@@ -27,9 +27,8 @@ use safetensors::tensor::{Dtype, TensorView, View};
 use safetensors::{SafeTensorError, SafeTensors};
 use serde::{Deserialize, Serialize};
 
-use crate::model::{
-    CONFIG_BYTES_MAX, ConfigError, ModelConfig, ParameterSpec, Precision, elements,
-};
+use crate::architecture::Architecture;
+use crate::model::{CONFIG_BYTES_MAX, ConfigError, ParameterSpec, Precision, elements};
 use crate::optimizer::f32_values;
 
 const CONFIG: &str = "config.json";
@@ -55,8 +54,8 @@ pub struct Provenance {
 /// A checkpoint in memory.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Checkpoint {
-    pub config: ModelConfig,
-    /// Flat f32 in the order of [`ModelConfig::parameters`]; bf16 and f16 files are widened, which is exact.
+    pub config: Architecture,
+    /// Flat f32 in the order of [`Architecture::parameters`]; bf16 and f16 files are widened, which is exact.
     pub theta: Vec<f32>,
     /// Absent in a checkpoint that gradmesh did not write.
     pub provenance: Option<Provenance>,
@@ -115,7 +114,7 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError + '_ {
 /// [`CheckpointError`]; nothing appears at `dir` then.
 pub fn write(
     dir: &Path,
-    config: &ModelConfig,
+    config: &Architecture,
     theta: &[f32],
     precision: Precision,
     provenance: Option<&Provenance>,
@@ -143,14 +142,14 @@ pub fn write(
     }
     fs::create_dir_all(&partial).map_err(io_error(&partial))?;
 
-    put(&partial, CONFIG, &config.to_hf_json(precision))?;
+    put(&partial, CONFIG, &config.to_json(precision))?;
     put(&partial, GENERATION, "{}\n")?;
-    if config.vocab_size == crate::data::VOCAB {
+    if config.vocab() == crate::data::VOCAB {
         put(&partial, "tokenizer.json", &tokenizer::byte_level())?;
         put(
             &partial,
             "tokenizer_config.json",
-            &tokenizer::config(config.max_position_embeddings),
+            &tokenizer::config(config.positions()),
         )?;
     }
     if let Some(provenance) = provenance {
@@ -188,7 +187,7 @@ pub fn write(
 /// [`CheckpointError`], which names the file or tensor and what to do.
 pub fn read(dir: &Path) -> Result<Checkpoint, CheckpointError> {
     let path = dir.join(CONFIG);
-    let config = ModelConfig::from_hf_json(&read_bounded(&path, CONFIG_BYTES_MAX as u64)?)
+    let config = Architecture::from_json(&read_bounded(&path, CONFIG_BYTES_MAX as u64)?)
         .map_err(|source| CheckpointError::Config { path, source })?;
     let path = dir.join(WEIGHTS);
     if !path.exists() && dir.join("model.safetensors.index.json").exists() {
@@ -442,6 +441,7 @@ fn read_bounded(path: &Path, bytes_max: u64) -> Result<Vec<u8>, CheckpointError>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::ModelConfig;
     use crate::model::init;
 
     fn tiny(tied: bool) -> ModelConfig {
@@ -486,7 +486,14 @@ mod tests {
         let home = tempfile::tempdir().expect("temporary directory");
         let dir = home.path().join("round-7");
         let theta = init(&tiny(tied), [2; 32]).expect("valid config");
-        write(&dir, &tiny(tied), &theta, precision, Some(&provenance())).expect("write");
+        write(
+            &dir,
+            &tiny(tied).into(),
+            &theta,
+            precision,
+            Some(&provenance()),
+        )
+        .expect("write");
         Written {
             _home: home,
             dir,
@@ -528,10 +535,10 @@ mod tests {
             let checkpoint = read(&written.dir).expect("read");
             assert_eq!(
                 checkpoint.config,
-                ModelConfig {
+                Architecture::from(ModelConfig {
                     head_dim: Some(4),
                     ..tiny(tied)
-                }
+                })
             );
             assert_eq!(checkpoint.theta, written.theta);
             assert_eq!(checkpoint.provenance, Some(provenance()));
@@ -554,7 +561,7 @@ mod tests {
         assert_eq!(fs::read_dir(home).expect("home").count(), 1);
         let error = write(
             &written.dir,
-            &tiny(true),
+            &tiny(true).into(),
             &written.theta,
             Precision::F32,
             None,
@@ -574,7 +581,7 @@ mod tests {
         fs::create_dir(&partial).expect("directory");
         fs::write(partial.join("junk"), "left by a crash").expect("file");
         let theta = init(&tiny(true), [2; 32]).expect("valid config");
-        write(&dir, &tiny(true), &theta, Precision::F32, None).expect("write");
+        write(&dir, &tiny(true).into(), &theta, Precision::F32, None).expect("write");
         assert!(!partial.exists() && !dir.join("junk").exists());
         assert_eq!(read(&dir).expect("read").provenance, None);
     }
@@ -671,7 +678,7 @@ mod tests {
         theta[3] = f32::MAX;
         let target = written.dir.with_file_name("other");
         assert!(matches!(
-            write(&target, &tiny(true), &theta, Precision::Bf16, None),
+            write(&target, &tiny(true).into(), &theta, Precision::Bf16, None),
             Err(CheckpointError::NotFinite {
                 index: 3,
                 stored: false,
@@ -679,7 +686,7 @@ mod tests {
             })
         ));
         assert!(!target.exists());
-        write(&target, &tiny(true), &theta, Precision::F32, None).expect("f32 holds it");
+        write(&target, &tiny(true).into(), &theta, Precision::F32, None).expect("f32 holds it");
     }
 
     #[test]

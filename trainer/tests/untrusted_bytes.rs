@@ -9,7 +9,7 @@ use gradmesh_trainer::data::DataManifest;
 use gradmesh_trainer::model::{self, Precision};
 use gradmesh_trainer::reference::{ReferenceConfig, ReferenceTrainer};
 use gradmesh_trainer::replica::{Outer, Replica, ReplicaConfig};
-use gradmesh_trainer::{InnerOptimizer, ModelConfig, Trainer};
+use gradmesh_trainer::{Architecture, InnerOptimizer, ModelConfig, Trainer};
 use proptest::prelude::*;
 
 const CONFIG: ReferenceConfig = ReferenceConfig {
@@ -98,7 +98,7 @@ proptest! {
         let _ = replica.shape().check_frame(Stage::Update, 0, &bytes);
 
         let json = llama().to_hf_json(Precision::F32).into_bytes();
-        if let Ok(config) = ModelConfig::from_hf_json(&mangle(json)) {
+        if let Ok(config) = Architecture::from_json(&mangle(json)) {
             prop_assert!(config.validate().is_ok());
         }
     }
@@ -111,7 +111,7 @@ proptest! {
         let home = tempfile::tempdir().expect("temporary directory");
         let dir = home.path().join("checkpoint");
         let theta = model::init(&llama(), [0; 32]).expect("valid config");
-        checkpoint::write(&dir, &llama(), &theta, Precision::Bf16, None).expect("write");
+        checkpoint::write(&dir, &llama().into(), &theta, Precision::Bf16, None).expect("write");
         let path = dir.join("model.safetensors");
         let bytes = damage(std::fs::read(&path).expect("weights"), &edits, &[], cut);
         std::fs::write(&path, bytes).expect("weights");

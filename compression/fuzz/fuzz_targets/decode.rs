@@ -27,12 +27,14 @@ fn codec(selector: u8) -> Codec {
         k: TopK::new(k).expect("k in range"),
         value_bits,
     };
-    match selector % 5 {
+    match selector % 7 {
         0 => sparse(64, ValueBits::One),
         1 => sparse(64, ValueBits::Two),
         2 => sparse(1024, ValueBits::Two),
         3 => Codec::Dense(DenseFormat::F32),
-        _ => Codec::Dense(DenseFormat::Bf16),
+        4 => Codec::Dense(DenseFormat::Bf16),
+        5 => Codec::Dense(DenseFormat::Int8),
+        _ => Codec::Dense(DenseFormat::Int4),
     }
 }
 

@@ -53,6 +53,8 @@ pub(crate) fn sparse(k: u16, value_bits: ValueBits) -> Codec {
 
 pub(crate) const DENSE_F32: Codec = Codec::Dense(DenseFormat::F32);
 pub(crate) const DENSE_BF16: Codec = Codec::Dense(DenseFormat::Bf16);
+pub(crate) const DENSE_INT8: Codec = Codec::Dense(DenseFormat::Int8);
+pub(crate) const DENSE_INT4: Codec = Codec::Dense(DenseFormat::Int4);
 
 /// A small shard with a short tile, a dense tile and a sparse one, and values for it that use all
 /// parts of a frame: a short tile with entries, ties, negative zero.

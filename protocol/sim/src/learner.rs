@@ -106,6 +106,8 @@ impl Shape {
             ),
             CodecKind::DenseBf16 => dense(DenseFormat::Bf16),
             CodecKind::DenseF32 => dense(DenseFormat::F32),
+            CodecKind::DenseInt8 => dense(DenseFormat::Int8),
+            CodecKind::DenseInt4 => dense(DenseFormat::Int4),
         };
         let rate = ppm(manifest.outer.rate_ppm);
         let config = ReplicaConfig {

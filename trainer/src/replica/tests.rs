@@ -189,6 +189,60 @@ fn a_left_out_update_is_sent_later() {
 }
 
 #[test]
+fn a_left_out_update_comes_back_at_the_stage_that_it_was_encoded_at() {
+    let delta = values(2, 0.01);
+    for stage in [Stage::Local, Stage::Update, Stage::Reduced] {
+        let mut a = replica(sparse());
+        a.theta.fill(0.0);
+        let local: Vec<f32> = delta.iter().map(|value| -value).collect();
+        let start = a.theta.clone();
+        let own = a.update(&start, &local, stage).expect("update");
+        let own = OwnUpdate {
+            stage,
+            frames: &own.frames,
+            accepted: &[false; 3],
+        };
+        a.apply(&gathered(&[]), Some(own), &[]).expect("apply");
+        for (value, expected) in a
+            .feedback
+            .residual()
+            .expect("a residual")
+            .iter()
+            .zip(&delta)
+        {
+            // Two roundings of numbers below 0.1: 2^-28 each.
+            assert!((value - expected).abs() < 1e-8, "{stage:?}");
+        }
+        assert_eq!(a.feedback_root(), replica_with(&a).feedback_root());
+    }
+}
+
+/// The same private state in a new replica, so that its leaves are hashed anew.
+fn replica_with(other: &Replica) -> Replica {
+    let mut copy = replica(other.config);
+    copy.restore_private(&other.save_private(&[]))
+        .expect("private state");
+    copy
+}
+
+#[test]
+fn leaves_kept_with_every_change_are_those_of_the_state() {
+    let mut a = replica(dense(Outer::Nesterov {
+        rate: 0.7,
+        momentum: 0.9,
+    }));
+    let own = update(&mut a, &values(2, 0.01));
+    a.apply(&gathered(&[(1, &own)]), None, &[]).expect("apply");
+    let leaves = a.leaves();
+    a.rehash_tiles(0..6);
+    assert_eq!(a.leaves(), leaves);
+    let contents = (0..a.leaf_count()).filter_map(|index| a.export_leaf(index));
+    let hashed: Vec<Hash> = contents.map(|content| Hash::of_content(&content)).collect();
+    assert_eq!(hashed, leaves);
+    assert_eq!(a.export_leaf(6), None);
+}
+
+#[test]
 fn a_folded_update_is_in_the_error_feedback() {
     let mut a = replica(sparse());
     let theta = a.theta().to_vec();

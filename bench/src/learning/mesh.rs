@@ -1,0 +1,345 @@
+//! One run: peers that train, exchange and apply in one process.
+
+use std::thread;
+
+use anyhow::{Context, ensure};
+use gradmesh_protocol::hash::Hash;
+use gradmesh_protocol::header::Stage;
+use gradmesh_protocol::plan::GroupId;
+use gradmesh_trainer::data::{Windows, assignment};
+use gradmesh_trainer::replica::{Contribution, Reduction, Replica, RoundShard};
+use gradmesh_trainer::torch::TorchSettings;
+use gradmesh_trainer::{Architecture, InnerOptimizer, TrainTask, Trainer};
+
+use super::setting::{Plan, SITES, Setting};
+use super::{Args, FINAL_WINDOWS, VALIDATE_EVERY, WINDOWS};
+
+/// What a run gave; see the JSON of the parent module.
+#[derive(Clone, Debug)]
+pub(super) struct Run {
+    pub(super) loss: f64,
+    pub(super) frame_bytes: f64,
+    pub(super) reduced_bytes: f64,
+    pub(super) rounds: Vec<Round>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Round {
+    pub(super) train: f64,
+    pub(super) validation: Option<f64>,
+}
+
+struct Peer {
+    hotkey: [u8; 32],
+    trainer: Box<dyn Trainer>,
+    replica: Replica,
+    /// The frames of the update in flight, with overlap.
+    in_flight: Option<Vec<Vec<u8>>>,
+}
+
+/// The peers of a run and what their owners keep.
+pub(super) struct Mesh<'a> {
+    setting: Setting,
+    args: &'a Args,
+    seed: u8,
+    peers: Vec<Peer>,
+    /// By group and shard: the owners' residuals.
+    residuals: Vec<Vec<Vec<u8>>>,
+    frame_bytes: u64,
+    reduced_bytes: u64,
+}
+
+/// What a peer's training of one round gave.
+struct Trained {
+    start: Vec<f32>,
+    local: Vec<f32>,
+    loss: f64,
+}
+
+impl<'a> Mesh<'a> {
+    pub(super) fn new(
+        architecture: &Architecture,
+        inner: &InnerOptimizer,
+        setting: Setting,
+        args: &'a Args,
+        seed: u8,
+    ) -> anyhow::Result<Self> {
+        let theta = architecture.init([seed; 32])?;
+        let config = setting.replica(&args.parameters)?;
+        let parameters = architecture.parameters();
+        let replica = Replica::new(&parameters, config, theta)?;
+        let peers = (0..args.peers)
+            .map(|peer| {
+                Ok(Peer {
+                    hotkey: [u8::try_from(peer).context("too many peers")?; 32],
+                    trainer: architecture.trainer(TorchSettings::cpu(inner.clone()))?,
+                    replica: replica.clone(),
+                    in_flight: None,
+                })
+            })
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        Ok(Self {
+            setting,
+            args,
+            seed,
+            peers,
+            residuals: vec![vec![Vec::new(); replica.shard_count()]; SITES],
+            frame_bytes: 0,
+            reduced_bytes: 0,
+        })
+    }
+
+    /// All rounds; `tell` takes lines on how it goes.
+    pub(super) fn run(
+        &mut self,
+        windows: &Windows<'_>,
+        tell: impl Fn(String),
+    ) -> anyhow::Result<Run> {
+        let mut rounds = Vec::new();
+        for round in 0..self.args.rounds {
+            let train = self.round(round, windows)?;
+            let validation = match (round + 1) % VALIDATE_EVERY {
+                0 => Some(self.validation(windows, WINDOWS)?),
+                _ => None,
+            };
+            if let Some(validation) = validation {
+                let rounds = self.args.rounds;
+                tell(format!(
+                    "round {} of {rounds}: train {train:.4}, validation {validation:.4}",
+                    round + 1
+                ));
+            }
+            rounds.push(Round { train, validation });
+        }
+        self.land()?;
+        let count = f64::from(self.args.rounds);
+        Ok(Run {
+            loss: self.validation(windows, FINAL_WINDOWS)?,
+            frame_bytes: self.frame_bytes as f64 / count / self.peers.len() as f64,
+            reduced_bytes: self.reduced_bytes as f64 / count,
+            rounds,
+        })
+    }
+
+    /// Trains, exchanges and applies; the mean loss of the last steps.
+    fn round(&mut self, round: u32, windows: &Windows<'_>) -> anyhow::Result<f64> {
+        let trained = self.train(round, windows)?;
+        // With overlap the update of the round before lands only now, when that of this one is trained.
+        self.land()?;
+        let stage = self.setting.plan().stage();
+        let mut loss = 0.0;
+        for (peer, trained) in self.peers.iter_mut().zip(trained) {
+            let update = peer.replica.update(&trained.start, &trained.local, stage)?;
+            let bytes: usize = update.frames.iter().map(Vec::len).sum();
+            self.frame_bytes += bytes as u64;
+            peer.in_flight = Some(update.frames);
+            loss += trained.loss;
+        }
+        if !self.setting.overlaps() {
+            self.land()?;
+        }
+        Ok(loss / self.peers.len() as f64)
+    }
+
+    fn train(&mut self, round: u32, windows: &Windows<'_>) -> anyhow::Result<Vec<Trained>> {
+        let (args, seed) = (self.args, self.seed);
+        let stage = self.setting.plan().stage();
+        let at_a_time = self.peers.len().div_ceil(args.threads);
+        let train = |peers: &mut [Peer]| {
+            let trained = peers.iter_mut().map(|peer| {
+                let start = peer.start(stage, args.parameters.ahead)?;
+                peer.train(start, (seed, round), args, windows)
+            });
+            trained.collect::<anyhow::Result<Vec<_>>>()
+        };
+        let chunks = self.peers.chunks_mut(at_a_time);
+        let trained: Vec<anyhow::Result<Vec<Trained>>> = thread::scope(|scope| {
+            let threads: Vec<_> = chunks.map(|peers| scope.spawn(|| train(peers))).collect();
+            let joined = threads.into_iter().map(|thread| thread.join());
+            joined
+                .map(|trained| trained.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect()
+        });
+        let trained: Vec<Vec<Trained>> = trained.into_iter().collect::<Result<_, _>>()?;
+        Ok(trained.into_iter().flatten().collect())
+    }
+
+    /// Applies the updates in flight, if there are any, and compares the state roots.
+    fn land(&mut self) -> anyhow::Result<()> {
+        let updates: Option<Vec<Vec<Vec<u8>>>> =
+            self.peers.iter_mut().map(|p| p.in_flight.take()).collect();
+        let Some(updates) = updates else {
+            return Ok(());
+        };
+        let groups = self.groups();
+        let stage = self.setting.plan().stage();
+        let reductions = match self.setting.plan() {
+            Plan::Gather => Vec::new(),
+            Plan::Reduce => self.reduce(&updates, &groups, Stage::Reduced)?,
+            Plan::Hier => self.reduce(&updates, &groups, Stage::Update)?,
+        };
+        let shards: Vec<RoundShard<'_>> = (0..self.peers[0].replica.shard_count())
+            .map(|shard| match self.setting.plan() {
+                Plan::Gather => RoundShard {
+                    stage,
+                    contributions: self.contributions(&updates, shard).collect(),
+                    residuals: Vec::new(),
+                },
+                Plan::Reduce => reduced(Stage::Reduced, shard, &groups, &reductions),
+                Plan::Hier => reduced(Stage::Update, shard, &groups, &reductions),
+            })
+            .collect();
+        let ids: Vec<GroupId> = groups.iter().map(|group| group.id).collect();
+        for peer in &mut self.peers {
+            peer.replica.apply(&shards, None, &ids)?;
+        }
+        let root = self.peers[0].replica.state_root();
+        let equal = self.peers.iter().all(|p| p.replica.state_root() == root);
+        ensure!(equal, "state roots differ, which must never be");
+        Ok(())
+    }
+
+    /// What the owners of each group do, by group and shard.
+    fn reduce(
+        &mut self,
+        updates: &[Vec<Vec<u8>>],
+        groups: &[Group],
+        output: Stage,
+    ) -> anyhow::Result<Vec<Vec<Reduction>>> {
+        let input = self.setting.plan().stage();
+        let mut reductions = Vec::with_capacity(groups.len());
+        for (number, group) in groups.iter().enumerate() {
+            let mut of_group = Vec::new();
+            for shard in 0..self.peers[0].replica.shard_count() {
+                let all: Vec<_> = self.contributions(updates, shard).collect();
+                let inputs = &all[group.members.clone()];
+                let residual = &self.residuals[number][shard];
+                let owner = &self.peers[group.members.start].replica;
+                let reduction = owner.reduce(shard, input, output, Some(residual), inputs)?;
+                self.reduced_bytes += reduction.frame.len() as u64;
+                self.residuals[number][shard].clone_from(&reduction.residual);
+                of_group.push(reduction);
+            }
+            reductions.push(of_group);
+        }
+        Ok(reductions)
+    }
+
+    fn contributions<'u>(
+        &self,
+        updates: &'u [Vec<Vec<u8>>],
+        shard: usize,
+    ) -> impl Iterator<Item = Contribution<'u>> + use<'u> {
+        let tokens = tokens_of_round(self.args);
+        updates.iter().map(move |frames| Contribution {
+            tokens,
+            frame: &frames[shard],
+        })
+    }
+
+    fn groups(&self) -> Vec<Group> {
+        let peers = self.peers.len();
+        let tokens = tokens_of_round(self.args);
+        let group = |id, members: std::ops::Range<usize>| Group {
+            id,
+            tokens: tokens * members.len() as u64,
+            members,
+        };
+        match self.setting.plan() {
+            Plan::Gather => Vec::new(),
+            Plan::Reduce => vec![group(GroupId::ALL, 0..peers)],
+            Plan::Hier => (0..SITES)
+                .map(|site| {
+                    let members = peers * site / SITES..peers * (site + 1) / SITES;
+                    let id = GroupId(Hash::of_content(&[b's', site as u8]));
+                    group(id, members)
+                })
+                .filter(|group| !group.members.is_empty())
+                .collect(),
+        }
+    }
+
+    /// Loss of theta on the first held-out windows.
+    fn validation(&mut self, windows: &Windows<'_>, count: u64) -> anyhow::Result<f64> {
+        let peer = &mut self.peers[0];
+        let indices: Vec<u64> = (0..count.min(windows.held_out())).collect();
+        let batch = windows.validation_batch(&indices)?;
+        Ok(peer.trainer.loss(peer.replica.theta(), &batch)?.into())
+    }
+}
+
+/// Members that are summed together.
+struct Group {
+    id: GroupId,
+    members: std::ops::Range<usize>,
+    tokens: u64,
+}
+
+/// A shard as the groups' reductions decide it.
+fn reduced<'a>(
+    stage: Stage,
+    shard: usize,
+    groups: &[Group],
+    reductions: &'a [Vec<Reduction>],
+) -> RoundShard<'a> {
+    let pairs = || groups.iter().zip(reductions);
+    RoundShard {
+        stage,
+        contributions: pairs()
+            .map(|(group, of_group)| Contribution {
+                tokens: group.tokens,
+                frame: &of_group[shard].frame,
+            })
+            .collect(),
+        residuals: pairs()
+            .map(|(group, of_group)| (group.id, of_group[shard].residual_hash()))
+            .collect(),
+    }
+}
+
+fn tokens_of_round(args: &Args) -> u64 {
+    u64::from(args.steps) * (args.batch * args.tokens) as u64
+}
+
+impl Peer {
+    /// Theta, or, with an update in flight, theta with the share `ahead` of it.
+    fn start(&self, stage: Stage, ahead: f32) -> anyhow::Result<Vec<f32>> {
+        let theta = self.replica.theta();
+        let Some(frames) = &self.in_flight else {
+            return Ok(theta.to_vec());
+        };
+        let start = self.replica.start_ahead(stage, frames)?;
+        let between = theta.iter().zip(start);
+        Ok(between.map(|(t, s)| t + ahead * (s - t)).collect())
+    }
+
+    fn train(
+        &mut self,
+        start: Vec<f32>,
+        (seed, round): (u8, u32),
+        args: &Args,
+        windows: &Windows<'_>,
+    ) -> anyhow::Result<Trained> {
+        let task = TrainTask {
+            first_step: 0,
+            steps: args.steps,
+            global_step: u64::from(round) * u64::from(args.steps),
+        };
+        let mut data_seed = vec![seed];
+        data_seed.extend_from_slice(&round.to_le_bytes());
+        let hotkey = self.hotkey;
+        let mut batches = |step| {
+            let indices = assignment(&data_seed, &hotkey, step, args.batch, windows.training());
+            let batch = windows.training_batch(&indices);
+            batch.map_err(|error| error.to_string())
+        };
+        let report = self
+            .trainer
+            .train(&start, &task, &mut batches, &mut |_| true)?;
+        Ok(Trained {
+            start,
+            local: self.trainer.local(),
+            loss: report.loss_last.into(),
+        })
+    }
+}
