@@ -20,7 +20,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::key::{Keypair, PeerKey};
-use gradmesh_protocol::manifest::{Chain, RoundId, RunId, SignedManifest};
+use gradmesh_protocol::manifest::{Chain, Link, RoundId, RunId, SignedManifest};
 use gradmesh_protocol::ticket::Ticket;
 use libp2p::{Multiaddr, PeerId};
 use tokio::sync::{mpsc, watch};
@@ -57,6 +57,8 @@ pub struct DaemonOptions {
     pub device: String,
     /// Why it is started.
     pub role: Role,
+    /// How it is connected: what it says when it joins.
+    pub link: Link,
     /// As whom it stands on the chain; needed in a run on a subnet.
     pub chain: Option<subnet::Access>,
     /// Whether to end once the run is finished and the others have it too.
@@ -250,6 +252,7 @@ pub async fn run(options: DaemonOptions, mut stop: watch::Receiver<bool>) -> any
     }
     let driver = Driver::new(Parts {
         keypair,
+        link: options.link,
         prepared,
         control,
         bulk,

@@ -9,6 +9,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 
+use gradmesh_protocol::key::PeerKey;
+use gradmesh_protocol::manifest::{Link, SiteId};
 use gradmesh_trainer::torch::device;
 use libp2p::Multiaddr;
 use serde::Deserialize;
@@ -21,6 +23,10 @@ pub const LISTEN: &str = "/ip4/0.0.0.0/udp/4700/quic-v1";
 pub const BULK_LISTEN: &str = "0.0.0.0:4701";
 /// Where the status server listens: this machine only.
 pub const STATUS_LISTEN: &str = "127.0.0.1:4702";
+/// What a peer is taken to carry unless it says otherwise, in Mbit/s: a home connection of today. A guess.
+pub const CAPACITY_MBIT: u32 = 100;
+/// The unit of a link's capacity on the wire, in Mbit/s.
+const CAPACITY_UNIT_MBIT: u32 = 10;
 /// What is logged: rounds and membership, and from libraries only what is wrong.
 pub const LOG: &str =
     "warn,gradmesh=info,gradmesh_chain=warn,gradmesh_protocol=info,gradmesh_trainer=info";
@@ -39,6 +45,10 @@ pub struct MachineFile {
     pub threads: Option<usize>,
     /// As `--device`.
     pub device: Option<String>,
+    /// As `--site`.
+    pub site: Option<String>,
+    /// As `--capacity`.
+    pub capacity: Option<u32>,
     /// As `--log`.
     pub log: Option<String>,
     /// As `--chain`.
@@ -87,6 +97,10 @@ pub struct Machine {
     pub threads: usize,
     /// `auto`, `cpu` or `cuda:N`.
     pub device: String,
+    /// The site that it is in, if any.
+    pub site: Option<String>,
+    /// What it can carry as an owner of shards, in Mbit/s.
+    pub capacity_mbit: u32,
     /// The chain, if one was named.
     pub chain: Option<String>,
     /// As whom it stands there.
@@ -173,9 +187,28 @@ impl Machine {
                 .or(file.threads)
                 .unwrap_or_else(cores),
             device: device.cloned().unwrap_or_else(|| "auto".to_owned()),
+            site: flags.site.as_ref().or(file.site.as_ref()).cloned(),
+            capacity_mbit: flags
+                .capacity
+                .or(file.capacity)
+                .unwrap_or(CAPACITY_MBIT),
             chain: file.chain(flags.chain.chain.as_ref()),
             wallet: file.wallet(&flags.chain.wallet),
             axon: flags.chain.axon.or(file.axon),
+        }
+    }
+}
+
+impl Machine {
+    /// What `peer`, on this machine, says of its link when it joins a run.
+    pub fn link(&self, peer: &PeerKey) -> Link {
+        let units = self.capacity_mbit / CAPACITY_UNIT_MBIT;
+        Link {
+            site: match &self.site {
+                Some(name) => SiteId::named(name),
+                None => SiteId::alone(peer),
+            },
+            capacity: u16::try_from(units).unwrap_or(u16::MAX),
         }
     }
 }
@@ -216,7 +249,22 @@ mod tests {
         assert_eq!(settings.status_listen, STATUS_LISTEN.parse().unwrap());
         assert_eq!(settings.listen, file.listen);
         assert_eq!(settings.device, "auto");
+        assert_eq!(settings.link(&PeerKey([1; 32])), Link::alone(&PeerKey([1; 32])));
         assert!(settings.status_listen.ip().is_loopback());
+    }
+
+    #[test]
+    fn peers_that_name_the_same_site_are_in_it() {
+        let link = |text: &str, peer: u8| {
+            let file = MachineFile::parse(text).unwrap();
+            Machine::resolve(&PeerArgs::default(), &file).link(&PeerKey([peer; 32]))
+        };
+        let here = link("site = \"lab\"\ncapacity = 1000", 1);
+        assert_eq!(here.site, link("site = \"lab\"", 2).site);
+        assert_ne!(here.site, link("site = \"home\"", 1).site);
+        assert_eq!(here.capacity, 100);
+        assert_eq!(link("capacity = 9", 1).capacity, 0);
+        assert_eq!(link("capacity = 4000000000", 1).capacity, u16::MAX);
     }
 
     #[test]

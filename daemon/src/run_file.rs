@@ -16,10 +16,10 @@ use gradmesh_compression::TILE_ELEMENTS;
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::key::PeerKey;
 use gradmesh_protocol::manifest::{
-    self, CodecKind, Manifest, ModelDtype, OuterRule, PEERS_MAX, Powers, TrustMode,
+    self, CodecKind, Link, LocalFormat, Manifest, ModelDtype, OuterRule, PEERS_MAX, PlanKind, Powers, TrustMode,
 };
 use gradmesh_protocol::wire::SHARDS_MAX;
-use gradmesh_trainer::ModelConfig;
+use gradmesh_trainer::Architecture;
 use gradmesh_trainer::data::{DataError, DataManifest, VOCAB};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, Visitor};
@@ -56,6 +56,8 @@ pub struct RunFile {
     pub outer: Outer,
     /// The codec of updates.
     pub codec: Codec,
+    /// How updates are exchanged.
+    pub exchange: Exchange,
     /// How long the run is and how it is cut.
     pub schedule: Schedule,
     /// Who decides.
@@ -321,6 +323,61 @@ pub enum Mode {
     Int4,
 }
 
+/// `[exchange]`: who sends what to whom.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Exchange {
+    /// `auto`, `gather`, `reduce` or `hier`. Default auto: what is predicted to be the fastest for each roster.
+    pub plan: PlanName,
+    /// Elements kept of each tile of 4096 on the way down from an owner (sparse codec). Default 256 (DESIGN, section 4).
+    pub reduced_k: u32,
+    /// Bits of a kept value on the way down, 1 or 2. Default 2: with one bit training learns less.
+    pub reduced_value_bits: u32,
+    /// Decay of the owners' residuals in a round. Default 0.9: without decay training goes unstable.
+    pub owner_beta: f64,
+    /// `bf16` or `f32`: what travels inside a site (plan hier). Default bf16.
+    pub local: LocalName,
+    /// Rounds that training runs ahead of the exchange, 0 or 1. Default 0.
+    pub overlap: u32,
+}
+
+impl Default for Exchange {
+    fn default() -> Self {
+        Exchange {
+            plan: PlanName::Auto,
+            reduced_k: 256,
+            reduced_value_bits: 2,
+            owner_beta: 0.9,
+            local: LocalName::Bf16,
+            overlap: 0,
+        }
+    }
+}
+
+/// Values of `exchange.plan`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PlanName {
+    /// The planner chooses.
+    Auto,
+    /// Everyone gets everyone's frames.
+    Gather,
+    /// Two owners sum each shard for everybody.
+    Reduce,
+    /// Two owners sum each shard in each site; sites exchange the sums.
+    Hier,
+}
+
+/// Values of `exchange.local`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LocalName {
+    /// bfloat16.
+    Bf16,
+    /// 32-bit floats.
+    F32,
+}
+
 /// `[schedule]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -493,7 +550,7 @@ pub struct LoadedRunFile {
     /// The model's `config.json`, without insignificant spaces.
     pub config_json: String,
     /// The same, read.
-    pub model: ModelConfig,
+    pub model: Architecture,
     /// The data directory.
     pub data_dir: PathBuf,
 }
@@ -530,6 +587,7 @@ impl LoadedRunFile {
     pub fn manifest(
         &self,
         launcher: PeerKey,
+        launcher_link: Link,
         seed: Hash,
         data: &DataFacts,
         chain: manifest::Chain,
@@ -538,7 +596,7 @@ impl LoadedRunFile {
         // Rates were checked in `load`.
         let none = &mut Vec::new();
         self.file
-            .to_manifest(launcher, seed, data, &self.config_json, chain, none)
+            .to_manifest((launcher, launcher_link), seed, data, &self.config_json, chain, none)
     }
 }
 
@@ -613,7 +671,9 @@ impl RunFile {
                 subnet.on(Hash::ZERO, subnet.netuid.unwrap_or(1))
             }
         };
-        let trial = self.to_manifest(PeerKey([0; 32]), Hash::ZERO, &any, json, chain, faults);
+        let nobody = PeerKey([0; 32]);
+        let launcher = (nobody, Link::alone(&nobody));
+        let trial = self.to_manifest(launcher, Hash::ZERO, &any, json, chain, faults);
         for fault in trial.validate() {
             push(faults, fault.field, fault.problem);
         }
@@ -627,7 +687,7 @@ impl RunFile {
     }
 
     /// The model's `config.json`, compact, and what it says.
-    fn read_model(&self, base: &Path) -> Result<(String, ModelConfig), String> {
+    fn read_model(&self, base: &Path) -> Result<(String, Architecture), String> {
         let presets = || MODEL_PRESETS.map(|(name, _)| name).join(", ");
         let name = self.model.config.as_str();
         if name.is_empty() {
@@ -649,22 +709,22 @@ impl RunFile {
                 })?
             }
         };
-        let config = ModelConfig::from_hf_json(text.as_bytes()).map_err(|e| e.to_string())?;
+        let config = Architecture::from_json(text.as_bytes()).map_err(|e| e.to_string())?;
         let value: serde_json::Value =
             serde_json::from_str(&text).map_err(|error| error.to_string())?;
         Ok((value.to_string(), config))
     }
 
     /// What holds between keys and the model.
-    fn check_against(&self, config: &ModelConfig, faults: &mut Vec<RunFileFault>) {
-        if config.vocab_size < VOCAB {
+    fn check_against(&self, config: &Architecture, faults: &mut Vec<RunFileFault>) {
+        if config.vocab() < VOCAB {
             let problem = format!(
                 "vocab_size is {}; text is read as bytes, which needs {VOCAB} at least",
-                config.vocab_size
+                config.vocab()
             );
             push(faults, "model.config", problem);
         }
-        let longest = config.max_position_embeddings;
+        let longest = config.positions();
         if usize::try_from(self.data.sequence_tokens).is_ok_and(|tokens| tokens > longest) {
             let problem = format!(
                 "{} is more than the model's max_position_embeddings, {longest}",
@@ -688,7 +748,7 @@ impl RunFile {
 
     fn to_manifest(
         &self,
-        launcher: PeerKey,
+        (launcher, launcher_link): (PeerKey, Link),
         seed: Hash,
         data: &DataFacts,
         config_json: &str,
@@ -754,6 +814,23 @@ impl RunFile {
                 sparse_elements_min: self.codec.sparse_elements_min,
                 tiles_per_shard: self.codec.tiles_per_shard,
             },
+            exchange: manifest::Exchange {
+                plan: match self.exchange.plan {
+                    PlanName::Auto => PlanKind::Auto,
+                    PlanName::Gather => PlanKind::Gather,
+                    PlanName::Reduce => PlanKind::Reduce,
+                    PlanName::Hier => PlanKind::Hier,
+                },
+                reduced_k: self.exchange.reduced_k,
+                reduced_value_bits: self.exchange.reduced_value_bits,
+                owner_beta_ppm: ppm("exchange.owner_beta", self.exchange.owner_beta),
+                local: match self.exchange.local {
+                    LocalName::Bf16 => LocalFormat::Bf16,
+                    LocalName::F32 => LocalFormat::F32,
+                },
+                overlap: self.exchange.overlap,
+            },
+            launcher_link,
             schedule: manifest::Schedule {
                 steps_per_round: self.schedule.steps_per_round,
                 rounds: self.schedule.rounds,

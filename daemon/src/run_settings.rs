@@ -3,8 +3,9 @@
 use std::num::NonZeroUsize;
 
 use gradmesh_compression::{Codec, DenseFormat, TopK, ValueBits};
-use gradmesh_protocol::manifest::{CodecKind, Manifest, ModelDtype, OuterRule};
-use gradmesh_trainer::model::{ConfigError, ModelConfig, Precision};
+use gradmesh_protocol::manifest::{CodecKind, LocalFormat, Manifest, ModelDtype, OuterRule};
+use gradmesh_trainer::Architecture;
+use gradmesh_trainer::model::{ConfigError, Precision};
 use gradmesh_trainer::replica::{Outer, ReplicaConfig};
 use gradmesh_trainer::{InnerOptimizer, Schedule};
 
@@ -28,7 +29,7 @@ pub enum RunSettingsError {
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunSettings {
     /// The model.
-    pub model: ModelConfig,
+    pub model: Architecture,
     /// The format that it computes in.
     pub precision: Precision,
     /// Codec, layout and outer optimizer.
@@ -49,8 +50,7 @@ impl RunSettings {
     /// # Errors
     /// [`RunSettingsError`]; the run cannot be trained by this build.
     pub fn of(manifest: &Manifest) -> Result<RunSettings, RunSettingsError> {
-        let model = ModelConfig::from_hf_json(manifest.model.config_json.as_bytes())?;
-        model.validate()?;
+        let model = Architecture::from_json(manifest.model.config_json.as_bytes())?;
         let inner = &manifest.inner;
         Ok(RunSettings {
             model,
@@ -60,8 +60,14 @@ impl RunSettings {
             },
             replica: ReplicaConfig {
                 codec: codec(manifest)?,
+                reduced: reduced(manifest)?,
+                local: Codec::Dense(match manifest.exchange.local {
+                    LocalFormat::Bf16 => DenseFormat::Bf16,
+                    LocalFormat::F32 => DenseFormat::F32,
+                }),
                 outer: outer(manifest),
                 feedback_beta: ratio(manifest.codec.feedback_beta_ppm) as f32,
+                owner_beta: ratio(manifest.exchange.owner_beta_ppm) as f32,
                 sparse_elements_min: sparse_elements_min(manifest)?,
                 tiles_per_shard: tiles_per_shard(manifest)?,
             },
@@ -97,34 +103,54 @@ fn outer(manifest: &Manifest) -> Outer {
     }
 }
 
+/// What updates travel in.
 fn codec(manifest: &Manifest) -> Result<Codec, RunSettingsError> {
     let codec = &manifest.codec;
-    let k = |k: u32| -> Result<TopK, RunSettingsError> {
-        let range = RunSettingsError::Range {
-            field: "codec.k",
-            value: k.into(),
-        };
-        let small = u16::try_from(k).ok();
-        small.and_then(|k| TopK::new(k).ok()).ok_or(range)
+    match dense(codec.kind) {
+        Some(format) => Ok(Codec::Dense(format)),
+        None => sparse(
+            ("codec.k", codec.k),
+            ("codec.value_bits", codec.value_bits),
+        ),
+    }
+}
+
+/// What owners send down: dense as the updates are, or more of each tile.
+fn reduced(manifest: &Manifest) -> Result<Codec, RunSettingsError> {
+    let exchange = &manifest.exchange;
+    match dense(manifest.codec.kind) {
+        Some(format) => Ok(Codec::Dense(format)),
+        None => sparse(
+            ("exchange.reduced_k", exchange.reduced_k),
+            ("exchange.reduced_value_bits", exchange.reduced_value_bits),
+        ),
+    }
+}
+
+fn dense(kind: CodecKind) -> Option<DenseFormat> {
+    match kind {
+        CodecKind::Sparse => None,
+        CodecKind::DenseBf16 => Some(DenseFormat::Bf16),
+        CodecKind::DenseF32 => Some(DenseFormat::F32),
+        CodecKind::DenseInt8 => Some(DenseFormat::Int8),
+        CodecKind::DenseInt4 => Some(DenseFormat::Int4),
+    }
+}
+
+/// The figures come with their names in the run file.
+fn sparse(k: (&'static str, u32), bits: (&'static str, u32)) -> Result<Codec, RunSettingsError> {
+    let range = |(field, value): (&'static str, u32)| RunSettingsError::Range {
+        field,
+        value: value.into(),
     };
-    Ok(match codec.kind {
-        CodecKind::Sparse => Codec::Sparse {
-            k: k(codec.k)?,
-            value_bits: match codec.value_bits {
-                1 => ValueBits::One,
-                2 => ValueBits::Two,
-                other => {
-                    return Err(RunSettingsError::Range {
-                        field: "codec.value_bits",
-                        value: other.into(),
-                    });
-                }
-            },
+    let small = u16::try_from(k.1).ok();
+    Ok(Codec::Sparse {
+        k: small.and_then(|k| TopK::new(k).ok()).ok_or(range(k))?,
+        value_bits: match bits.1 {
+            1 => ValueBits::One,
+            2 => ValueBits::Two,
+            _ => return Err(range(bits)),
         },
-        CodecKind::DenseBf16 => Codec::Dense(DenseFormat::Bf16),
-        CodecKind::DenseF32 => Codec::Dense(DenseFormat::F32),
-        CodecKind::DenseInt8 => Codec::Dense(DenseFormat::Int8),
-        CodecKind::DenseInt4 => Codec::Dense(DenseFormat::Int4),
     })
 }
 

@@ -30,14 +30,14 @@ use gradmesh_protocol::plan::GroupId;
 use gradmesh_protocol::wire::DecisionRecord;
 use gradmesh_trainer::checkpoint::{self, CheckpointError, Provenance};
 use gradmesh_trainer::data::{Corpus, DataError, DataManifest, assignment};
-use gradmesh_trainer::model::{self, ConfigError, Precision};
+use gradmesh_trainer::model::{ConfigError, Precision};
 use gradmesh_trainer::replica::{
     ApplyError, Contribution, ImportError, OwnUpdate, Replica, ReplicaError, RoundShard, Shape,
     StateImport, UpdateError,
 };
 use gradmesh_trainer::torch::device::{self, DeviceError};
 use gradmesh_trainer::torch::{
-    TorchSettings, TorchTrainer, VersionError, set_threads, version_check,
+    TorchSettings, VersionError, set_threads, version_check,
 };
 use gradmesh_trainer::{TrainError, TrainTask, Trainer};
 use tokio::sync::mpsc;
@@ -345,7 +345,7 @@ impl Worker {
 struct Machine {
     config: WorkerConfig,
     disk: Disk,
-    trainer: TorchTrainer,
+    trainer: Box<dyn Trainer>,
     replica: Replica,
     corpus: Corpus,
     device: String,
@@ -412,22 +412,19 @@ impl Machine {
         let corpus = Corpus::load(&config.data_dir, &config.data, CORPUS_BYTES_MAX)?;
         // Fails here, at the start, when the text is too short for the sequences.
         corpus.windows(config.settings.sequence_tokens)?;
-        let mut trainer = TorchTrainer::new(
-            config.settings.model.clone(),
-            TorchSettings {
-                optimizer: config.settings.inner.clone(),
-                precision: config.settings.precision,
-                device: choice.device,
-                micro_batch: MICRO_BATCH,
-            },
-        )?;
+        let mut trainer = config.settings.model.trainer(TorchSettings {
+            optimizer: config.settings.inner.clone(),
+            precision: config.settings.precision,
+            device: choice.device,
+            micro_batch: MICRO_BATCH,
+        })?;
         let genesis = genesis(&config)?;
         let genesis_root = genesis.state_root();
         let (applied, mut replica) = match newest_state(&disk, &config)? {
             Some((round, replica)) => (Some(round), replica),
             None => (None, genesis),
         };
-        let pending = restore_private(&disk, &mut replica, &mut trainer)?;
+        let pending = restore_private(&disk, &mut replica, trainer.as_mut())?;
         let parameters = replica.theta().len() as u64;
         let shape = Arc::clone(replica.shape());
         let mut machine = Machine {
@@ -863,6 +860,12 @@ impl Machine {
             run: self.config.run.to_string(),
             round: round.0,
             state_root: root.to_string(),
+            residual_leaves: self
+                .replica
+                .residual_leaves()
+                .iter()
+                .map(Hash::to_string)
+                .collect(),
         };
         checkpoint::write(
             &path,
@@ -899,7 +902,7 @@ fn micronats(loss: f32) -> u64 {
 
 fn genesis(config: &WorkerConfig) -> Result<Replica, WorkerError> {
     let settings = &config.settings;
-    let theta = model::init(&settings.model, config.seed.0)?;
+    let theta = settings.model.init(config.seed.0)?;
     let specs = settings.model.parameters();
     Ok(Replica::new(&specs, settings.replica, theta)?)
 }

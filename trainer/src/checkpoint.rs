@@ -49,6 +49,9 @@ pub struct Provenance {
     pub round: u64,
     /// Root over theta and all replicated state after that round.
     pub state_root: String,
+    /// The leaves of the state that name the residuals of owners, one per shard; none in a run whose owners keep none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub residual_leaves: Vec<String>,
 }
 
 /// A checkpoint in memory.
@@ -153,7 +156,7 @@ pub fn write(
         )?;
     }
     if let Some(provenance) = provenance {
-        let json = serde_json::to_string_pretty(provenance).expect("three plain fields serialise");
+        let json = serde_json::to_string_pretty(provenance).expect("plain fields serialise");
         put(&partial, PROVENANCE, &format!("{json}\n"))?;
     }
     let weights = partial.join(WEIGHTS);
@@ -294,10 +297,15 @@ fn read_provenance(path: &Path) -> Result<Option<Provenance>, CheckpointError> {
     let bytes = read_bounded(path, CONFIG_BYTES_MAX as u64)?;
     let provenance: Provenance =
         serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
-    for (name, value) in [
+    let leaves = provenance.residual_leaves.iter();
+    let hashes = [
         ("run", &provenance.run),
         ("state_root", &provenance.state_root),
-    ] {
+    ];
+    for (name, value) in hashes
+        .into_iter()
+        .chain(leaves.map(|leaf| ("residual_leaves", leaf)))
+    {
         let hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
         if value.len() != 64 || !value.bytes().all(hex) {
             return Err(wrong(format!("{name} is not 64 lower-case hex digits")));
@@ -466,6 +474,7 @@ mod tests {
             run: "ab".repeat(32),
             round: 7,
             state_root: "01".repeat(32),
+            residual_leaves: vec!["23".repeat(32)],
         }
     }
 

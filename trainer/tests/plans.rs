@@ -133,6 +133,7 @@ fn reduce(peers: &mut [Replica], updates: &[Update], residuals: &mut [Vec<u8>]) 
             let [first, second] = owners.map(|owner| {
                 assert_eq!(owner.residual_root(GroupId::ALL, shard), known);
                 owner
+                    .shape()
                     .reduce(shard, Stage::Update, Stage::Reduced, residual, &inputs)
                     .expect("reduction")
             });
@@ -191,6 +192,7 @@ fn owners_agree_from_round_to_round_and_the_residual_goes_on() {
         for (shard, reduction) in reductions.iter().enumerate() {
             let inputs = contributions(&updates, shard);
             let anew = peers[1]
+                .shape()
                 .reduce(shard, Stage::Update, Stage::Reduced, None, &inputs)
                 .expect("reduction");
             assert_eq!(
@@ -213,6 +215,7 @@ fn order_of_arrival_does_not_matter() {
             order.into_iter().map(|peer| (peer, inputs[peer])).collect();
         let canonical: Vec<_> = arrived.into_values().collect();
         peers[0]
+            .shape()
             .reduce(0, Stage::Update, Stage::Reduced, None, &canonical)
             .expect("reduction")
     };
@@ -233,6 +236,7 @@ fn what_an_owner_left_out_decays_and_is_sent_later() {
     );
     let reduce = |update: &Update, residual: Option<&[u8]>| {
         owner
+            .shape()
             .reduce(
                 0,
                 Stage::Local,
@@ -244,7 +248,7 @@ fn what_an_owner_left_out_decays_and_is_sent_later() {
     };
     let first = reduce(&once, None);
     let second = reduce(&nothing, Some(&first.residual));
-    let tiles = &owner.layout().tiles()[..2];
+    let tiles = &owner.shape().layout().tiles()[..2];
     let frame = decode(&second.frame, tiles, in_reduce().reduced).expect("frame");
     assert_eq!(frame.entries(), 2 * 256, "the next largest elements");
     let mut sent = vec![0.0; frame.elements()];
@@ -261,7 +265,7 @@ fn a_residual_that_does_not_fit_is_refused() {
     let update = [update(&mut sender, &values(7), Stage::Update)];
     let inputs = contributions(&update, 1);
     let reduce = |shard, residual: &[u8], inputs: &[Contribution<'_>]| {
-        sender.reduce(shard, Stage::Update, Stage::Reduced, Some(residual), inputs)
+        sender.shape().reduce(shard, Stage::Update, Stage::Reduced, Some(residual), inputs)
     };
     let bytes = (TILE_ELEMENTS + 100) * 4;
     assert!(reduce(1, &vec![0; bytes], &inputs).is_ok());
@@ -311,6 +315,7 @@ fn two_sites_exchange_what_two_single_peers_would() {
                 let inputs: Vec<_> = members.iter().map(|member| all[*member]).collect();
                 let [first, second] = [members[0], members[1]].map(|owner| {
                     peers[owner]
+                        .shape()
                         .reduce(shard, Stage::Local, Stage::Update, Some(residual), &inputs)
                         .expect("reduction")
                 });

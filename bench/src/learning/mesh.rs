@@ -83,7 +83,7 @@ impl<'a> Mesh<'a> {
             args,
             seed,
             peers,
-            residuals: vec![vec![Vec::new(); replica.shard_count()]; SITES],
+            residuals: vec![vec![Vec::new(); replica.shape().shard_count()]; SITES],
             frame_bytes: 0,
             reduced_bytes: 0,
         })
@@ -178,7 +178,7 @@ impl<'a> Mesh<'a> {
             Plan::Reduce => self.reduce(&updates, &groups, Stage::Reduced)?,
             Plan::Hier => self.reduce(&updates, &groups, Stage::Update)?,
         };
-        let shards: Vec<RoundShard<'_>> = (0..self.peers[0].replica.shard_count())
+        let shards: Vec<RoundShard<'_>> = (0..self.peers[0].replica.shape().shard_count())
             .map(|shard| match self.setting.plan() {
                 Plan::Gather => RoundShard {
                     stage,
@@ -210,12 +210,12 @@ impl<'a> Mesh<'a> {
         let mut reductions = Vec::with_capacity(groups.len());
         for (number, group) in groups.iter().enumerate() {
             let mut of_group = Vec::new();
-            for shard in 0..self.peers[0].replica.shard_count() {
+            for shard in 0..self.peers[0].replica.shape().shard_count() {
                 let all: Vec<_> = self.contributions(updates, shard).collect();
                 let inputs = &all[group.members.clone()];
                 let residual = &self.residuals[number][shard];
                 let owner = &self.peers[group.members.start].replica;
-                let reduction = owner.reduce(shard, input, output, Some(residual), inputs)?;
+                let reduction = owner.shape().reduce(shard, input, output, Some(residual), inputs)?;
                 self.reduced_bytes += reduction.frame.len() as u64;
                 self.residuals[number][shard].clone_from(&reduction.residual);
                 of_group.push(reduction);

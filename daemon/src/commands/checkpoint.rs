@@ -8,6 +8,7 @@ use gradmesh_chain::Client;
 use gradmesh_chain::types::BlockRef;
 use gradmesh_compression::{Codec, DenseFormat};
 use gradmesh_protocol::hash::Hash;
+use gradmesh_protocol::merkle::Tree;
 use gradmesh_trainer::checkpoint::{self, Checkpoint, Provenance};
 use gradmesh_trainer::model::Precision;
 use gradmesh_trainer::replica::{Outer, Replica, ReplicaConfig};
@@ -274,18 +275,28 @@ async fn at_block(
     }))
 }
 
-/// The state root of a run with the plain outer rule that stands at these weights.
+/// The state root of a run with the plain outer rule that stands at these weights. What owners keep is taken from the
+/// provenance: it is under the same root.
 fn weights_root(read: &Checkpoint) -> anyhow::Result<Hash> {
     // The root is over the tiles of theta, whose cut depends on the shapes alone: any codec gives the same.
+    let codec = Codec::Dense(DenseFormat::F32);
     let config = ReplicaConfig {
-        codec: Codec::Dense(DenseFormat::F32),
+        codec,
+        reduced: codec,
+        local: codec,
+        owner_beta: 0.0,
         outer: Outer::Plain { rate: 1.0 },
         feedback_beta: 0.0,
         sparse_elements_min: 0,
         tiles_per_shard: NonZeroUsize::MIN,
     };
     let replica = Replica::new(&read.config.parameters(), config, read.theta.clone())?;
-    Ok(replica.state_root())
+    let mut leaves = replica.leaves();
+    let residuals = read.provenance.iter().flat_map(|p| &p.residual_leaves);
+    for leaf in residuals {
+        leaves.push(Hash::from_hex(leaf).context("gradmesh.json: residual_leaves are no hashes")?);
+    }
+    Ok(Tree::from_leaves(leaves).root())
 }
 
 fn export(
@@ -336,7 +347,7 @@ fn export(
 
 #[cfg(test)]
 mod tests {
-    use gradmesh_trainer::model::{self, ModelConfig};
+    use gradmesh_trainer::Architecture;
 
     use super::*;
     use crate::run_file::MODEL_PRESETS;
@@ -345,9 +356,9 @@ mod tests {
     /// A state directory with one checkpoint after round 3, whose provenance names `root` or the right one.
     fn with_checkpoint(root: Option<Hash>) -> (tempfile::TempDir, GlobalArgs) {
         let temp = tempfile::tempdir().unwrap();
-        let config = ModelConfig::from_hf_json(MODEL_PRESETS[0].1.as_bytes()).unwrap();
+        let config = Architecture::from_json(MODEL_PRESETS[0].1.as_bytes()).unwrap();
         let mut read = Checkpoint {
-            theta: model::init(&config, [1; 32]).unwrap(),
+            theta: config.init([1; 32]).unwrap(),
             config,
             provenance: None,
         };
@@ -356,6 +367,7 @@ mod tests {
             run: Hash::of_content(b"run").to_string(),
             round: 3,
             state_root: root.to_string(),
+            residual_leaves: Vec::new(),
         });
         let path = StateDir::new(temp.path()).checkpoint(3);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();

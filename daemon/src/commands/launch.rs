@@ -30,7 +30,7 @@ pub(super) async fn run(
     };
     let machine = Machine::resolve(&args.peer, settings);
     let (manifest, access) = match &loaded.file.chain {
-        run_file::Chain::None => (manifest(&dir, &loaded, &facts, Chain::None)?, None),
+        run_file::Chain::None => (manifest(&dir, &loaded, &facts, &machine, Chain::None)?, None),
         run_file::Chain::Subnet(section) => {
             let access = subnet::access(&machine, Some(&section.network))?;
             let chain = match stored(&dir)?.map(|stored| stored.manifest.chain) {
@@ -47,7 +47,7 @@ pub(super) async fn run(
                     section.on(subnet::genesis(&client), netuid)
                 }
             };
-            (manifest(&dir, &loaded, &facts, chain)?, Some(access))
+            (manifest(&dir, &loaded, &facts, &machine, chain)?, Some(access))
         }
     };
     let data_dir = std::path::absolute(&loaded.data_dir).context("data.dir of the run file")?;
@@ -71,12 +71,14 @@ fn manifest(
     dir: &StateDir,
     loaded: &LoadedRunFile,
     facts: &DataFacts,
+    machine: &Machine,
     chain: Chain,
 ) -> anyhow::Result<SignedManifest> {
     let keypair = keypair(dir)?;
     if let Some(stored) = stored(dir)? {
-        let same = loaded.manifest(stored.manifest.launcher, stored.manifest.seed, facts, chain);
-        if same != stored.manifest {
+        let known = &stored.manifest;
+        let same = loaded.manifest(known.launcher, known.launcher_link, known.seed, facts, chain);
+        if same != *known {
             bail!(
                 "state directory {} holds run {} ({}), which was launched with another run file or other data: give the \
                  new run another --dir or name, or restore what the old one was launched with",
@@ -91,7 +93,8 @@ fn manifest(
     let mut seed = [0; 32];
     getrandom::fill(&mut seed)
         .map_err(|error| anyhow::anyhow!("the operating system gives no randomness: {error}"))?;
-    let manifest = loaded.manifest(keypair.public(), Hash(seed), facts, chain);
+    let launcher = keypair.public();
+    let manifest = loaded.manifest(launcher, machine.link(&launcher), Hash(seed), facts, chain);
     // The run file was checked; what remains are the limits on data, which were not known then.
     let faults = manifest.validate();
     if !faults.is_empty() {
@@ -126,6 +129,7 @@ fn folder(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::PeerArgs;
 
     #[test]
     fn a_run_name_never_leads_out_of_its_folder() {
@@ -147,13 +151,15 @@ mod tests {
             files: 1,
         };
         let loaded = LoadedRunFile::load(&run_file).unwrap();
-        let first = manifest(&dir, &loaded, &facts, Chain::None).unwrap();
+        let machine = Machine::resolve(&PeerArgs::default(), &MachineFile::default());
+        let manifest = |loaded: &LoadedRunFile| manifest(&dir, loaded, &facts, &machine, Chain::None);
+        let first = manifest(&loaded).unwrap();
         Store::open(&dir).unwrap().set_manifest(&first).unwrap();
-        assert_eq!(manifest(&dir, &loaded, &facts, Chain::None).unwrap(), first);
+        assert_eq!(manifest(&loaded).unwrap(), first);
 
         std::fs::write(&run_file, text.replace("= 5", "= 6")).unwrap();
         let changed = LoadedRunFile::load(&run_file).unwrap();
-        let error = manifest(&dir, &changed, &facts, Chain::None).unwrap_err();
+        let error = manifest(&changed).unwrap_err();
         assert!(error.to_string().contains("another --dir"), "{error}");
     }
 }

@@ -29,6 +29,7 @@ pub(super) async fn run_daemon(
     json: bool,
 ) -> anyhow::Result<()> {
     let launches = matches!(role, Role::Launch { .. });
+    let link = settings.link(&super::keypair(&dir)?.public());
     let options = DaemonOptions {
         dir: dir.path().to_owned(),
         listen: settings.listen,
@@ -36,6 +37,7 @@ pub(super) async fn run_daemon(
         status_listen: settings.status_listen,
         threads: settings.threads,
         device: settings.device,
+        link,
         role,
         chain,
         exit_when_finished,

@@ -40,6 +40,7 @@ fn facts() -> DataFacts {
 fn the_smallest_run_file_gives_a_sound_manifest_with_the_defaults() {
     let manifest = load(SMALLEST).unwrap().manifest(
         PeerKey([1; 32]),
+        Link::alone(&PeerKey([1; 32])),
         Hash::of_content(b"seed"),
         &facts(),
         manifest::Chain::None,
@@ -60,6 +61,7 @@ fn nesterov_brings_its_own_rate_and_momentum() {
     let text = format!("{SMALLEST}\nouter.rule = \"nesterov\"");
     let manifest = load(&text).unwrap().manifest(
         PeerKey([1; 32]),
+        Link::alone(&PeerKey([1; 32])),
         Hash::ZERO,
         &facts(),
         manifest::Chain::None,
@@ -74,6 +76,7 @@ fn a_named_seed_wins_over_the_drawn_one() {
     let text = format!("seed = \"{seed}\"\n{SMALLEST}");
     let manifest = load(&text).unwrap().manifest(
         PeerKey([1; 32]),
+        Link::alone(&PeerKey([1; 32])),
         Hash::ZERO,
         &facts(),
         manifest::Chain::None,

@@ -132,7 +132,7 @@ impl Shape {
         };
         let genesis = Replica::new(&MODEL.parameters(), config, MODEL.init(manifest.seed.0))
             .expect("a small model");
-        let shards = genesis.layout().shards(config.tiles_per_shard).collect();
+        let shards = genesis.shape().layout().shards(config.tiles_per_shard).collect();
         let rate = |value: u32| f64::from(value) / 1e6;
         Shape {
             shards,
@@ -168,13 +168,13 @@ impl Shape {
 
     /// Tiles of each shard.
     pub fn shard_tiles(&self, shard: usize) -> &[gradmesh_compression::Tile] {
-        &self.genesis.layout().tiles()[self.shards[shard].clone()]
+        &self.genesis.shape().layout().tiles()[self.shards[shard].clone()]
     }
 
     /// Elements of each shard.
     pub fn shard_elements(&self, shard: usize) -> Range<usize> {
         let range = self.shards[shard].clone();
-        let layout = self.genesis.layout();
+        let layout = self.genesis.shape().layout();
         layout
             .shard_elements(range)
             .expect("the layout's own shards lie in it")
@@ -193,7 +193,7 @@ impl Shape {
     fn of_stages(&self, fold: impl Fn(&mut dyn Iterator<Item = u64>) -> u64) -> PerStage {
         let of = |stage| {
             let shards = 0..self.shards();
-            let bytes = shards.filter_map(|shard| self.genesis.frame_bytes_max(stage, shard));
+            let bytes = shards.filter_map(|shard| self.genesis.shape().frame_bytes_max(stage, shard));
             fold(&mut bytes.map(|bytes| bytes as u64))
         };
         PerStage {
@@ -205,7 +205,7 @@ impl Shape {
 
     /// Whether `bytes` are a frame of `shard` at `stage`.
     pub fn decodes(&self, stage: Stage, shard: usize, bytes: &[u8]) -> bool {
-        self.genesis.check_frame(stage, shard, bytes).is_ok()
+        self.genesis.shape().check_frame(stage, shard, bytes).is_ok()
     }
 
     /// The contents of the leaves of `state`, in order.

@@ -271,7 +271,7 @@ impl Oracle {
 
     fn root(&self, shape: &Shape) -> Hash {
         let mut leaves = Vec::new();
-        for tile in shape.genesis().layout().tiles() {
+        for tile in shape.genesis().shape().layout().tiles() {
             let momentum = self.momentum.get(tile.elements()).unwrap_or_default();
             leaves.push([bytes(&self.theta[tile.elements()]), bytes(momentum)].concat());
         }

@@ -43,12 +43,17 @@ impl Replica {
     /// The leaves under [`Self::state_root`], in order.
     pub fn leaves(&self) -> Vec<Hash> {
         let mut leaves = self.tile_leaves.clone();
-        if !self.residuals.is_empty() {
-            let contents =
-                (0..self.shape.shards.len()).filter_map(|shard| self.residuals.leaf(shard));
-            leaves.extend(contents.map(|content| Hash::of_content(&content)));
-        }
+        leaves.extend(self.residual_leaves());
         leaves
+    }
+
+    /// Those of [`Self::leaves`] that name the residuals of owners.
+    pub fn residual_leaves(&self) -> Vec<Hash> {
+        if self.residuals.is_empty() {
+            return Vec::new();
+        }
+        let contents = (0..self.shape.shards.len()).filter_map(|shard| self.residuals.leaf(shard));
+        contents.map(|content| Hash::of_content(&content)).collect()
     }
 
     /// Number of leaves: one per tile and, when a residual is known, one per shard.

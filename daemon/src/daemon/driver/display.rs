@@ -67,6 +67,15 @@ impl Driver {
             Report::Misbehaviour { peer, what } => {
                 tracing::warn!(peer = %peer.short(), what, "rule broken");
             }
+            Report::OwnersDisagree {
+                round,
+                group: _,
+                shard,
+                owners,
+            } => {
+                let owners = owners.map(|owner| owner.short());
+                tracing::error!(%round, shard, ?owners, "the owners of a shard disagree; it is left out");
+            }
             Report::Finished(round) => {
                 tracing::info!(%round, "the run is finished");
                 self.finished_at = Some(Instant::now());

@@ -236,6 +236,7 @@ impl Peer {
         let stage = stage.ok_or("a sum of nothing")?;
         let replica = state_in(&self.store.state, &outside.shape);
         replica
+            .shape()
             .reduce(task.shard as usize, stage, task.output, residual, &inputs)
             .map_err(|error| error.to_string())
     }
