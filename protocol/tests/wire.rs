@@ -10,20 +10,21 @@ use gradmesh_protocol::agreement::{
     RoundCertificate, SignedProposal, SignedVote, Step, TimeoutRecord, Vote,
 };
 use gradmesh_protocol::decision::{
-    Bitmap, DecidedMember, DecidedReduction, DecidedShard, Decision, Join, Leave,
+    Bitmap, DecidedMember, DecidedReduction, DecidedShard, Decision, JOINS_MAX, Join, Leave,
 };
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::{FrameRef, Header, SignedHeader, UpdateSummary};
 use gradmesh_protocol::key::{Keypair, PeerKey, Signature};
 use gradmesh_protocol::manifest::{
-    self, Chain, Link, Powers, RoundId, RunId, SignedManifest, SiteId, Subnet,
+    self, Chain, Link, PEERS_MAX, Powers, RoundId, RunId, SignedManifest, SiteId, Subnet,
 };
-use gradmesh_protocol::plan::GroupId;
+use gradmesh_protocol::plan::{GroupId, REDUCTIONS_MAX};
 use gradmesh_protocol::reduction::{Reduction, Reductions, SignedReductions};
 use gradmesh_protocol::registry::RegistryMark;
 use gradmesh_protocol::ticket::Ticket;
 use gradmesh_protocol::wire::{
-    Contact, DecisionRecord, Decisions, Gossip, JournalEntry, Request, Response, WireError,
+    Contact, DecisionRecord, Decisions, GOSSIP_BYTES_MAX, Gossip, JournalEntry, Request, Response,
+    SHARDS_MAX, WireError,
 };
 use proptest::prelude::*;
 
@@ -485,6 +486,73 @@ fn a_chain_that_is_half_there_is_refused() {
             field: "powers"
         })
     );
+}
+
+#[test]
+fn the_largest_proposal_and_the_longest_list_of_an_owner_fit_a_gossip_message() {
+    const GROUPS: usize = REDUCTIONS_MAX / SHARDS_MAX;
+    let mut large = decision_by_registry();
+    let reduced = DecidedReduction {
+        frame: frame(),
+        residual: Hash([6; 32]),
+    };
+    large.members = vec![large.members[0]; PEERS_MAX as usize];
+    large.shards = vec![
+        DecidedShard {
+            accepted: Bitmap::full(PEERS_MAX as usize),
+            reduced: vec![reduced; GROUPS],
+        };
+        SHARDS_MAX
+    ];
+    large.joins = vec![join(); JOINS_MAX];
+    large.leaves = vec![leave(); PEERS_MAX as usize];
+    large.powers = vec![(peer(), u32::MAX); PEERS_MAX as usize + JOINS_MAX];
+    let message = Gossip::Agreement(Message::Proposal(Box::new(proposal(large.clone()))));
+    let bytes = message.encode(&RUN);
+    assert!(bytes.len() <= GOSSIP_BYTES_MAX, "{} bytes", bytes.len());
+    assert_eq!(Gossip::decode(&RUN, &bytes), Ok(message));
+
+    large.shards[0].reduced.push(reduced);
+    let message = Gossip::Agreement(Message::Proposal(Box::new(proposal(large))));
+    let refused = Gossip::decode(&RUN, &message.encode(&RUN));
+    assert!(matches!(refused, Err(WireError::Field { .. })), "one more");
+
+    let headers: Vec<Hash> = (0..PEERS_MAX as u8).map(|byte| Hash([byte; 32])).collect();
+    let entry = |shard: usize| Reduction {
+        group: GroupId::ALL,
+        shard: shard as u32,
+        accepted: Bitmap::full(headers.len()),
+        frame: frame(),
+        residual_before: Hash([6; 32]),
+        residual: Hash([7; 32]),
+    };
+    let mut list = reductions();
+    list.reductions.reductions = (0..SHARDS_MAX).map(entry).collect();
+    list.reductions.headers = headers;
+    let message = Gossip::Reductions(Box::new(list));
+    let bytes = message.encode(&RUN);
+    assert!(bytes.len() <= GOSSIP_BYTES_MAX, "{} bytes", bytes.len());
+    assert_eq!(Gossip::decode(&RUN, &bytes), Ok(message));
+}
+
+#[test]
+fn a_list_of_reductions_out_of_order_or_with_repetition_is_refused() {
+    let refused = |change: &dyn Fn(&mut Reductions)| {
+        let mut list = reductions();
+        change(&mut list.reductions);
+        let bytes = Gossip::Reductions(Box::new(list)).encode(&RUN);
+        matches!(Gossip::decode(&RUN, &bytes), Err(WireError::Field { .. }))
+    };
+    assert!(!refused(&|_| {}));
+    assert!(refused(&|list| list.headers.reverse()));
+    assert!(refused(&|list| list.headers[1] = list.headers[0]));
+    assert!(refused(&|list| {
+        let again = list.reductions[0].clone();
+        list.reductions.push(again);
+    }));
+    assert!(refused(&|list| {
+        list.reductions[0].accepted = Bitmap::full(9);
+    }));
 }
 
 #[test]

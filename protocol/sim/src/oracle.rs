@@ -160,7 +160,9 @@ impl Oracle {
                 match right {
                     Some((frame, left)) => {
                         self.frames.insert(reduction.frame.hash, frame);
-                        self.kept.insert(reduction.residual, left);
+                        if reduction.residual != Hash::ZERO {
+                            self.kept.insert(reduction.residual, left);
+                        }
                     }
                     None => wrong.push(key),
                 }

@@ -247,8 +247,9 @@ fn shards_are_owned_in_proportion_to_capacity_by_two_members() {
                     "{capacities:?} {shards}"
                 );
                 let off = both.abs_diff(2 * share);
+                // Nobody is both owners of a shard: the last seconds go to whoever is left.
                 assert!(
-                    off <= 2 * capacities.len() as u64,
+                    off <= 2 * capacities.len() as u64 + share / 20,
                     "{capacities:?} {shards}: off by {off}"
                 );
                 if unit(&member.peer) == 0 {
@@ -285,14 +286,7 @@ fn most_shards_keep_their_owners_when_a_member_goes() {
 fn the_planner_gathers_in_small_runs_reduces_in_large_ones_and_sums_in_sites() {
     let small = alone(3);
     let large = alone(40);
-    let sites = roster(&[
-        ("a", 10),
-        ("a", 10),
-        ("a", 10),
-        ("b", 10),
-        ("b", 10),
-        ("b", 10),
-    ]);
+    let sites = roster(&[("a", 1), ("a", 1), ("a", 1), ("b", 1), ("b", 1), ("b", 1)]);
     let bytes = PerStage {
         local: 200_000_000,
         update: 12_000_000,

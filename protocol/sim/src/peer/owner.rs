@@ -206,6 +206,12 @@ impl Peer {
                     residual,
                 }
             }
+            // One that committed to bytes that are no frame cannot sum them either.
+            Err(_) if self.liar.is_some() => Input::ReductionFailed {
+                round,
+                group,
+                shard,
+            },
             Err(what) => {
                 return outside.fail(self.place, "orderly", format!("cannot sum: {what}"));
             }
