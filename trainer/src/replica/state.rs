@@ -100,7 +100,7 @@ impl StateImport {
         root: Hash,
         leaves: Vec<Hash>,
     ) -> Result<Self, ImportError> {
-        let replica = Replica::new(parameters, config, vec![0.0; elements(parameters)])?;
+        let replica = Replica::unhashed(parameters, config, vec![0.0; elements(parameters)])?;
         let (tiles, shards) = (replica.layout.tiles().len(), replica.shards.len());
         let got = leaves.len();
         if got != tiles && got != tiles + shards {
