@@ -2,7 +2,8 @@
 //!
 //! Rule `decision-sound`: a decision of round r is well-formed for the roster of r when it links to the decision
 //! before, its members are roster members in canonical order, its shards are as many as the run has and their
-//! bitmaps cover exactly the members, each member has at least one accepted shard, and joins and leaves are signed,
+//! bitmaps cover exactly the members, each shard has one reduction for each group with an accepted member (none in the
+//! `gather` plan), each member has at least one accepted shard, and joins and leaves are signed,
 //! for this run, sorted by key and without repetition. Its changes of power are of a form that rule `registered-only`
 //! of [`crate::registry`] allows: none in a run without a chain; otherwise sorted by key, one for each join, and only
 //! those of members that the rule has at this round. Whether the named bytes and the named snapshot of the registry are
@@ -12,6 +13,7 @@ use crate::hash::Hash;
 use crate::header::FrameRef;
 use crate::key::{Keypair, PeerKey, Signature};
 use crate::manifest::{Chain, Link, Manifest, RoundId, RunId};
+use crate::plan::Layout;
 use crate::registry::RegistryMark;
 use crate::roster::Roster;
 use crate::wire;
@@ -48,7 +50,8 @@ pub struct DecidedShard {
 pub struct DecidedReduction {
     /// The reduced frame.
     pub frame: FrameRef,
-    /// Content hash of the owner residual after it: f32, little-endian, one for each element of the shard.
+    /// Content hash of the owner residual after it: f32, little-endian, one for each element of the shard. [`Hash::ZERO`]
+    /// if nothing is left.
     pub residual: Hash,
 }
 
@@ -243,8 +246,10 @@ pub enum DecisionFault {
     /// A member is not in the roster, or out of order.
     #[error("member {0} is not in the roster or out of order")]
     Member(PeerKey),
-    /// The number of shards is wrong, or a bitmap does not cover the members.
-    #[error("{found} shards where the run has {expected}, or a bitmap of the wrong length")]
+    /// The number of shards is wrong, a bitmap does not cover the members, or groups are reduced otherwise than the plan says.
+    #[error(
+        "{found} shards where the run has {expected}, a bitmap of the wrong length, or reductions against the plan"
+    )]
     Shards {
         /// Shards of the run.
         expected: usize,
@@ -297,8 +302,7 @@ impl Decision {
 
     /// Checks rule `decision-sound`.
     ///
-    /// `manifest`: of `run`. `roster`: of the decision's round. `previous`: id of the decision before. `shards`: shards of
-    /// the run.
+    /// `manifest`: of `run`. `roster`: of the decision's round. `previous`: id of the decision before. `layout`: of `roster`.
     ///
     /// # Errors
     /// The first fault found. Signatures of joins and leaves are checked last, being dearest.
@@ -308,7 +312,7 @@ impl Decision {
         manifest: &Manifest,
         roster: &Roster,
         previous: &Hash,
-        shards: usize,
+        layout: &Layout,
     ) -> Result<(), DecisionFault> {
         if self.run != *run || self.round != roster.round() || self.previous != *previous {
             return Err(DecisionFault::NotNext {
@@ -325,9 +329,15 @@ impl Decision {
             last = Some(member.peer);
         }
         let founding = self.round == RoundId::FOUNDING;
-        let shards = if founding { 0 } else { shards };
+        let shards = if founding {
+            0
+        } else {
+            layout.shards() as usize
+        };
         let covered = |shard: &DecidedShard| {
-            shard.accepted.len() == self.members.len() && shard.reduced.is_empty()
+            shard.accepted.len() == self.members.len()
+                && layout.accepted_groups(&self.members, &shard.accepted).len()
+                    == shard.reduced.len()
         };
         if self.shards.len() != shards || !self.shards.iter().all(covered) {
             return Err(DecisionFault::Shards {

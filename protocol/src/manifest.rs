@@ -176,7 +176,7 @@ pub struct Exchange {
     pub owner_beta_ppm: u32,
     /// The format inside a site (`hier`).
     pub local: LocalFormat,
-    /// Rounds that training runs ahead of the exchange: 0 or 1.
+    /// Rounds that training runs ahead of the exchange: 0, the one value that nodes carry out so far.
     pub overlap: u32,
 }
 
@@ -454,7 +454,7 @@ impl Manifest {
         range("exchange.reduced_value_bits", bits, 1, 2);
         let beta = exchange.owner_beta_ppm.into();
         range("exchange.owner_beta", beta, 0, 1_000_000);
-        range("exchange.overlap", exchange.overlap.into(), 0, 1);
+        range("exchange.overlap", exchange.overlap.into(), 0, 0);
         const DAY_MS: u64 = 24 * 3600 * 1000;
         let floor = self.timing.deadline_floor_ms.into();
         range("timing.deadline_floor_ms", floor, 1, DAY_MS);

@@ -5,20 +5,21 @@
 //! the driver holds of them.
 //!
 //! The life of a round r, once the state after round r - 1 is current here:
-//! 1. the exchange opens: a member trains, commits (header signed, journalled, published), and wants every other
-//!    member's frames;
-//! 2. when every member's update is here, or the deadline has passed, the agreement on r begins;
-//! 3. the proposer names what it holds; a voter votes for it only if it is sound and every byte that it names is here
-//!    (rule `bytes-before-votes`), and never for a state root that is not its own;
-//! 4. the decision is stored, then applied once all its frames are here; the state after r is current.
+//! 1. the exchange opens: a member trains, commits (header signed, journalled, published), and wants what the plan gives it:
+//!    every other member's frames (`gather`), or those of the shards that it owns (`reduce`, `hier`);
+//! 2. owners sum what they have, announce what they made, and check each other; everybody wants what they made;
+//! 3. when every member's update, or every shard's sum, is here, or the deadline has passed, the agreement on r begins;
+//! 4. the proposer names what it holds; a voter votes for it only if it is sound and every byte that it names is here
+//!    (rule `bytes-before-votes`), no owner contradicts it, and never for a state root that is not its own;
+//! 5. the decision is stored, then applied once all its frames are here; the state after r is current.
 //!
 //! A node that is behind fetches decisions, checks each one's certificate against the roster that the decisions
 //! before it gave, and applies them in order; if their frames are gone it fetches a state by leaf. A node whose root is
 //! not the decided one does the same, in place.
 //!
 //! This file holds what the driver calls and the node's fields; the steps stand in the submodules, each with its rules:
-//! `round` (1), `voting` (2 and 3), `decisions` (4), `catch_up` (the paragraph above), `membership`, `registration` and
-//! `heartbeat`.
+//! `round` (1), `reduction` and `owner` (2), `voting` (3 and 4), `decisions` (5), `catch_up` (the paragraph above),
+//! `membership`, `registration` and `heartbeat`.
 
 mod catch_up;
 mod deadline;
@@ -28,6 +29,8 @@ mod exchange;
 mod frames;
 mod heartbeat;
 mod membership;
+mod owner;
+mod reduction;
 mod registration;
 mod round;
 mod snapshots;
@@ -50,13 +53,15 @@ use crate::hash::Hash;
 use crate::header::{PerStage, SignedHeader};
 use crate::key::{Keypair, PeerKey};
 use crate::manifest::{Link, Manifest, PEERS_MAX, RoundId, RunId};
-use crate::plan::Plan;
+use crate::plan::{GroupId, Layout, Owners};
+use crate::reduction::SignedReductions;
 use crate::roster::Roster;
 use crate::time::Time;
 use crate::wire::{DecisionRecord, Gossip, JournalEntry, Request};
 use exchange::{Exchange, Work};
 use frames::Frames;
 use heartbeat::HEARTBEAT;
+use reduction::Claim;
 use snapshots::Snapshots;
 
 /// Decisions kept that are not yet applied. When there are more, the oldest go and a state is fetched instead.
@@ -140,7 +145,6 @@ struct Asking {
 pub struct Node {
     config: NodeConfig,
     me: PeerKey,
-    plan: Plan,
     effects: VecDeque<Effect>,
     next_request: u64,
 
@@ -149,6 +153,16 @@ pub struct Node {
     previous: Hash,
     decided: Option<RoundId>,
     roots: BTreeMap<RoundId, Hash>,
+    /// The layout of the round at hand, and of as many before as there are roots.
+    layout: Arc<Layout>,
+    layouts: BTreeMap<RoundId, Arc<Layout>>,
+    /// The owner residuals after the last decision, where there are any.
+    residuals: BTreeMap<(GroupId, u32), Hash>,
+    /// The owners of the layout at hand once its exchange was open, and of the layout before.
+    owners: Vec<Vec<Owners>>,
+    owners_before: BTreeMap<GroupId, Vec<Owners>>,
+    /// The last [`Effect::Own`] named something.
+    owns_some: bool,
 
     // State: what is applied.
     applied: Option<RoundId>,
@@ -167,12 +181,17 @@ pub struct Node {
     proposals: Vec<Proposal>,
     early_proposals: Vec<SignedProposal>,
     early_headers: BTreeMap<PeerKey, SignedHeader>,
+    early_lists: Vec<SignedReductions>,
     /// Decided, but a header that the decision names is not here.
     awaiting_headers: Option<(Box<Decision>, CommitCertificate)>,
     propose_now: bool,
     own_header: Option<SignedHeader>,
     journal: Vec<Record>,
     arrivals: Arrivals,
+    /// How long reductions took after the updates.
+    reduction_arrivals: Arrivals,
+    /// A proposal names a reduction that nobody announced here.
+    lacks_reductions: bool,
     last_exchange: Option<LastExchange>,
 
     // Others.
@@ -181,6 +200,7 @@ pub struct Node {
     leaves: BTreeMap<PeerKey, Leave>,
     asking_decisions: Option<Asking>,
     asking_headers: Option<Asking>,
+    asking_reductions: Option<Asking>,
     ask_turn: usize,
     /// The state from which this peer last asked to join: it asks anew after each round, and once a heartbeat.
     join_asked_at: Option<RoundId>,
@@ -213,19 +233,30 @@ impl Node {
             config.keypair.clone(),
             &founding,
         );
+        let layout = Arc::new(Layout::of(
+            &founding,
+            &config.manifest,
+            config.shards,
+            &config.update_bytes,
+        ));
         let (applied, state_root) = match restored.applied {
             Some((round, root)) => (Some(round), root),
             None => (None, config.genesis_root),
         };
         let mut node = Node {
             me,
-            plan: Plan::Gather,
             effects: VecDeque::new(),
             next_request: 0,
             roster: founding,
             previous: Hash::ZERO,
             decided: None,
             roots: BTreeMap::new(),
+            layouts: BTreeMap::from([(RoundId::FOUNDING, Arc::clone(&layout))]),
+            layout,
+            residuals: BTreeMap::new(),
+            owners: Vec::new(),
+            owners_before: BTreeMap::new(),
+            owns_some: false,
             applied,
             state_root,
             task: StateTask::Idle,
@@ -238,17 +269,21 @@ impl Node {
             proposals: Vec::new(),
             early_proposals: Vec::new(),
             early_headers: BTreeMap::new(),
+            early_lists: Vec::new(),
             awaiting_headers: None,
             propose_now: false,
             own_header: None,
             journal: Vec::new(),
             arrivals: Arrivals::default(),
+            reduction_arrivals: Arrivals::default(),
+            lacks_reductions: false,
             last_exchange: None,
             peers: BTreeMap::new(),
             joins: BTreeMap::new(),
             leaves: BTreeMap::new(),
             asking_decisions: None,
             asking_headers: None,
+            asking_reductions: None,
             ask_turn: 0,
             join_asked_at: None,
             may_refresh: false,
@@ -309,9 +344,29 @@ impl Node {
             }
             Input::Decisions { id, decisions } => self.on_decisions(now, id, *decisions),
             Input::Headers { id, headers } => self.on_headers(now, id, headers),
-            Input::Reductions { .. }
-            | Input::ReductionReady { .. }
-            | Input::ReductionFailed { .. } => {}
+            Input::Reductions { id, reductions } => self.on_reductions_answer(now, id, reductions),
+            Input::ReductionReady {
+                round,
+                group,
+                shard,
+                headers,
+                frame,
+                residual_before,
+                residual,
+            } => {
+                let claim = Claim {
+                    headers,
+                    frame,
+                    residual_before,
+                    residual,
+                };
+                self.on_reduction_ready(now, round, (group, shard), claim);
+            }
+            Input::ReductionFailed {
+                round,
+                group,
+                shard,
+            } => self.on_reduction_failed(round, (group, shard)),
             Input::RequestFailed(id) => self.on_request_failed(id),
             Input::UpdateReady { round, update } => self.on_update_ready(now, round, *update),
             Input::TrainingFailed(round) => {
@@ -355,7 +410,14 @@ impl Node {
             .exchange
             .as_ref()
             .filter(|e| !self.agreement.is_started() && e.round != RoundId::FOUNDING)
+            .filter(|e| e.reducing.is_idle())
             .map(|e| (e.deadline, TimeoutReason::ExchangeDeadline));
+        let reductions = self
+            .exchange
+            .as_ref()
+            .filter(|e| !e.reducing.is_idle() && e.round != RoundId::FOUNDING)
+            .and_then(|e| e.reducing.next_due)
+            .map(|due| (due, TimeoutReason::ReductionDeadline));
         let agreement = self
             .agreement
             .poll_timeout()
@@ -364,7 +426,7 @@ impl Node {
             .frames
             .next_retry()
             .map(|due| (due, TimeoutReason::FetchRetry));
-        [heartbeat, deadline, agreement, retry]
+        [heartbeat, deadline, reductions, agreement, retry]
             .into_iter()
             .flatten()
             .min()
@@ -441,7 +503,14 @@ impl Node {
             }
             Gossip::Join(join) => self.on_join(from, join),
             Gossip::Leave(leave) => self.on_leave_of(leave),
-            Gossip::Contact(_) | Gossip::Reductions(_) => {}
+            Gossip::Reductions(list) => {
+                if list.reductions.owner == from {
+                    self.on_reductions(now, *list);
+                } else {
+                    self.blame(from, "published reductions of another peer");
+                }
+            }
+            Gossip::Contact(_) => {}
         }
     }
 
@@ -451,6 +520,7 @@ impl Node {
             || self.apply_next()
             || self.fetch_state()
             || self.open_exchange(now)
+            || self.reduce(now)
             || self.start_agreement(now)
             || self.judge_proposals(now)
             || self.drain_agreement(now)

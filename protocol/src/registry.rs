@@ -216,8 +216,14 @@ pub fn powers(
 mod tests {
     use super::*;
     use crate::decision::{Bitmap, DecidedMember, DecidedShard, DecisionFault, Join, Leave};
+    use crate::header::PerStage;
     use crate::key::Keypair;
     use crate::manifest::{Link, RunId, TrustMode, example};
+    use crate::plan::Layout;
+
+    fn layout(roster: &Roster, manifest: &Manifest) -> Layout {
+        Layout::of(roster, manifest, 1, &PerStage::default())
+    }
 
     fn keypair(seed: u8) -> Keypair {
         Keypair::from_seed(&[seed; 32])
@@ -305,7 +311,11 @@ mod tests {
         decision.powers = registry.changes(roster, &decision, manifest).unwrap();
         decision.registry = (!decision.powers.is_empty()).then(|| registry.mark());
         let (run, previous) = (decision.run, decision.previous);
-        assert_eq!(decision.check(&run, manifest, roster, &previous, 1), Ok(()));
+        let layout = layout(roster, manifest);
+        assert_eq!(
+            decision.check(&run, manifest, roster, &previous, &layout),
+            Ok(())
+        );
         let next = roster.after(&decision, manifest);
         (decision, next)
     }
@@ -450,7 +460,8 @@ mod tests {
             changed.powers = sorted(&[(3, 0), (9, 5)]);
             change(&mut changed);
             let (run, previous) = (changed.run, changed.previous);
-            changed.check(&run, manifest, &roster, &previous, 1)
+            let layout = layout(&roster, manifest);
+            changed.check(&run, manifest, &roster, &previous, &layout)
         };
         let names_wrongly = |found| matches!(found, Err(DecisionFault::Registry { .. }));
         assert_eq!(check(&|_| {}, &manifest), Ok(()));

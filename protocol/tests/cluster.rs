@@ -10,10 +10,11 @@ use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::{FrameRef, PerStage, UpdateSummary};
 use gradmesh_protocol::key::{Keypair, PeerKey};
 use gradmesh_protocol::manifest::{
-    self, Chain, Link, Manifest, Powers, RoundId, RunId, Subnet, TrustMode,
+    self, Chain, Link, Manifest, PlanKind, Powers, RoundId, RunId, SiteId, Subnet, TrustMode,
 };
 use gradmesh_protocol::node::{
-    Activity, Effect, Input, Node, NodeConfig, Report, RequestId, Restored,
+    Activity, AppliedShard, Effect, Input, Node, NodeConfig, ReduceTask, Report, RequestId,
+    Restored,
 };
 use gradmesh_protocol::registry::{QUIET_ATTEMPT, Registry, RegistryMark};
 use gradmesh_protocol::time::Time;
@@ -57,6 +58,14 @@ struct Cluster {
     cut: BTreeSet<PeerKey>,
     /// Peers to and from which precommits are lost.
     mute: BTreeSet<PeerKey>,
+    /// Links of peers that are not in a site of their own.
+    links: BTreeMap<PeerKey, Link>,
+    /// Owners that sum wrongly.
+    falsifiers: BTreeSet<PeerKey>,
+    /// The root after each round, as the first peer to apply it has it.
+    roots: BTreeMap<RoundId, Hash>,
+    /// Frames that somebody made wrongly.
+    wrong: BTreeSet<Hash>,
     /// Every snapshot of the registry that was taken.
     chain: Vec<Registry>,
 }
@@ -66,14 +75,39 @@ fn genesis() -> Hash {
 }
 
 /// A state root that depends on all that was applied.
-fn apply(root: Hash, record: &DecisionRecord) -> Hash {
+fn apply(root: Hash, shards: &[AppliedShard]) -> Hash {
     let mut body = root.0.to_vec();
-    for header in &record.headers {
-        for frame in &header.header.update.frames {
-            body.extend_from_slice(&frame.hash.0);
+    for shard in shards {
+        for contribution in &shard.contributions {
+            body.extend_from_slice(&contribution.frame.hash.0);
+            body.extend_from_slice(&contribution.tokens.to_le_bytes());
+        }
+        for (group, residual) in &shard.residuals {
+            body.extend_from_slice(&group.0.0);
+            body.extend_from_slice(&residual.0);
         }
     }
     Hash::of_content(&body)
+}
+
+/// What an owner makes, right or wrong.
+fn reduced(task: &ReduceTask, wrong: bool) -> Input {
+    let mut body = task.residual.0.to_vec();
+    body.push(wrong.into());
+    for input in &task.inputs {
+        body.extend_from_slice(&input.frame.hash.0);
+        body.extend_from_slice(&input.tokens.to_le_bytes());
+    }
+    let hash = Hash::of_content(&body);
+    Input::ReductionReady {
+        round: task.round,
+        group: task.group,
+        shard: task.shard,
+        headers: task.headers.clone(),
+        frame: FrameRef { hash, bytes: 100 },
+        residual_before: task.residual,
+        residual: Hash::of_content(&hash.0),
+    }
 }
 
 impl Cluster {
@@ -92,6 +126,10 @@ impl Cluster {
             frames: BTreeSet::new(),
             cut: BTreeSet::new(),
             mute: BTreeSet::new(),
+            links: BTreeMap::new(),
+            falsifiers: BTreeSet::new(),
+            roots: BTreeMap::new(),
+            wrong: BTreeSet::new(),
             chain: Vec::new(),
         };
         for keypair in keypairs {
@@ -107,7 +145,7 @@ impl Cluster {
             run: self.run,
             keypair: keypair.clone(),
             shards: SHARDS,
-            link: Link::alone(&key),
+            link: self.links.get(&key).copied().unwrap_or(Link::alone(&key)),
             frame_bytes_max: FRAME_BYTES_MAX,
             update_bytes: UPDATE_BYTES,
             genesis_root: genesis(),
@@ -307,7 +345,17 @@ impl Cluster {
                 self.later(TRAIN_MS, key, Input::UpdateReady { round, update });
             }
             Effect::StopTraining(_) | Effect::Own(_) => {}
-            Effect::Reduce(task) => panic!("nobody owns anything: {task:?}"),
+            Effect::Reduce(task) => {
+                let wrong = self.falsifiers.contains(&key);
+                let input = reduced(&task, wrong);
+                if let Input::ReductionReady { frame, .. } = &input {
+                    self.frames.insert(frame.hash);
+                    if wrong {
+                        self.wrong.insert(frame.hash);
+                    }
+                }
+                self.later(10, key, input);
+            }
             Effect::Fetch { frame, .. } => {
                 let held = self.frames.contains(&frame.hash) && !self.cut.contains(&key);
                 let input = if held {
@@ -317,11 +365,18 @@ impl Cluster {
                 };
                 self.later(10, key, input);
             }
-            Effect::Apply { record, .. } => {
+            Effect::Apply { record, shards, .. } => {
                 let round = record.decision.round;
                 let disk = &mut self.peer_mut(key).disk;
                 let before = disk.applied.map_or(genesis(), |(_, root)| root);
-                let state_root = apply(before, &record);
+                let state_root = apply(before, &shards);
+                assert_eq!(*self.roots.entry(round).or_insert(state_root), state_root);
+                for contribution in shards.iter().flat_map(|shard| &shard.contributions) {
+                    let frame = contribution.frame.hash;
+                    assert!(self.frames.contains(&frame), "nobody made it");
+                    assert!(!self.wrong.contains(&frame), "a lie was decided");
+                }
+                let disk = &mut self.peer_mut(key).disk;
                 disk.applied = Some((round, state_root));
                 self.later(5, key, Input::Applied { round, state_root });
             }
@@ -383,6 +438,10 @@ impl Cluster {
                     .filter_map(|h| node.header(h).cloned())
                     .collect(),
             },
+            Request::Reductions(round) => Input::Reductions {
+                id,
+                reductions: node.reductions(round),
+            },
             other => panic!("nodes do not ask for {other:?}"),
         }
     }
@@ -408,16 +467,12 @@ impl Cluster {
     fn check(&self) {
         let histories = self.peers.values().map(|p| &p.disk.records);
         let longest = histories.max_by_key(|r| r.len()).unwrap();
-        let mut roots = vec![genesis()];
-        for record in longest {
-            roots.push(apply(*roots.last().unwrap(), record));
-        }
         for peer in self.peers.values() {
             for (mine, theirs) in peer.disk.records.iter().zip(longest) {
                 assert_eq!(mine.decision, theirs.decision);
             }
             if let Some((round, root)) = peer.disk.applied {
-                assert_eq!(root, roots[round.0 as usize + 1]);
+                assert_eq!(root, self.roots[&round]);
             }
         }
     }
@@ -1069,4 +1124,122 @@ fn a_run_without_a_chain_takes_in_no_snapshot_and_no_powers() {
     }
     let roster = cluster.node(cluster.key(1)).roster();
     assert!(roster.members().iter().all(|member| member.power == 1));
+}
+
+/// A run by a plan; peers 1 to 3 are in one site, the others in another.
+fn by_plan(plan: PlanKind, count: u8) -> Cluster {
+    let mut cluster = Cluster::new(1, |m| {
+        m.exchange.plan = plan;
+        m.trust.peers_min = count.into();
+        m.launcher_link = link(1);
+    });
+    for seed in 2..=6 {
+        let peer = cluster.key(seed);
+        cluster.links.insert(peer, link(seed));
+    }
+    for seed in 2..=count {
+        cluster.start(Keypair::from_seed(&[seed; 32]), Disk::default());
+    }
+    cluster
+}
+
+fn link(seed: u8) -> Link {
+    Link {
+        site: SiteId::named(if seed <= 3 { "one" } else { "two" }),
+        capacity: 10,
+    }
+}
+
+/// The members whose updates count in each shard of the last decided round.
+fn accepted(cluster: &Cluster) -> Vec<usize> {
+    let record = cluster.records().last().unwrap();
+    let shards = record.decision.shards.iter();
+    shards
+        .map(|shard| shard.accepted.positions().count())
+        .collect()
+}
+
+#[test]
+fn by_reduce_and_hier_every_round_counts_everybody_in_every_shard() {
+    for (plan, groups) in [(PlanKind::Reduce, 1), (PlanKind::Hier, 2)] {
+        let mut cluster = by_plan(plan, 6);
+        cluster.run_until(|c| c.all_applied(5));
+        cluster.check();
+        for record in &cluster.records()[1..5] {
+            assert_eq!(record.certificate.attempt, 0);
+            for shard in &record.decision.shards {
+                assert_eq!(shard.accepted.positions().count(), 6, "{plan:?}");
+                assert_eq!(shard.reduced.len(), groups, "{plan:?}");
+            }
+        }
+        assert_eq!(cluster.blames(), Vec::<&Report>::new());
+    }
+}
+
+#[test]
+fn an_owner_that_dies_is_stood_in_for_and_the_others_go_on() {
+    for plan in [PlanKind::Reduce, PlanKind::Hier] {
+        for victim in 2..=6 {
+            let mut cluster = by_plan(plan, 6);
+            cluster.run_until(|c| c.all_applied(2));
+            cluster.run_for(u64::from(victim) * 70);
+            let victim = cluster.key(victim);
+            cluster.kill(victim);
+            let before = cluster.records().len() as u64;
+            cluster.run_until(|c| c.all_applied(before + 3));
+            cluster.check();
+            let counts = accepted(&cluster);
+            assert!(
+                counts.iter().all(|count| *count >= 5),
+                "{plan:?}: {counts:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_owner_that_is_restarted_in_the_middle_of_a_round_makes_the_same_again() {
+    for plan in [PlanKind::Reduce, PlanKind::Hier] {
+        for moment in [305, 320, 335, 350] {
+            let mut cluster = by_plan(plan, 6);
+            cluster.run_until(|c| c.all_applied(2));
+            cluster.run_for(moment);
+            let victim = cluster.key(2);
+            cluster.kill(victim);
+            cluster.run_for(20);
+            cluster.restart(victim);
+            cluster.run_until(|c| c.all_applied(6));
+            cluster.check();
+        }
+    }
+}
+
+#[test]
+fn what_one_of_two_owners_falsifies_is_left_out_and_never_decided() {
+    for plan in [PlanKind::Reduce, PlanKind::Hier] {
+        let mut cluster = by_plan(plan, 6);
+        let liar = cluster.key(4);
+        cluster.falsifiers.insert(liar);
+        cluster.run_until(|c| c.all_applied(6));
+        cluster.check();
+        let reports = cluster.peers.values().flat_map(|peer| &peer.reports);
+        let disputes = reports.filter_map(|report| match report {
+            Report::OwnersDisagree { owners, .. } => Some(owners),
+            _ => None,
+        });
+        for owners in disputes {
+            assert!(owners.contains(&liar));
+        }
+    }
+}
+
+#[test]
+fn a_peer_that_comes_late_replays_reduced_frames() {
+    for plan in [PlanKind::Reduce, PlanKind::Hier] {
+        let mut cluster = by_plan(plan, 5);
+        cluster.run_until(|c| c.all_applied(3));
+        let late = cluster.start(Keypair::from_seed(&[6; 32]), Disk::default());
+        cluster.run_until(|c| c.all_applied(6) && c.is_member(late));
+        cluster.check();
+    }
 }

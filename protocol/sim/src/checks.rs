@@ -5,6 +5,8 @@
 //!   definition of a quorum, not with the node's function for it.
 //! - `decision-sound`: a decision continues the one before, names only headers of its roster that their authors signed
 //!   for this round and this state, and claims the state root that the oracle computes.
+//! - `sums-right`: each decided reduction is what the oracle makes of the decided inputs, going on from the decided residual
+//!   or, if its owners lost that, from none; unless an owner sums wrongly and something kept the other one from speaking.
 //! - `same-state`: after each round every peer has the root that the oracle computes.
 //! - `registered-only`: in a chain run the powers of each decision are those that the model chain has at the block that it
 //!   names, counted here by definition; no peer joins without; and once the faults are over and everybody has seen the same
@@ -28,14 +30,16 @@ use gradmesh_protocol::header::SignedHeader;
 use gradmesh_protocol::key::{PeerKey, Signature};
 use gradmesh_protocol::manifest::{Manifest, RoundId, RunId, TrustMode};
 use gradmesh_protocol::node::View;
+use gradmesh_protocol::plan::{Layout, Plan};
 use gradmesh_protocol::registry::QUIET_ATTEMPT;
 use gradmesh_protocol::roster::Roster;
 use gradmesh_protocol::wire::{DecisionRecord, Gossip};
 
 use crate::chain::{ChainOptions, Seen};
 use crate::coverage::{Coverage, Situation};
-use crate::learner::{Shape, State};
-use crate::oracle::Oracle;
+use crate::learner::Shape;
+use crate::options::{Lie, Options};
+use crate::oracle::{Oracle, Replayed};
 use crate::queue::Instant;
 
 /// A check that does not hold.
@@ -65,8 +69,8 @@ impl fmt::Display for Failure {
 pub type Checked = Result<(), (&'static str, String)>;
 
 /// Gossip that a peer may send for each decided round: two votes, a proposal, a header and a
-/// join, each again for a dozen attempts.
-const GOSSIP_PER_ROUND_MAX: u64 = 64;
+/// join, each again for a dozen attempts, and what an owner makes shard by shard.
+const GOSSIP_PER_ROUND_MAX: u64 = 128;
 /// Gossip that a peer may send for each second that passes: heartbeats, and votes sent again while it waits.
 const GOSSIP_PER_SECOND_MAX: u64 = 16;
 
@@ -79,8 +83,12 @@ pub struct Checks {
     oracle: Oracle,
     /// The decisions, from round 0, as the first peer stored them.
     decisions: Vec<Decided>,
-    /// The roster of each round up to the first undecided one.
+    /// The roster of each round up to the first undecided one, and its layout.
     rosters: Vec<Roster>,
+    layouts: Vec<Layout>,
+    /// Peers that sum wrongly, and whether anything in this run can keep the other owner of a shard from speaking.
+    falsifiers: BTreeSet<PeerKey>,
+    troubled: bool,
     /// Certificate signatures that were verified: many peers store the same ones.
     verified: BTreeMap<(Hash, PeerKey), Signature>,
     votes: BTreeMap<(PeerKey, RoundId, i64, VoteKind), Hash>,
@@ -123,21 +131,39 @@ struct Due {
     put_off: bool,
 }
 
+fn layout(roster: &Roster, manifest: &Manifest, shape: &Shape) -> Layout {
+    Layout::of(
+        roster,
+        manifest,
+        shape.shards() as u32,
+        &shape.update_bytes(),
+    )
+}
+
 fn ensure(holds: bool, check: &'static str, what: impl FnOnce() -> String) -> Checked {
     if holds { Ok(()) } else { Err((check, what())) }
 }
 
 impl Checks {
     /// Checks of a run of the peers `names`.
-    pub fn new(manifest: &Manifest, names: Vec<PeerKey>, shape: &Shape) -> Checks {
+    pub fn new(options: &Options, names: Vec<PeerKey>, shape: &Shape) -> Checks {
+        let manifest = &options.manifest;
+        let founding = Roster::founding(manifest);
+        let falsifiers = names.iter().zip(&options.peers);
+        let falsifiers = falsifiers.filter(|(_, peer)| peer.lie == Some(Lie::WrongSum));
         Checks {
+            falsifiers: falsifiers.map(|(name, _)| *name).collect(),
+            troubled: !options.faults.is_empty()
+                || options.links.loss_ppm > 0
+                || options.links.reorder_ppm > 0,
+            layouts: vec![layout(&founding, manifest, shape)],
             run: manifest.run(),
             trust: manifest.trust.mode,
             gossip: vec![0; names.len()],
             names,
             oracle: Oracle::new(shape),
             decisions: Vec::new(),
-            rosters: vec![Roster::founding(manifest)],
+            rosters: vec![founding],
             verified: BTreeMap::new(),
             votes: BTreeMap::new(),
             headers: BTreeMap::new(),
@@ -171,9 +197,20 @@ impl Checks {
         rosters.any(|roster| roster.contains(peer))
     }
 
-    /// The state after the last decision.
-    pub fn state(&self) -> &State {
-        self.oracle.state()
+    /// Notes what an owner made, right or wrong.
+    pub fn reduced(&mut self, frame: &[u8], residual: &[u8]) {
+        self.oracle.note(&[frame.to_vec()]);
+        self.oracle.note_residual(residual);
+    }
+
+    /// The parameters after the last decision.
+    pub fn theta(&self) -> &[f32] {
+        self.oracle.theta()
+    }
+
+    /// The root after the last decision, if there is any.
+    pub fn root(&self) -> Option<Hash> {
+        self.decisions.last().map(|decided| decided.root_after)
     }
 
     /// The votes that a decision of `roster` needs, by definition: more than 2/3 or more than 1/2 of all.
@@ -192,6 +229,7 @@ impl Checks {
         shape: &Shape,
         stored: usize,
         record: &DecisionRecord,
+        coverage: &mut Coverage,
     ) -> Checked {
         let round = record.decision.round;
         ensure(round.0 == stored as u64, "one-decision", || {
@@ -211,13 +249,45 @@ impl Checks {
             });
         }
         self.check_decision(manifest, shape, &record.decision, &record.headers)?;
-        let root_after = self
+        let roster = self.rosters[stored].after(&record.decision, manifest);
+        let next = layout(&roster, manifest, shape);
+        let replayed = self
             .oracle
-            .replay(shape, record)
+            .replay(shape, record, &self.layouts[stored], &next)
             .map_err(|what| ("decision-sound", what))?;
-        self.rosters
-            .push(self.rosters[stored].after(&record.decision, manifest));
+        self.check_reductions(stored, &replayed)?;
+        for _ in 0..replayed.anew {
+            coverage.meet(Situation::ReducedAnew);
+        }
+        if record.decision.shards.iter().any(|s| !s.reduced.is_empty()) {
+            coverage.meet(match self.layouts[stored].plan() {
+                Plan::Gather | Plan::Reduce => Situation::Reduced,
+                Plan::Hier => Situation::ReducedInSites,
+            });
+        }
+        self.rosters.push(roster);
+        self.layouts.push(next);
+        let root_after = replayed.root;
         self.decisions.push(Decided { id, root_after });
+        Ok(())
+    }
+
+    /// Checks `sums-right`.
+    fn check_reductions(&self, place: usize, replayed: &Replayed) -> Checked {
+        let layout = &self.layouts[place];
+        let owners = layout.owners(&self.run);
+        for (group, shard) in &replayed.wrong {
+            let group_place = layout.groups().iter().position(|g| g.id == *group);
+            let owners = group_place.and_then(|place| owners[place].get(*shard as usize));
+            let falsified = owners.is_some_and(|owners| {
+                let mut honest = owners.iter().filter(|o| !self.falsifiers.contains(o));
+                owners.iter().any(|owner| self.falsifiers.contains(&owner))
+                    && (self.troubled || honest.next().is_none())
+            });
+            ensure(falsified, "sums-right", || {
+                format!("shard {shard} of {group:?} is not what its owners {owners:?} had to make")
+            })?;
+        }
         Ok(())
     }
 
@@ -417,11 +487,11 @@ impl Checks {
         let place = self.decisions.len();
         let (previous, root) = match self.decisions.last() {
             Some(decided) => (decided.id, decided.root_after),
-            None => (Hash::ZERO, shape.root(shape.genesis())),
+            None => (Hash::ZERO, shape.genesis().state_root()),
         };
         let roster = &self.rosters[place];
         decision
-            .check(&self.run, manifest, roster, &previous, shape.shards())
+            .check(&self.run, manifest, roster, &previous, &self.layouts[place])
             .map_err(|fault| ("decision-sound", fault.to_string()))?;
         ensure(decision.state_root == root, "decision-sound", || {
             format!("claims the root {:?}; it is {root:?}", decision.state_root)
@@ -521,6 +591,7 @@ impl Checks {
             Gossip::Agreement(Message::Polka(_) | Message::RoundCertificate(_))
             | Gossip::Status(_)
             | Gossip::Contact(_)
+            | Gossip::Reductions(_)
             | Gossip::Join(_)
             | Gossip::Leave(_) => {}
         }
@@ -545,8 +616,14 @@ impl Checks {
         let bounds = [
             ("pending", sizes.pending, pending),
             // Of the round at hand, and of each decision that is not applied.
-            ("frames", sizes.frames, headers * shards * (1 + pending)),
+            (
+                "frames",
+                sizes.frames,
+                (headers + 4 * peers) * shards * (1 + pending),
+            ),
             ("headers", sizes.headers, headers),
+            // Two of each owner for each group's shard, and the lists that they came in.
+            ("reductions", sizes.reductions, (4 * shards + 65) * peers),
             ("early headers", sizes.early_headers, headers),
             // Those of the round at hand and early ones, 24 each.
             ("proposals", sizes.proposals, 48),

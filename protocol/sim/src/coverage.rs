@@ -56,11 +56,27 @@ pub enum Situation {
     SnapshotUnseen,
     /// A liar proposed what the registry does not back.
     RegistryLieTold,
+    /// An owner that lacked a residual fetched it.
+    ResidualHandedOver,
+    /// An owner could not get a residual from anybody.
+    ResidualLost,
+    /// A peer asked another what owners announced.
+    ReductionsAsked,
+    /// Owners of a shard contradicted each other.
+    OwnersDisagreed,
+    /// An owner announced a wrong sum.
+    SumFalsified,
+    /// A reduction was decided that started without the decided residual.
+    ReducedAnew,
+    /// A shard was decided by the `reduce` plan.
+    Reduced,
+    /// A shard was decided by the `hier` plan.
+    ReducedInSites,
 }
 
 impl Situation {
     /// All of them.
-    pub const ALL: [Situation; 25] = [
+    pub const ALL: [Situation; 33] = [
         Situation::CrashBetweenEffects,
         Situation::JournalReplayed,
         Situation::UpdateFound,
@@ -86,6 +102,14 @@ impl Situation {
         Situation::LauncherNotRegistered,
         Situation::SnapshotUnseen,
         Situation::RegistryLieTold,
+        Situation::ResidualHandedOver,
+        Situation::ResidualLost,
+        Situation::ReductionsAsked,
+        Situation::OwnersDisagreed,
+        Situation::SumFalsified,
+        Situation::ReducedAnew,
+        Situation::Reduced,
+        Situation::ReducedInSites,
     ];
 }
 

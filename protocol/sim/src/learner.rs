@@ -1,24 +1,24 @@
-//! What a simulated peer learns with: the reference model, real frames, real aggregation, real state roots.
+//! What a simulated peer learns with: the reference model and the replica that the daemon's worker has.
 //!
 //! Small on purpose: 280 parameters in five tensors, so that a round of a peer costs tens of microseconds, and yet every
-//! bit of the state is a function of every decision. It does by the rules what the daemon's worker does; it measures
-//! nothing and touches no file.
+//! bit of the state is a function of every decision. It measures nothing and touches no file.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 
-use gradmesh_compression::{
-    Codec, DenseFormat, ErrorFeedback, Frame, Layout, Member, TensorMode, TensorSpec, TopK,
-    UpdateNorm, ValueBits, aggregate, decode, frame_bytes_max, weights,
-};
+use gradmesh_compression::{Codec, DenseFormat, TopK, ValueBits};
 use gradmesh_protocol::hash::Hash;
-use gradmesh_protocol::header::{FrameRef, UpdateSummary};
+use gradmesh_protocol::header::{FrameRef, PerStage, Stage, UpdateSummary};
 use gradmesh_protocol::key::PeerKey;
-use gradmesh_protocol::manifest::{CodecKind, Manifest, OuterRule, RoundId};
-use gradmesh_protocol::merkle::Tree;
+use gradmesh_protocol::manifest::{CodecKind, LocalFormat, Manifest, OuterRule, RoundId};
+use gradmesh_protocol::node::AppliedShard;
+use gradmesh_protocol::plan::GroupId;
 use gradmesh_protocol::wire::DecisionRecord;
 use gradmesh_trainer::reference::{ReferenceConfig, ReferenceTrainer};
+use gradmesh_trainer::replica::{
+    Contribution, Outer, OwnUpdate, Replica, ReplicaConfig, RoundShard, StateImport,
+};
 use gradmesh_trainer::{Batch, InnerOptimizer, TrainTask, Trainer};
 
 const MODEL: ReferenceConfig = ReferenceConfig {
@@ -31,33 +31,18 @@ const MODEL: ReferenceConfig = ReferenceConfig {
 /// The shape of a run: the same for all its peers.
 #[derive(Clone, Debug)]
 pub struct Shape {
-    layout: Layout,
     shards: Vec<Range<usize>>,
-    codec: Codec,
-    rule: OuterRule,
-    rate: f32,
-    momentum: f32,
-    feedback_beta: f32,
+    config: ReplicaConfig,
     batch_sequences: usize,
     sequence_tokens: usize,
-    genesis: State,
+    genesis: Replica,
     optimizer: InnerOptimizer,
 }
 
-/// The replicated state: theta and, with Nesterov's rule, the outer momentum.
-#[derive(Clone, Debug, PartialEq)]
-pub struct State {
-    /// Parameters, flat.
-    pub theta: Vec<f32>,
-    /// Outer momentum, as long as theta; empty with the plain rule.
-    pub momentum: Vec<f32>,
-}
-
-/// What a peer keeps for itself and makes durable with each update.
+/// What training needs beside the replica.
 #[derive(Clone, Debug)]
 pub struct Private {
     trainer: ReferenceTrainer,
-    feedback: ErrorFeedback,
     /// The newest update and the round that it was made for, until that round is applied.
     pending: Option<(RoundId, Update)>,
 }
@@ -69,13 +54,39 @@ pub struct Update {
     pub summary: UpdateSummary,
     /// The frames, in shard order.
     pub frames: Vec<Vec<u8>>,
+    stage: Stage,
+    /// Its first frame is no frame, on purpose.
+    spoiled: bool,
 }
 
-/// Frames by content hash.
+/// A training task.
+#[derive(Clone, Copy, Debug)]
+pub struct Task {
+    /// The round.
+    pub round: RoundId,
+    /// Fixes the data.
+    pub seed: Hash,
+    /// Inner steps.
+    pub steps: u32,
+    /// At which the update is encoded.
+    pub stage: Stage,
+}
+
+/// Frames and residuals by content hash.
 pub type Frames = BTreeMap<Hash, Vec<u8>>;
 
 fn ppm(value: u32) -> f32 {
     (f64::from(value) / 1e6) as f32
+}
+
+fn sparse(k: u32, value_bits: u32) -> Codec {
+    Codec::Sparse {
+        k: TopK::new(k as u16).expect("a sound manifest's k"),
+        value_bits: match value_bits {
+            1 => ValueBits::One,
+            _ => ValueBits::Two,
+        },
+    }
 }
 
 impl Shape {
@@ -84,49 +95,51 @@ impl Shape {
     /// # Panics
     /// If the manifest is unsound: the simulator made it.
     pub fn new(manifest: &Manifest) -> Shape {
-        let sparse_min = manifest.codec.sparse_elements_min as usize;
-        let tensors: Vec<TensorSpec> = MODEL
-            .parameters()
-            .iter()
-            .map(|spec| TensorSpec {
-                elements: spec.elements(),
-                mode: TensorMode::for_elements(spec.elements(), sparse_min),
-            })
-            .collect();
-        let layout = Layout::new(&tensors).expect("a small model");
-        let per_shard = NonZeroUsize::new(manifest.codec.tiles_per_shard as usize)
-            .expect("a sound manifest has tiles in its shards");
-        let shards = layout.shards(per_shard).collect();
-        let codec = match manifest.codec.kind {
-            CodecKind::Sparse => Codec::Sparse {
-                k: TopK::new(manifest.codec.k as u16).expect("a sound manifest's k"),
-                value_bits: match manifest.codec.value_bits {
-                    1 => ValueBits::One,
-                    _ => ValueBits::Two,
+        let codec = &manifest.codec;
+        let (update, reduced) = match codec.kind {
+            CodecKind::Sparse => (
+                sparse(codec.k, codec.value_bits),
+                sparse(
+                    manifest.exchange.reduced_k,
+                    manifest.exchange.reduced_value_bits,
+                ),
+            ),
+            CodecKind::DenseBf16 => dense(DenseFormat::Bf16),
+            CodecKind::DenseF32 => dense(DenseFormat::F32),
+            CodecKind::DenseInt8 => dense(DenseFormat::Int8),
+            CodecKind::DenseInt4 => dense(DenseFormat::Int4),
+        };
+        let rate = ppm(manifest.outer.rate_ppm);
+        let config = ReplicaConfig {
+            codec: update,
+            reduced,
+            local: Codec::Dense(match manifest.exchange.local {
+                LocalFormat::Bf16 => DenseFormat::Bf16,
+                LocalFormat::F32 => DenseFormat::F32,
+            }),
+            outer: match manifest.outer.rule {
+                OuterRule::Plain => Outer::Plain { rate },
+                OuterRule::Nesterov => Outer::Nesterov {
+                    rate,
+                    momentum: ppm(manifest.outer.momentum_ppm),
                 },
             },
-            CodecKind::DenseBf16 => Codec::Dense(DenseFormat::Bf16),
-            CodecKind::DenseF32 => Codec::Dense(DenseFormat::F32),
-            CodecKind::DenseInt8 => Codec::Dense(DenseFormat::Int8),
-            CodecKind::DenseInt4 => Codec::Dense(DenseFormat::Int4),
+            feedback_beta: ppm(codec.feedback_beta_ppm),
+            owner_beta: ppm(manifest.exchange.owner_beta_ppm),
+            sparse_elements_min: codec.sparse_elements_min as usize,
+            tiles_per_shard: NonZeroUsize::new(codec.tiles_per_shard as usize)
+                .expect("a sound manifest has tiles in its shards"),
         };
-        let theta = MODEL.init(manifest.seed.0);
-        let momentum = match manifest.outer.rule {
-            OuterRule::Plain => Vec::new(),
-            OuterRule::Nesterov => vec![0.0; theta.len()],
-        };
+        let genesis = Replica::new(&MODEL.parameters(), config, MODEL.init(manifest.seed.0))
+            .expect("a small model");
+        let shards = genesis.layout().shards(config.tiles_per_shard).collect();
         let rate = |value: u32| f64::from(value) / 1e6;
         Shape {
-            layout,
             shards,
-            codec,
-            rule: manifest.outer.rule,
-            rate: ppm(manifest.outer.rate_ppm),
-            momentum: ppm(manifest.outer.momentum_ppm),
-            feedback_beta: ppm(manifest.codec.feedback_beta_ppm),
+            config,
             batch_sequences: manifest.inner.batch_sequences as usize,
             sequence_tokens: manifest.data.sequence_tokens as usize,
-            genesis: State { theta, momentum },
+            genesis,
             optimizer: InnerOptimizer {
                 learning_rate: rate(manifest.inner.learning_rate_ppm),
                 warmup_steps: manifest.inner.warmup_steps.into(),
@@ -138,9 +151,14 @@ impl Shape {
         }
     }
 
-    /// The state before the first round.
-    pub fn genesis(&self) -> &State {
+    /// The replica before the first round.
+    pub fn genesis(&self) -> &Replica {
         &self.genesis
+    }
+
+    /// The settings of the replica.
+    pub fn config(&self) -> &ReplicaConfig {
+        &self.config
     }
 
     /// Number of shards.
@@ -150,178 +168,103 @@ impl Shape {
 
     /// Tiles of each shard.
     pub fn shard_tiles(&self, shard: usize) -> &[gradmesh_compression::Tile] {
-        &self.layout.tiles()[self.shards[shard].clone()]
+        &self.genesis.layout().tiles()[self.shards[shard].clone()]
     }
 
     /// Elements of each shard.
     pub fn shard_elements(&self, shard: usize) -> Range<usize> {
         let range = self.shards[shard].clone();
-        self.layout
+        let layout = self.genesis.layout();
+        layout
             .shard_elements(range)
             .expect("the layout's own shards lie in it")
     }
 
-    /// The codec of the run.
-    pub fn codec(&self) -> Codec {
-        self.codec
+    /// The longest frame that any shard can have at each stage.
+    pub fn frame_bytes_max(&self) -> PerStage {
+        self.of_stages(|bytes| bytes.max().unwrap_or(0))
     }
 
-    /// The longest frame that any shard can have.
-    pub fn frame_bytes_max(&self) -> usize {
-        (0..self.shards())
-            .map(|shard| frame_bytes_max(self.shard_tiles(shard), self.codec))
-            .max()
-            .unwrap_or(0)
+    /// The most bytes that an update can have at each stage.
+    pub fn update_bytes(&self) -> PerStage {
+        self.of_stages(|bytes| bytes.sum())
     }
 
-    /// Whether `bytes` are a frame of `shard`.
-    pub fn decodes(&self, shard: usize, bytes: &[u8]) -> bool {
-        shard < self.shards() && decode(bytes, self.shard_tiles(shard), self.codec).is_ok()
-    }
-
-    /// The contents of the leaves of `state`, in order: each tile of theta, then each tile of the momentum, as f32 le.
-    pub fn leaves(&self, state: &State) -> Vec<Vec<u8>> {
-        [&state.theta, &state.momentum]
-            .into_iter()
-            .filter(|flat| !flat.is_empty())
-            .flat_map(|flat| {
-                self.layout.tiles().iter().map(|tile| {
-                    let values = &flat[tile.elements()];
-                    values.iter().flat_map(|v| v.to_le_bytes()).collect()
-                })
-            })
-            .collect()
-    }
-
-    /// The state root.
-    pub fn root(&self, state: &State) -> Hash {
-        let leaves = self.leaves(state);
-        Tree::from_leaves(leaves.iter().map(|leaf| Hash::of_content(leaf)).collect()).root()
-    }
-
-    /// The state with these leaves; `None` if their number or a length is wrong.
-    pub fn state_from_leaves(&self, leaves: &[Vec<u8>]) -> Option<State> {
-        let tiles = self.layout.tiles();
-        let momentum = !self.genesis.momentum.is_empty();
-        if leaves.len() != tiles.len() * (1 + usize::from(momentum)) {
-            return None;
+    fn of_stages(&self, fold: impl Fn(&mut dyn Iterator<Item = u64>) -> u64) -> PerStage {
+        let of = |stage| {
+            let shards = 0..self.shards();
+            let bytes = shards.filter_map(|shard| self.genesis.frame_bytes_max(stage, shard));
+            fold(&mut bytes.map(|bytes| bytes as u64))
+        };
+        PerStage {
+            local: of(Stage::Local),
+            update: of(Stage::Update),
+            reduced: of(Stage::Reduced),
         }
-        let mut flats = leaves.chunks(tiles.len()).map(|leaves| {
-            let mut flat = Vec::with_capacity(self.layout.elements());
-            for (tile, leaf) in tiles.iter().zip(leaves) {
-                let (values, rest) = leaf.as_chunks::<4>();
-                if values.len() != tile.len() || !rest.is_empty() {
-                    return None;
-                }
-                flat.extend(values.iter().map(|v| f32::from_le_bytes(*v)));
-            }
-            Some(flat)
-        });
-        Some(State {
-            theta: flats.next()??,
-            momentum: if momentum { flats.next()?? } else { Vec::new() },
-        })
     }
 
-    /// Applies `record` to `state`: the accepted frames in canonical order, then the outer step.
+    /// Whether `bytes` are a frame of `shard` at `stage`.
+    pub fn decodes(&self, stage: Stage, shard: usize, bytes: &[u8]) -> bool {
+        self.genesis.check_frame(stage, shard, bytes).is_ok()
+    }
+
+    /// The contents of the leaves of `state`, in order.
+    pub fn leaves(&self, state: &Replica) -> Vec<Vec<u8>> {
+        let leaves = 0..state.leaf_count();
+        leaves.filter_map(|leaf| state.export_leaf(leaf)).collect()
+    }
+
+    /// A state to be filled with the contents of leaves that have these hashes; `None` if they are not those of `root`.
+    pub fn import(&self, root: Hash, leaves: Vec<Hash>) -> Option<StateImport> {
+        StateImport::new(&MODEL.parameters(), self.config, root, leaves).ok()
+    }
+
+    /// Applies a decided round to `state`.
+    ///
+    /// `own`: this peer's update, and which of its shards were accepted.
     ///
     /// # Errors
     /// What is missing or wrong: the node asked for this before all frames were held.
     pub fn apply(
         &self,
-        state: &mut State,
-        record: &DecisionRecord,
+        state: &mut Replica,
+        shards: &[AppliedShard],
+        groups: &[GroupId],
         frames: &Frames,
+        own: Option<(&Update, &[bool])>,
     ) -> Result<(), String> {
-        if record.decision.members.is_empty() {
-            return Ok(());
+        let mut round = Vec::with_capacity(self.shards());
+        for shard in shards {
+            let stage = shard.contributions.first().map(|c| c.frame.stage);
+            let contributions = shard.contributions.iter().map(|c| {
+                let frame = frames.get(&c.frame.hash);
+                let frame = frame.ok_or_else(|| format!("frame {:?} is not held", c.frame))?;
+                let tokens = c.tokens;
+                Ok(Contribution { tokens, frame })
+            });
+            round.push(RoundShard {
+                stage: stage.unwrap_or(Stage::Update),
+                contributions: contributions.collect::<Result<_, String>>()?,
+                residuals: shard.residuals.clone(),
+            });
         }
-        let counts = |place: usize, shard: usize| {
-            let decided = record.decision.shards.get(shard);
-            decided.is_some_and(|decided| decided.accepted.contains(place))
-        };
-        let mut decoded: Vec<Vec<Option<Frame>>> = Vec::with_capacity(record.headers.len());
-        for (place, header) in record.headers.iter().enumerate() {
-            let mut shards = Vec::with_capacity(self.shards());
-            for (shard, frame) in header.header.update.frames.iter().enumerate() {
-                if !counts(place, shard) {
-                    shards.push(None);
-                    continue;
-                }
-                let bytes = frames.get(&frame.hash).ok_or_else(|| {
-                    format!(
-                        "frame {:?} of {:?} is not held",
-                        frame.hash, header.header.peer
-                    )
-                })?;
-                let frame = decode(bytes, self.shard_tiles(shard), self.codec)
-                    .map_err(|error| format!("frame {:?}: {error}", frame.hash))?;
-                shards.push(Some(frame));
-            }
-            decoded.push(shards);
+        if shards.is_empty() {
+            round.resize(self.shards(), skipped());
         }
-        // The norm of an update is that of its accepted shards: nobody has to hold the others.
-        let norms: Vec<UpdateNorm> = decoded
-            .iter()
-            .map(|shards| {
-                let mut norm = UpdateNorm::default();
-                shards.iter().flatten().for_each(|frame| norm.add(frame));
-                norm
-            })
-            .collect();
-        let headers = &record.headers;
-        let mut mean = vec![0.0; self.layout.elements()];
-        for shard in 0..self.shards() {
-            let accepted: Vec<usize> = (0..headers.len())
-                .filter(|place| counts(*place, shard))
-                .collect();
-            if accepted.is_empty() {
-                continue;
-            }
-            let tokens: Vec<u64> = accepted
-                .iter()
-                .map(|place| headers[*place].header.update.tokens)
-                .collect();
-            let of_accepted: Vec<UpdateNorm> = accepted.iter().map(|p| norms[*p]).collect();
-            let weights = weights(&tokens, &of_accepted).map_err(|e| e.to_string())?;
-            let members: Vec<Member<'_>> = accepted
-                .iter()
-                .zip(weights)
-                .filter_map(|(place, weight)| {
-                    let frame = decoded[*place][shard].as_ref()?;
-                    Some(Member { frame, weight })
-                })
-                .collect();
-            aggregate(&members, &mut mean[self.shard_elements(shard)])
-                .map_err(|e| e.to_string())?;
-        }
-        self.step(state, &mean);
-        Ok(())
+        let own = own.map(|(update, accepted)| OwnUpdate {
+            stage: update.stage,
+            frames: &update.frames,
+            accepted,
+        });
+        let applied = state.apply(&round, own, groups);
+        applied.map_err(|error| error.to_string())
     }
 
-    /// The outer step: `theta -= rate * mean`, or Nesterov's (`m = mu m + mean`, `theta -= rate (mean + mu m)`).
-    pub fn step(&self, state: &mut State, mean: &[f32]) {
-        match self.rule {
-            OuterRule::Plain => {
-                for (theta, mean) in state.theta.iter_mut().zip(mean) {
-                    *theta -= self.rate * mean;
-                }
-            }
-            OuterRule::Nesterov => {
-                let values = state.theta.iter_mut().zip(&mut state.momentum);
-                for ((theta, momentum), mean) in values.zip(mean) {
-                    *momentum = self.momentum * *momentum + mean;
-                    *theta -= self.rate * (mean + self.momentum * *momentum);
-                }
-            }
-        }
-    }
-
-    /// Mean loss of `state` on a batch that no peer trains on, in nats per token.
-    pub fn loss(&self, state: &State) -> f32 {
+    /// Mean loss of `theta` on a batch that no peer trains on, in nats per token.
+    pub fn loss(&self, theta: &[f32]) -> f32 {
         let mut trainer = self.trainer();
         let batch = self.batch(&Hash::of_content(b"held out"), &PeerKey([0; 32]), 0);
-        trainer.loss(&state.theta, &batch).unwrap_or(f32::NAN)
+        trainer.loss(theta, &batch).unwrap_or(f32::NAN)
     }
 
     fn trainer(&self) -> ReferenceTrainer {
@@ -354,24 +297,51 @@ impl Shape {
     }
 }
 
+fn dense(format: DenseFormat) -> (Codec, Codec) {
+    (Codec::Dense(format), Codec::Dense(format))
+}
+
+fn skipped() -> RoundShard<'static> {
+    RoundShard {
+        stage: Stage::Update,
+        contributions: Vec::new(),
+        residuals: Vec::new(),
+    }
+}
+
+impl Update {
+    /// Which of its shards `record` accepted, as far as they are given back. A peer that sent a frame that does not decode
+    /// (on purpose) has nothing of it to give back.
+    pub fn accepted(&self, peer: &PeerKey, record: Option<&DecisionRecord>) -> Vec<bool> {
+        let place = record.and_then(|record| {
+            let mut members = record.decision.members.iter();
+            Some((record, members.position(|m| m.peer == *peer)?))
+        });
+        let shards = 0..self.frames.len();
+        let accepted = shards.map(|shard| {
+            let decided = place.is_some_and(|(record, place)| {
+                let decided = record.decision.shards.get(shard);
+                decided.is_some_and(|decided| decided.accepted.contains(place))
+            });
+            decided || shard == 0 && self.spoiled
+        });
+        accepted.collect()
+    }
+}
+
 impl Private {
     /// What a peer begins with.
     pub fn new(shape: &Shape) -> Private {
-        let elements = shape.layout.elements();
         Private {
             trainer: shape.trainer(),
-            feedback: ErrorFeedback::new(elements, shape.feedback_beta)
-                .expect("a sound manifest's beta"),
             pending: None,
         }
     }
 
     /// The update that was made for `round` and is not settled yet.
     pub fn pending(&self, round: RoundId) -> Option<&Update> {
-        self.pending
-            .as_ref()
-            .filter(|(of, _)| *of == round)
-            .map(|(_, update)| update)
+        let pending = self.pending.as_ref().filter(|(of, _)| *of == round);
+        pending.map(|(_, update)| update)
     }
 
     /// The round of the update that is not settled yet.
@@ -379,62 +349,49 @@ impl Private {
         self.pending.as_ref().map(|(round, _)| *round)
     }
 
+    /// The update that was made for `round`, which is settled with this.
+    pub fn settle(&mut self, round: RoundId) -> Option<Update> {
+        let pending = self.pending.take_if(|(of, _)| *of <= round);
+        pending.map(|(_, update)| update)
+    }
+
     fn learn(
         &mut self,
         shape: &Shape,
-        state: &State,
+        state: &Replica,
         peer: &PeerKey,
-        task: (RoundId, Hash, u32),
+        task: Task,
     ) -> (Vec<f32>, gradmesh_trainer::TrainReport) {
-        let (round, seed, steps) = task;
-        let task = TrainTask {
+        let steps = task.steps;
+        let train = TrainTask {
             first_step: 0,
             steps,
-            global_step: round.0.saturating_sub(1) * u64::from(steps),
+            global_step: task.round.0.saturating_sub(1) * u64::from(steps),
         };
-        let mut batches = |step: u32| Ok(shape.batch(&seed, peer, step));
+        let mut batches = |step: u32| Ok(shape.batch(&task.seed, peer, step));
         let report = self
             .trainer
-            .train(&state.theta, &task, &mut batches, &mut |_| true)
+            .train(state.theta(), &train, &mut batches, &mut |_| true)
             .expect("the reference model trains on its own batches");
-        let local = self.trainer.local();
-        let delta = state.theta.iter().zip(&local).map(|(t, l)| t - l).collect();
-        (delta, report)
+        (self.trainer.local(), report)
     }
 
-    /// Trains `task` (round, data seed, steps) from `state`, encodes the update and keeps it as pending.
-    pub fn train(
-        &mut self,
-        shape: &Shape,
-        state: &State,
-        peer: &PeerKey,
-        task: (RoundId, Hash, u32),
-    ) -> &Update {
-        let (delta, report) = self.learn(shape, state, peer, task);
-        let feedback_before = residual_root(&self.feedback);
-        self.feedback
-            .accumulate(&delta)
+    /// Trains `task` from `state`, encodes the update and keeps it as pending.
+    pub fn train(&mut self, shape: &Shape, state: &mut Replica, peer: &PeerKey, task: Task) {
+        let (local, report) = self.learn(shape, state, peer, task);
+        let start = state.theta().to_vec();
+        let update = state
+            .update(&start, &local, task.stage)
             .expect("updates of the reference model are small");
-        let mut frames = Vec::with_capacity(shape.shards());
-        for shard in 0..shape.shards() {
-            let mut frame = Vec::new();
-            let start = shape.shard_elements(shard).start;
-            self.feedback
-                .take(start, shape.shard_tiles(shard), shape.codec, &mut frame)
-                .expect("a residual in range encodes");
-            frames.push(frame);
-        }
         let micronats = |loss: f32| (f64::from(loss) * 1e6).round() as u64;
+        let frame = |frame: &Vec<u8>| FrameRef {
+            hash: Hash::of_content(frame),
+            bytes: frame.len() as u64,
+        };
         let summary = UpdateSummary {
-            frames: frames
-                .iter()
-                .map(|frame| FrameRef {
-                    hash: Hash::of_content(frame),
-                    bytes: frame.len() as u64,
-                })
-                .collect(),
-            feedback_before,
-            feedback_after: residual_root(&self.feedback),
+            frames: update.frames.iter().map(frame).collect(),
+            feedback_before: update.feedback_before,
+            feedback_after: update.feedback_after,
             segments_root: Hash::ZERO,
             tokens: report.tokens,
             steps: report.steps,
@@ -443,51 +400,23 @@ impl Private {
             build: "simulator".into(),
             device: "cpu".into(),
         };
-        let update = Update { summary, frames };
-        &self.pending.insert((task.0, update)).1
-    }
-
-    /// Keeps what was learnt in the `steps` that were done of a stopped training.
-    pub fn fold(
-        &mut self,
-        shape: &Shape,
-        state: &State,
-        peer: &PeerKey,
-        task: (RoundId, Hash, u32),
-    ) {
-        if task.2 == 0 {
-            return;
-        }
-        let (delta, _) = self.learn(shape, state, peer, task);
-        self.feedback
-            .accumulate(&delta)
-            .expect("updates of the reference model are small");
-    }
-
-    /// Settles the pending update, if it is of `round` or before: what `record` did not accept goes back into the error
-    /// feedback. `record`: the decision of the update's round, if it is known; without it nothing counts as accepted.
-    pub fn settle(&mut self, shape: &Shape, peer: &PeerKey, record: Option<&DecisionRecord>) {
-        let Some((_, update)) = self.pending.take() else {
-            return;
+        let update = Update {
+            summary,
+            frames: update.frames,
+            stage: task.stage,
+            spoiled: false,
         };
-        let place = record.and_then(|record| {
-            let mut members = record.decision.members.iter();
-            Some((record, members.position(|m| m.peer == *peer)?))
-        });
-        for (shard, bytes) in update.frames.iter().enumerate() {
-            let accepted = place.is_some_and(|(record, place)| {
-                let decided = record.decision.shards.get(shard);
-                decided.is_some_and(|decided| decided.accepted.contains(place))
-            });
-            if accepted {
-                continue;
-            }
-            // A peer that sent a frame that does not decode (on purpose) has nothing to give back.
-            if let Ok(frame) = decode(bytes, shape.shard_tiles(shard), shape.codec) {
-                self.feedback
-                    .give_back(shape.shard_elements(shard).start, &frame)
-                    .expect("an own frame lies in the residual");
-            }
+        self.pending = Some((task.round, update));
+    }
+
+    /// Keeps what was learnt in the steps that were done of a stopped training.
+    pub fn fold(&mut self, shape: &Shape, state: &mut Replica, peer: &PeerKey, task: Task) {
+        if task.steps > 0 {
+            let (local, _) = self.learn(shape, state, peer, task);
+            let start = state.theta().to_vec();
+            state
+                .fold(&start, &local)
+                .expect("updates of the reference model are small");
         }
     }
 
@@ -497,16 +426,7 @@ impl Private {
             let frame = vec![0xff; update.frames[0].len()];
             update.summary.frames[0].hash = Hash::of_content(&frame);
             update.frames[0] = frame;
+            update.spoiled = true;
         }
     }
-}
-
-/// A hash over the residual, as f32 le.
-fn residual_root(feedback: &ErrorFeedback) -> Hash {
-    let bytes: Vec<u8> = feedback
-        .residual()
-        .iter()
-        .flat_map(|v| v.to_le_bytes())
-        .collect();
-    Hash::of_content(&bytes)
 }

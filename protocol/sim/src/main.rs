@@ -5,7 +5,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
+use gradmesh_protocol::manifest::PlanKind;
 use gradmesh_sim::coverage::Coverage;
 use gradmesh_sim::options::is_chain_run;
 use gradmesh_sim::{Options, Outcome, Verbosity, Verdict, run};
@@ -26,16 +27,40 @@ struct Arguments {
     /// How many seeds.
     #[arg(long, default_value_t = 1000)]
     seeds: u64,
+    /// This plan instead of the one that a seed says.
+    #[arg(long)]
+    plan: Option<PlanName>,
     /// Only seeds that are chain runs.
     #[arg(long, conflicts_with = "seed")]
     chain: bool,
 }
 
+/// How updates are exchanged.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PlanName {
+    Auto,
+    Gather,
+    Reduce,
+    Hier,
+}
+
+impl From<PlanName> for PlanKind {
+    fn from(name: PlanName) -> PlanKind {
+        match name {
+            PlanName::Auto => PlanKind::Auto,
+            PlanName::Gather => PlanKind::Gather,
+            PlanName::Reduce => PlanKind::Reduce,
+            PlanName::Hier => PlanKind::Hier,
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    let plan = arguments.plan.map(PlanKind::from);
     let holds = match arguments.seed {
-        Some(seed) => run_one(seed, arguments.trace),
-        None => run_many(arguments.first_seed, arguments.seeds, arguments.chain),
+        Some(seed) => run_one(seed, plan, arguments.trace),
+        None => run_many(arguments.first_seed, arguments.seeds, plan, arguments.chain),
     };
     if holds {
         ExitCode::SUCCESS
@@ -44,8 +69,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_one(seed: u64, trace: bool) -> bool {
-    let options = Options::new(seed);
+fn run_one(seed: u64, plan: Option<PlanKind>, trace: bool) -> bool {
+    let options = Options::with_plan(seed, plan);
     println!("{options}");
     let verbosity = if trace {
         Verbosity::All
@@ -87,7 +112,7 @@ impl Summary {
     }
 }
 
-fn run_many(first: u64, count: u64, only_chain: bool) -> bool {
+fn run_many(first: u64, count: u64, plan: Option<PlanKind>, only_chain: bool) -> bool {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let seeds: Vec<u64> = (first..)
         .filter(|seed| !only_chain || is_chain_run(*seed))
@@ -107,7 +132,7 @@ fn run_many(first: u64, count: u64, only_chain: bool) -> bool {
                         return;
                     };
                     let seed_began = Instant::now();
-                    let outcome = run(&Options::new(seed), Verbosity::Hash);
+                    let outcome = run(&Options::with_plan(seed, plan), Verbosity::Hash);
                     let seconds = seed_began.elapsed().as_secs_f64();
                     let mut summary = summary.lock().expect("no thread panics while it adds");
                     summary.add(seed, &outcome, seconds);

@@ -8,8 +8,8 @@ use std::fmt;
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::key::Keypair;
 use gradmesh_protocol::manifest::{
-    Chain, Codec, CodecKind, Data, Inner, Manifest, Model, ModelDtype, Outer, OuterRule, Schedule,
-    Timing, Trust, TrustMode,
+    Chain, Codec, CodecKind, Data, Exchange, Inner, Link, LocalFormat, Manifest, Model, ModelDtype,
+    Outer, OuterRule, PlanKind, Schedule, SiteId, Timing, Trust, TrustMode,
 };
 
 use crate::chain::ChainOptions;
@@ -55,6 +55,8 @@ pub struct PeerOptions {
     /// Epoch states that it keeps for others, with the frames since the oldest of them. At least two: the root of the
     /// newest is decided only with the round after it.
     pub snapshots: usize,
+    /// How it is connected.
+    pub link: Link,
     /// How it lies, until the faults end; never more than one peer, and only where the run trusts nobody.
     pub lie: Option<Lie>,
 }
@@ -74,6 +76,8 @@ pub enum Lie {
     UnregisteredJoin,
     /// Proposes to put out a member that the chain registers.
     WrongPowers,
+    /// Leaves inputs out of what it sums as an owner.
+    WrongSum,
 }
 
 /// What links do to messages until the faults end. Afterwards only latency and bandwidth are left.
@@ -159,6 +163,11 @@ const LIVENESS_EXTRA_S: u64 = 600;
 impl Options {
     /// The options of `seed`.
     pub fn new(seed: u64) -> Options {
+        Options::with_plan(seed, None)
+    }
+
+    /// The options of `seed`, by `plan` instead of what the seed says.
+    pub fn with_plan(seed: u64, plan: Option<PlanKind>) -> Options {
         let mut random = Random::new(seed, Purpose::Options);
         let r = &mut random;
         let count = r.pick(&PEERS) as usize;
@@ -203,6 +212,7 @@ impl Options {
                     step_us: step_us * r.within(90..=110) / 100 * if slow { 3 } else { 1 },
                     training_fails_ppm: if failing { 100_000 } else { 0 },
                     snapshots: r.within(2..=3) as usize,
+                    link: Link::alone(&keys[place].public()),
                     lie: None,
                 }
             })
@@ -244,6 +254,8 @@ impl Options {
             manifest.trust.peers_min = manifest.trust.peers_min.min(registered as u32);
             chain
         });
+        let r = &mut Random::new(seed, Purpose::Plan);
+        exchange(r, plan, &mut manifest, &mut peers);
         let rounds = manifest.schedule.rounds;
         let limit_s = LIVENESS_EXTRA_S + rounds * LIVENESS_PER_ROUND_S;
         Options {
@@ -262,6 +274,46 @@ impl Options {
     pub fn keypair(&self, peer: usize) -> Keypair {
         keypair(self.seed, peer)
     }
+}
+
+/// Draws how updates are exchanged, over which sites, and whether a liar sums wrongly.
+fn exchange(
+    r: &mut Random,
+    plan: Option<PlanKind>,
+    manifest: &mut Manifest,
+    peers: &mut [PeerOptions],
+) {
+    let plans = [
+        PlanKind::Gather,
+        PlanKind::Reduce,
+        PlanKind::Reduce,
+        PlanKind::Hier,
+        PlanKind::Hier,
+        PlanKind::Auto,
+    ];
+    let drawn = r.pick(&plans);
+    let plan = plan.unwrap_or(drawn);
+    manifest.exchange = Exchange {
+        plan,
+        reduced_k: 1024,
+        reduced_value_bits: r.within(1..=2) as u32,
+        owner_beta_ppm: 900_000,
+        local: r.pick(&[LocalFormat::Bf16, LocalFormat::F32]),
+        overlap: 0,
+    };
+    let sites = r.within(1..=4);
+    for peer in peers.iter_mut() {
+        peer.link.capacity = r.pick(&[0, 1, 10, 10, 10, 100]);
+        if r.chance(800_000) {
+            peer.link.site = SiteId::named(&format!("site {}", r.within(1..=sites)));
+        }
+        let falsifies = r.chance(500_000) && plan != PlanKind::Gather;
+        if peer.lie.is_some() && falsifies {
+            peer.lie = Some(Lie::WrongSum);
+            peer.link.capacity = 100;
+        }
+    }
+    manifest.launcher_link = peers[0].link;
 }
 
 /// Whether `seed` stands for a chain run.
@@ -356,6 +408,8 @@ fn manifest(r: &mut Random, seed: u64, launcher: &Keypair, peers: usize, step_us
             vote_ms: r.within(300..=1000) as u32,
         },
         chain: Chain::None,
+        exchange: Exchange::default(),
+        launcher_link: Link::alone(&launcher.public()),
     }
 }
 
@@ -489,6 +543,8 @@ impl fmt::Display for Options {
             if peer.training_fails_ppm > 0 {
                 write!(f, ", training fails {} ppm", peer.training_fails_ppm)?;
             }
+            let (site, capacity) = (peer.link.site.0, peer.link.capacity);
+            write!(f, ", site {}, capacity {capacity}", site.short())?;
             match peer.lie {
                 Some(lie) => writeln!(f, ", lies: {lie:?}")?,
                 None => writeln!(f)?,

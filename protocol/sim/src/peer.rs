@@ -5,6 +5,7 @@
 
 mod bulk;
 mod liar;
+mod owner;
 mod worker;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -22,7 +23,7 @@ use gradmesh_protocol::wire::{DecisionRecord, Decisions, Gossip, JournalEntry, R
 use crate::chain::Seen;
 use crate::checks::{Checks, Failure};
 use crate::coverage::{Coverage, Situation};
-use crate::learner::{Frames, Private, Shape, State};
+use crate::learner::{Frames, Private, Shape, Task};
 use crate::network::{Class, Network};
 use crate::options::{Moment, Options};
 use crate::queue::{Instant, Queue};
@@ -31,8 +32,10 @@ use crate::trace::Trace;
 
 pub use bulk::BlobPurpose;
 use bulk::{FrameFetch, StateFetch};
+use gradmesh_trainer::replica::Replica;
 use liar::Liar;
-use worker::Worker;
+use owner::{Residuals, Summing};
+use worker::{Application, Worker};
 
 /// How long a request or a blob may take before the driver gives it up. Shorter than the daemon's, so that several tries
 /// fit in a safety phase.
@@ -102,6 +105,8 @@ pub enum Timer {
     Wake(u64),
     /// The worker's job is done.
     Worker(u64),
+    /// A shard is summed.
+    Summed(u64),
     /// A question is not answered in time.
     Unanswered(Ticket),
 }
@@ -122,6 +127,8 @@ pub struct Outside {
     pub checks: Checks,
     /// What the run went through.
     pub coverage: Coverage,
+    /// Bytes of blobs that arrived, by sender and receiver.
+    pub blobs: BTreeMap<(usize, usize), u64>,
     /// What each process that is up has seen of the chain.
     pub seen: Vec<Option<Seen>>,
     /// The first check that did not.
@@ -164,6 +171,9 @@ impl Outside {
         let arrivals = self
             .network
             .send(&self.options, self.now, (from, to), bytes, class);
+        if let Packet::Blob(_, Some(blob)) = &packet {
+            *self.blobs.entry((from, to)).or_default() += (blob.len() * arrivals.len()) as u64;
+        }
         for at in arrivals {
             let packet = packet.clone();
             self.queue.push(at, Event::Deliver { from, to, packet });
@@ -180,10 +190,11 @@ pub struct Store {
     decoded: Vec<Arc<DecisionRecord>>,
     journal: Vec<(RoundId, Vec<u8>)>,
     /// The state, and the round that it is after; `None` before the founding round is applied.
-    state: Option<(RoundId, State)>,
+    state: Option<(RoundId, Replica)>,
     /// Epoch states that are kept for others.
-    snapshots: BTreeMap<RoundId, State>,
+    snapshots: BTreeMap<RoundId, Replica>,
     private: Private,
+    residuals: Residuals,
     /// Frames, and the round that was at hand when they came.
     frames: Frames,
     frame_rounds: BTreeMap<Hash, RoundId>,
@@ -194,7 +205,7 @@ pub struct Store {
 }
 
 /// The state in `stored`, or the one before the first round.
-fn state_in<'a>(stored: &'a Option<(RoundId, State)>, shape: &'a Shape) -> &'a State {
+fn state_in<'a>(stored: &'a Option<(RoundId, Replica)>, shape: &'a Shape) -> &'a Replica {
     stored.as_ref().map_or(shape.genesis(), |(_, state)| state)
 }
 
@@ -203,6 +214,9 @@ pub struct Running {
     /// The node.
     pub node: Node,
     worker: Worker,
+    summing: Summing,
+    /// Who waits for a frame that is on its way here: the frame, the asker and its ticket.
+    parked: Vec<(Hash, usize, Ticket)>,
     requests: BTreeMap<Ticket, RequestId>,
     blobs: BTreeMap<Ticket, BlobPurpose>,
     frame_fetches: BTreeMap<FrameId, FrameFetch>,
@@ -259,6 +273,7 @@ impl Peer {
                 state: None,
                 snapshots: BTreeMap::new(),
                 private: Private::new(shape),
+                residuals: Residuals::default(),
                 frames: Frames::new(),
                 frame_rounds: BTreeMap::new(),
                 frames_from: RoundId::FOUNDING,
@@ -317,10 +332,10 @@ impl Peer {
 
     /// The state root that the worker computes from the durable state.
     pub fn root(&self, shape: &Shape) -> Hash {
-        shape.root(self.state(shape))
+        self.state(shape).state_root()
     }
 
-    fn state<'a>(&'a self, shape: &'a Shape) -> &'a State {
+    fn state<'a>(&'a self, shape: &'a Shape) -> &'a Replica {
         state_in(&self.store.state, shape)
     }
 
@@ -365,8 +380,10 @@ impl Peer {
             run: outside.run,
             keypair: self.keypair.clone(),
             shards: outside.shape.shards() as u32,
-            frame_bytes_max: outside.shape.frame_bytes_max() as u64,
-            genesis_root: outside.shape.root(outside.shape.genesis()),
+            link: outside.options.peers[self.place].link,
+            frame_bytes_max: outside.shape.frame_bytes_max(),
+            update_bytes: outside.shape.update_bytes(),
+            genesis_root: outside.shape.genesis().state_root(),
         };
         self.process += 1;
         self.life = Life::Up;
@@ -374,6 +391,8 @@ impl Peer {
         self.running = Some(Running {
             node,
             worker: Worker::default(),
+            summing: Summing::default(),
+            parked: Vec::new(),
             requests: BTreeMap::new(),
             blobs: BTreeMap::new(),
             frame_fetches: BTreeMap::new(),
@@ -455,6 +474,7 @@ impl Peer {
                 }
             }
             Timer::Worker(job) => self.job_done(outside, job),
+            Timer::Summed(job) => self.summed(outside, job),
             Timer::Unanswered(ticket) => self.unanswered(outside, ticket),
         }
     }
@@ -494,6 +514,9 @@ impl Peer {
                 } else {
                     None
                 };
+                if blob.is_none() && self.admits(outside, from) && self.parks(from, ticket, &hash) {
+                    return;
+                }
                 outside.send(self.place, from, Packet::Blob(ticket, blob));
             }
             Packet::Blob(ticket, blob) => self.blob_came(outside, ticket, blob),
@@ -560,6 +583,7 @@ impl Peer {
                 let headers = hashes.iter().filter_map(|hash| running.node.header(hash));
                 Response::Headers(headers.cloned().collect())
             }
+            Request::Reductions(round) => Response::Reductions(running.node.reductions(*round)),
             Request::Snapshot(_) if !self.admits(outside, from) => {
                 Response::Refused("not registered".into())
             }
@@ -587,6 +611,10 @@ impl Peer {
                     decisions: Box::new(decisions),
                 },
                 Response::Headers(headers) => Input::Headers { id, headers },
+                Response::Reductions(reductions) => {
+                    outside.coverage.meet(Situation::ReductionsAsked);
+                    Input::Reductions { id, reductions }
+                }
                 Response::Manifest(_)
                 | Response::Contact(_)
                 | Response::Snapshot { .. }
@@ -723,12 +751,40 @@ impl Peer {
                     running.requests.insert(ticket, id);
                 }
             }
-            Effect::Train { round, seed, steps } => self.train(outside, (round, seed, steps)),
+            Effect::Train {
+                round,
+                seed,
+                steps,
+                stage,
+            } => {
+                let task = Task {
+                    round,
+                    seed,
+                    steps,
+                    stage,
+                };
+                self.train(outside, task);
+            }
+            Effect::Reduce(task) => self.reduce(outside, *task),
+            Effect::Own(owned) => self.own(outside, owned),
             Effect::StopTraining(round) => self.stop_training(outside, round),
             Effect::Fetch { frame, sources } => {
                 self.fetch_frame(outside, frame, &sources, inputs);
             }
-            Effect::Apply { record, ends_epoch } => self.apply(outside, record, ends_epoch),
+            Effect::Apply {
+                record,
+                shards,
+                groups,
+                ends_epoch,
+            } => {
+                let application = Application {
+                    record,
+                    shards,
+                    groups,
+                    ends_epoch,
+                };
+                self.apply(outside, application);
+            }
             Effect::FetchState {
                 round,
                 root,
@@ -741,7 +797,10 @@ impl Peer {
     fn store_decision(&mut self, outside: &mut Outside, record: &Arc<DecisionRecord>) {
         let (manifest, shape) = (outside.manifest.clone(), outside.shape.clone());
         let stored = self.store.records.len();
-        let checked = outside.checks.stored(&manifest, &shape, stored, record);
+        let situations = &mut outside.coverage;
+        let checked = outside
+            .checks
+            .stored(&manifest, &shape, stored, record, situations);
         if let Err((check, what)) = checked {
             return outside.fail(self.place, check, what);
         }
@@ -867,6 +926,7 @@ impl Peer {
                     outside.coverage.meet(Situation::Removed);
                 }
             }
+            Report::OwnersDisagree { .. } => outside.coverage.meet(Situation::OwnersDisagreed),
             Report::LeftOut(_) => outside.coverage.meet(Situation::UpdateLeftOut),
             Report::NotRegistered { .. } => outside.coverage.meet(Situation::NotRegistered),
             Report::Applied { .. } => {}

@@ -22,6 +22,8 @@ pub enum Purpose {
     Peers = 3,
     /// The chain of a run that has one.
     Chain = 4,
+    /// The plan of the exchange and the links that it goes by.
+    Plan = 5,
 }
 
 impl Random {

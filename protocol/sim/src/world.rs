@@ -71,6 +71,8 @@ pub struct Outcome {
     pub messages: u64,
     /// Their bytes, overhead included.
     pub bytes: u64,
+    /// Bytes of the frames, residuals and leaves that each peer received of each other one: sender, receiver.
+    pub blobs: BTreeMap<(usize, usize), u64>,
     /// The last decided round.
     pub decided: Option<RoundId>,
     /// Loss of the first and the last state on held-out data, in nats per token.
@@ -185,8 +187,9 @@ impl World {
                 network: Network::new(&options),
                 random: Random::new(options.seed, Purpose::Peers),
                 trace: Trace::new(count, verbosity),
-                checks: Checks::new(&manifest, names.clone(), &shape),
+                checks: Checks::new(&options, names.clone(), &shape),
                 coverage: Coverage::default(),
+                blobs: BTreeMap::new(),
                 seen: vec![None; count],
                 failure: None,
                 run: manifest.run(),
@@ -555,7 +558,11 @@ impl World {
     /// Everybody is at the last round: with the same state, and in the roster?
     fn judge_end(&self) -> Verdict {
         let outside = &self.outside;
-        let root = outside.shape.root(outside.checks.state());
+        let genesis = outside.shape.genesis();
+        let root = outside
+            .checks
+            .root()
+            .unwrap_or_else(|| genesis.state_root());
         let living = || (0..self.peers.len()).filter(|peer| self.is_expected(*peer));
         let others: Vec<usize> = living()
             .filter(|peer| self.peers[*peer].root(&outside.shape) != root)
@@ -659,10 +666,11 @@ impl World {
             events: self.events,
             messages: outside.network.messages,
             bytes: outside.network.bytes,
+            blobs: outside.blobs,
             decided: outside.checks.decided(),
             losses: (
-                shape.loss(shape.genesis()),
-                shape.loss(outside.checks.state()),
+                shape.loss(shape.genesis().theta()),
+                shape.loss(outside.checks.theta()),
             ),
             coverage: outside.coverage,
             context,

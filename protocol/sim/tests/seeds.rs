@@ -1,5 +1,6 @@
 //! Seeds that say something, fixed ranges of others, and the promise that a seed is a run.
 
+use gradmesh_protocol::manifest::PlanKind;
 use gradmesh_sim::coverage::Coverage;
 use gradmesh_sim::options::is_chain_run;
 use gradmesh_sim::{Options, Outcome, Verbosity, Verdict, run};
@@ -7,12 +8,15 @@ use gradmesh_sim::{Options, Outcome, Verbosity, Verdict, run};
 /// Each line: a seed, and why it is there.
 const SEEDS: &str = include_str!("../seeds.txt");
 
-fn run_seed(seed: u64) -> Outcome {
-    run(&Options::new(seed), Verbosity::Hash)
+/// A seed, and the plan if it is not to be the seed's own.
+type Case = (u64, Option<PlanKind>);
+
+fn run_seed((seed, plan): Case) -> Outcome {
+    run(&Options::with_plan(seed, plan), Verbosity::Hash)
 }
 
 /// Runs `seeds` on all cores; their outcomes in order.
-fn run_all(seeds: &[u64]) -> Vec<Outcome> {
+fn run_all(seeds: &[Case]) -> Vec<Outcome> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         let of_thread = |thread: usize| {
@@ -32,34 +36,37 @@ fn run_all(seeds: &[u64]) -> Vec<Outcome> {
 }
 
 /// The failures among the outcomes of `seeds`, as the command line shows them.
-fn failures(seeds: &[u64], outcomes: &[Outcome]) -> Vec<String> {
+fn failures(seeds: &[Case], outcomes: &[Outcome]) -> Vec<String> {
     let failed = seeds
         .iter()
         .zip(outcomes)
-        .filter_map(|(seed, outcome)| match &outcome.verdict {
-            Verdict::Failed(failure) => Some(format!("gradmesh-sim {seed}: {failure}")),
+        .filter_map(|((seed, plan), outcome)| match &outcome.verdict {
+            Verdict::Failed(failure) => Some(format!("gradmesh-sim {seed} ({plan:?}): {failure}")),
             Verdict::Converged | Verdict::SafelyStuck => None,
         });
     failed.collect()
 }
 
-fn listed_seeds() -> Vec<u64> {
+/// The listed seeds, which are about `gather`.
+fn listed_seeds() -> Vec<Case> {
     let lines = SEEDS.lines().filter(|line| !line.starts_with('#'));
     let seeds = lines.map(|line| {
         let (seed, reason) = line.split_once(' ').expect("a seed and its reason");
         assert!(!reason.trim().is_empty(), "no reason for {seed}");
-        seed.parse().expect("a seed")
+        let seed = seed.parse().expect("a seed");
+        (seed, Some(PlanKind::Gather))
     });
     seeds.collect()
 }
 
 #[test]
 fn listed_seeds_and_ranges_of_others_hold_and_meet_every_situation() {
-    // Forty seeds as they come, and forty chain runs.
+    // A hundred seeds as they come, and forty chain runs.
     let chain_runs = (7_000_000..7_000_200).filter(|seed| is_chain_run(*seed));
     let mut seeds = listed_seeds();
     assert!(!seeds.is_empty());
-    seeds.extend((6_000_000..6_000_040).chain(chain_runs));
+    let others = (6_000_000..6_000_100).chain(chain_runs);
+    seeds.extend(others.map(|seed| (seed, None)));
     let outcomes = run_all(&seeds);
     assert_eq!(failures(&seeds, &outcomes), [""; 0]);
     let mut coverage = Coverage::default();
@@ -71,19 +78,21 @@ fn listed_seeds_and_ranges_of_others_hold_and_meet_every_situation() {
 
 #[test]
 fn the_same_seed_gives_the_same_trace() {
-    for seed in [3, 4, 5, 7] {
-        let (once, again) = (run_seed(seed), run_seed(seed));
+    let plans = [PlanKind::Gather, PlanKind::Reduce, PlanKind::Hier];
+    for (seed, plan) in [3, 4, 5, 7].into_iter().zip(plans.into_iter().cycle()) {
+        let case = (seed, Some(plan));
+        let (once, again) = (run_seed(case), run_seed(case));
         assert_eq!(once.trace, again.trace, "seed {seed}");
         assert_eq!(once.messages, again.messages);
-        let told = run(&Options::new(seed), Verbosity::Tail);
+        let told = run(&Options::with_plan(seed, Some(plan)), Verbosity::Tail);
         assert_eq!(once.trace, told.trace, "words change nothing, seed {seed}");
     }
-    assert_ne!(run_seed(3).trace, run_seed(4).trace);
+    assert_ne!(run_seed((3, None)).trace, run_seed((4, None)).trace);
 }
 
 #[test]
 fn a_run_without_a_quorum_stands_still_and_says_so() {
-    let outcome = run_seed(STUCK_SEED);
+    let outcome = run_seed((STUCK_SEED, Some(PlanKind::Gather)));
     assert_eq!(outcome.verdict, Verdict::SafelyStuck);
 }
 

@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use super::{Asking, Effect, Holdings, Node, PENDING_MAX, Report, RequestId, StateTask};
 use crate::hash::Hash;
-use crate::header::Stage;
 use crate::key::PeerKey;
 use crate::manifest::RoundId;
 use crate::time::Time;
@@ -88,8 +87,9 @@ impl Node {
     fn check_record(&self, record: &DecisionRecord) -> Result<(), &'static str> {
         let decision = &record.decision;
         let shards = self.config.shards as usize;
+        let layout = &self.layout;
         let (run, manifest) = (&self.config.run, &self.config.manifest);
-        if let Err(fault) = decision.check(run, manifest, &self.roster, &self.previous, shards) {
+        if let Err(fault) = decision.check(run, manifest, &self.roster, &self.previous, layout) {
             tracing::warn!(round = %decision.round, %fault, "unsound decision record");
             return Err("sent a decision that is not sound");
         }
@@ -122,6 +122,7 @@ impl Node {
             state.decided = state.decided.min(self.decided);
         }
         self.asking_headers.take_if(|asking| asking.id == id);
+        self.asking_reductions.take_if(|asking| asking.id == id);
     }
 
     /// Whether the state cannot go on by applying what is pending.
@@ -136,9 +137,13 @@ impl Node {
     /// second is for peers that claim more than they hold.
     fn frames_gone(&self, record: &DecisionRecord) -> bool {
         let round = record.decision.round;
-        let headers = record.headers.iter();
-        let mut missing = headers
-            .flat_map(|header| header.header.update.frame_ids(Stage::Update))
+        let Some((shards, _)) = self.applied_by(record) else {
+            return true;
+        };
+        let mut missing = shards
+            .iter()
+            .flat_map(|shard| &shard.contributions)
+            .map(|contribution| contribution.frame)
             .filter(|frame| !self.frames.is_held(frame))
             .peekable();
         if missing.peek().is_none() {

@@ -6,9 +6,10 @@
 //! The decision of a round carries the state root after the round before; a peer whose own root is another one has
 //! diverged and applies nothing more until it has fetched the decided state.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::effect::{AppliedShard, Contribution};
+use super::effect::AppliedShard;
 use super::exchange::Work;
 use super::frames::Standing;
 use super::{Effect, LastExchange, Node, PENDING_MAX, Report, StateTask};
@@ -16,9 +17,9 @@ use crate::agreement::quorum;
 use crate::decision::{Decision, JOIN_ROUNDS_MAX};
 use crate::figures::RoundFigures;
 use crate::hash::Hash;
-use crate::header::Stage;
 use crate::key::PeerKey;
 use crate::manifest::RoundId;
+use crate::plan::{GroupId, Layout, Plan};
 use crate::roster::Roster;
 use crate::time::Time;
 use crate::wire::DecisionRecord;
@@ -37,6 +38,9 @@ impl Node {
         if let Some(exchange) = self.exchange.take() {
             if let Some(slowest) = exchange.slowest_arrival(now, &decision.members) {
                 self.arrivals.record(slowest);
+            }
+            if let Some(took) = self.reductions_took(now, &exchange, decision) {
+                self.reduction_arrivals.record(took);
             }
             let members = self.roster.members().iter().map(|member| member.peer);
             self.last_exchange = Some(LastExchange {
@@ -59,6 +63,7 @@ impl Node {
         self.propose_now = false;
         self.awaiting_headers = None;
         self.asking_headers = None;
+        self.asking_reductions = None;
         self.agreement.advance(&self.roster);
         self.joins.retain(|peer, join| {
             let fresh = round.0 < join.round.0.saturating_add(JOIN_ROUNDS_MAX);
@@ -85,7 +90,56 @@ impl Node {
         }
         self.previous = decision.id();
         self.decided = Some(decision.round);
+        for (shard, decided) in (0..).zip(&decision.shards) {
+            let groups = self
+                .layout
+                .accepted_groups(&decision.members, &decided.accepted);
+            for (group, reduction) in groups.into_iter().zip(&decided.reduced) {
+                if reduction.residual == Hash::ZERO {
+                    self.residuals.remove(&(group, shard));
+                } else {
+                    self.residuals.insert((group, shard), reduction.residual);
+                }
+            }
+        }
         self.roster = self.roster.after(decision, &self.config.manifest);
+        self.note_layout();
+    }
+
+    /// The layout of the roster at hand, after the roster changed.
+    pub(super) fn note_layout(&mut self) {
+        let config = &self.config;
+        let layout = Layout::of(
+            &self.roster,
+            &config.manifest,
+            config.shards,
+            &config.update_bytes,
+        );
+        if layout != *self.layout {
+            let before = self.layout.groups().iter().map(|group| group.id);
+            let owners = std::mem::take(&mut self.owners);
+            self.owners_before = before.zip(owners).collect();
+            let groups = layout.groups();
+            self.residuals
+                .retain(|(group, _), _| groups.iter().any(|g| g.id == *group));
+            self.layout = Arc::new(layout);
+        }
+        self.layouts
+            .insert(self.roster.round(), Arc::clone(&self.layout));
+        if self.layouts.len() > ROOTS_MAX {
+            self.layouts.pop_first();
+        }
+    }
+
+    /// What a decided record does to each shard, and the groups that live on after it; `None` for a round long ago.
+    pub(super) fn applied_by(
+        &self,
+        record: &DecisionRecord,
+    ) -> Option<(Vec<AppliedShard>, Vec<GroupId>)> {
+        let round = record.decision.round;
+        let shards = AppliedShard::of(self.layouts.get(&round)?, record);
+        let next = self.layouts.get(&round.next())?;
+        Some((shards, next.groups().iter().map(|group| group.id).collect()))
     }
 
     pub(super) fn keep_pending(&mut self, record: Arc<DecisionRecord>) {
@@ -141,29 +195,38 @@ impl Node {
             .filter(|(_, state)| state.connected)
             .map(|(peer, _)| *peer)
             .collect();
-        let mut complete = true;
-        for (place, header) in record.headers.iter().enumerate() {
-            let mut sources = vec![header.header.peer];
-            sources.retain(|author| *author != self.me);
-            sources.extend(everyone.iter().filter(|p| **p != header.header.peer));
-            let shards = &record.decision.shards;
-            for (frame, shard) in header.header.update.frame_ids(Stage::Update).zip(shards) {
-                if shard.accepted.contains(place) {
-                    let standing =
-                        self.frames
-                            .want(round, frame, sources.clone(), &mut self.effects);
-                    complete &= standing == Standing::Held;
-                }
+        let Some((shards, groups)) = self.applied_by(&record) else {
+            self.gap = true;
+            return true;
+        };
+        let authors: BTreeMap<Hash, PeerKey> = match self.layouts.get(&round).map(|l| l.plan()) {
+            Some(Plan::Gather) => {
+                let headers = record.headers.iter();
+                let frames = headers.flat_map(|signed| {
+                    let frames = signed.header.update.frames.iter();
+                    frames.map(|frame| (frame.hash, signed.header.peer))
+                });
+                frames.collect()
             }
+            Some(Plan::Reduce | Plan::Hier) | None => BTreeMap::new(),
+        };
+        let mut complete = true;
+        for contribution in shards.iter().flat_map(|shard| &shard.contributions) {
+            let author = authors.get(&contribution.frame.hash);
+            let author = author.filter(|author| **author != self.me);
+            let mut sources: Vec<PeerKey> = author.copied().into_iter().collect();
+            sources.extend(everyone.iter().filter(|peer| Some(*peer) != author));
+            let frame = contribution.frame;
+            let standing = self.frames.want(round, frame, sources, &mut self.effects);
+            complete &= standing == Standing::Held;
         }
         if !complete {
             return false;
         }
         self.task = StateTask::Applying(round);
-        let shards = contributions(&record);
         self.effects.push_back(Effect::Apply {
             shards,
-            groups: Vec::new(),
+            groups,
             ends_epoch: self.config.manifest.ends_epoch(round),
             record,
         });
@@ -205,26 +268,4 @@ impl Node {
             self.report(Report::Finished(round));
         }
     }
-}
-
-/// What `record` adds up in each shard.
-fn contributions(record: &DecisionRecord) -> Vec<AppliedShard> {
-    let shards = (0..).zip(&record.decision.shards);
-    let of_shard = |(shard, decided): (u32, &crate::decision::DecidedShard)| {
-        let accepted = decided.accepted.positions();
-        let headers = accepted.filter_map(|place| record.headers.get(place));
-        let contributions = headers.filter_map(|signed| {
-            let update = &signed.header.update;
-            let frame = update.frames.get(shard as usize)?;
-            Some(Contribution {
-                tokens: update.tokens,
-                frame: frame.id(shard, Stage::Update),
-            })
-        });
-        AppliedShard {
-            contributions: contributions.collect(),
-            residuals: Vec::new(),
-        }
-    };
-    shards.map(of_shard).collect()
 }

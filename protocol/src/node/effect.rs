@@ -1,13 +1,28 @@
 //! What goes into a node and what comes out of it: plain data that can be compared and printed.
+//!
+//! What a driver owes the node beyond what stands at each effect, where owners reduce:
+//! 1. [`Effect::Train`] says at which [`Stage`] the update is encoded; frames are checked, decoded and given back at their
+//!    stage, and what is left out of a decision goes back into the error feedback shard by shard.
+//! 2. A peer that is asked for a frame which it is told to fetch, and did not ask the asker for, answers when it has the frame,
+//!    within the usual time limit: so each frame enters a site once (rule `enters-once` of [`crate::plan`]).
+//! 3. [`Effect::Reduce`] is done beside training, not after it. In order: have the residual of the task (from the store, or from
+//!    its sources one after the other; if none has it, go on without); reduce; make frame and residual durable and ready to be
+//!    served by their hashes; answer. A residual of zeros alone is none, with the hash [`Hash::ZERO`].
+//! 4. [`Effect::Own`] replaces the list of residuals to be kept. Those that reductions of the round at hand left are kept
+//!    until the round after it is at hand. Both survive a restart as well as they can: what is lost is fetched, or lost.
+//! 5. [`Effect::Apply`] carries all that changes the state; its record is for logs. Contributions of one shard are of one stage.
+//! 6. [`Request::Reductions`] is answered with [`super::Node::reductions`].
+//! 7. Frames that owners made are kept and served as long as those of members: whoever is behind replays them.
 
 use std::sync::Arc;
 
+use crate::decision::DecidedShard;
 use crate::figures::RoundFigures;
 use crate::hash::Hash;
 use crate::header::{FrameId, FrameRef, SignedHeader, Stage, UpdateSummary};
 use crate::key::PeerKey;
 use crate::manifest::RoundId;
-use crate::plan::GroupId;
+use crate::plan::{GroupId, Layout, Plan};
 use crate::reduction::SignedReductions;
 use crate::registry::Registry;
 use crate::wire::{DecisionRecord, Decisions, Gossip, JournalEntry, Request};
@@ -211,6 +226,50 @@ pub struct AppliedShard {
     pub contributions: Vec<Contribution>,
     /// Content hashes of the owner residuals after this decision, for each group that was reduced, in group order.
     pub residuals: Vec<(GroupId, Hash)>,
+}
+
+impl AppliedShard {
+    /// What `record` does to each shard.
+    ///
+    /// `layout`: of its round.
+    pub fn of(layout: &Layout, record: &DecisionRecord) -> Vec<AppliedShard> {
+        let decision = &record.decision;
+        let stage = layout.plan().stage_of_results();
+        let of_shard = |(shard, decided): (u32, &DecidedShard)| {
+            let accepted = || {
+                let places = decided.accepted.positions();
+                places.filter_map(|place| record.headers.get(place))
+            };
+            if layout.plan() == Plan::Gather {
+                let contributions = accepted().filter_map(|signed| {
+                    let update = &signed.header.update;
+                    let frame = update.frames.get(shard as usize)?;
+                    Some(Contribution {
+                        tokens: update.tokens,
+                        frame: frame.id(shard, stage),
+                    })
+                });
+                return AppliedShard {
+                    contributions: contributions.collect(),
+                    residuals: Vec::new(),
+                };
+            }
+            let mut applied = AppliedShard::default();
+            let groups = layout.accepted_groups(&decision.members, &decided.accepted);
+            for (group, reduction) in groups.into_iter().zip(&decided.reduced) {
+                let place = layout.groups().iter().position(|g| g.id == group);
+                let of_group = accepted().filter(|s| layout.place_of(&s.header.peer) == place);
+                let tokens = of_group.map(|signed| signed.header.update.tokens);
+                applied.contributions.push(Contribution {
+                    tokens: tokens.fold(0, u64::saturating_add),
+                    frame: reduction.frame.id(shard, stage),
+                });
+                applied.residuals.push((group, reduction.residual));
+            }
+            applied
+        };
+        (0..).zip(&decision.shards).map(of_shard).collect()
+    }
 }
 
 /// An owner's step for one group and shard.

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::reduction::Reducing;
 use crate::decision::{Bitmap, DecidedMember, DecidedShard};
 use crate::hash::Hash;
-use crate::header::{FrameId, SignedHeader, Stage};
+use crate::header::{FrameId, SignedHeader};
 use crate::key::PeerKey;
 use crate::manifest::RoundId;
 use crate::time::Time;
@@ -18,9 +19,13 @@ const HEADERS_PER_AUTHOR: usize = 2;
 pub(super) struct Commitment {
     /// The header.
     pub(super) header: SignedHeader,
+    /// What is wanted of it and not here.
     missing: BTreeSet<FrameId>,
-    rejected: bool,
-    /// When its last frame came, counted from the round's start.
+    /// What of it is no frame.
+    malformed: BTreeSet<FrameId>,
+    /// When it came, counted from the round's start.
+    heard_after: Duration,
+    /// When its last wanted frame came, counted from the round's start.
     complete_after: Option<Duration>,
 }
 
@@ -45,6 +50,8 @@ pub(super) struct Exchange {
     commitments: BTreeMap<Hash, Commitment>,
     /// The header that counts for each author: the first that came.
     first: BTreeMap<PeerKey, Hash>,
+    /// What owners make of the updates.
+    pub(super) reducing: Reducing,
 }
 
 /// What became of a header.
@@ -61,7 +68,12 @@ pub(super) enum Insertion {
 }
 
 impl Exchange {
-    pub(super) fn new(round: RoundId, started: Time, patience: Duration) -> Exchange {
+    pub(super) fn new(
+        round: RoundId,
+        started: Time,
+        patience: Duration,
+        reducing: Reducing,
+    ) -> Exchange {
         Exchange {
             round,
             started,
@@ -69,15 +81,22 @@ impl Exchange {
             work: Work::None,
             commitments: BTreeMap::new(),
             first: BTreeMap::new(),
+            reducing,
         }
     }
 
     /// Takes in an authentic header of this round by a member.
     ///
-    /// `named`: a proposal or the decision names it. Then it is taken in whatever else its author signed: an author that
+    /// `wanted`: the frames of it that this peer needs. `named`: a proposal or the decision names it. Then it is taken in whatever else its author signed: an author that
     /// sends other headers to every peer could otherwise keep them all from ever voting for the same ones. Proposals are
     /// bounded, and so are the headers that they name.
-    pub(super) fn insert(&mut self, now: Time, header: SignedHeader, named: bool) -> Insertion {
+    pub(super) fn insert(
+        &mut self,
+        now: Time,
+        header: SignedHeader,
+        wanted: BTreeSet<FrameId>,
+        named: bool,
+    ) -> Insertion {
         let (hash, author) = (header.header.hash(), header.header.peer);
         if self.commitments.contains_key(&hash) {
             return Insertion::Known;
@@ -86,14 +105,15 @@ impl Exchange {
         if !named && of_author.filter(|a| *a == author).count() >= HEADERS_PER_AUTHOR {
             return Insertion::Refused;
         }
-        let missing: BTreeSet<FrameId> = header.header.update.frame_ids(Stage::Update).collect();
-        let complete_after = missing.is_empty().then(|| now - self.started);
+        let heard_after = now - self.started;
+        let complete_after = wanted.is_empty().then_some(heard_after);
         self.commitments.insert(
             hash,
             Commitment {
                 header,
-                missing,
-                rejected: false,
+                missing: wanted,
+                malformed: BTreeSet::new(),
+                heard_after,
                 complete_after,
             },
         );
@@ -119,8 +139,7 @@ impl Exchange {
     pub(super) fn frame_malformed(&mut self, frame: &FrameId) -> Vec<PeerKey> {
         let mut authors = Vec::new();
         for commitment in self.commitments.values_mut() {
-            if commitment.missing.contains(frame) && !commitment.rejected {
-                commitment.rejected = true;
+            if commitment.missing.contains(frame) && commitment.malformed.insert(*frame) {
                 authors.push(commitment.header.header.peer);
             }
         }
@@ -135,10 +154,27 @@ impl Exchange {
     /// Whether the header is here with all its frames; `None` if it never will be.
     pub(super) fn is_complete(&self, hash: &Hash) -> Option<bool> {
         match self.commitments.get(hash) {
-            Some(commitment) if commitment.rejected => None,
+            Some(commitment) if !commitment.malformed.is_empty() => None,
             Some(commitment) => Some(commitment.missing.is_empty()),
             None => Some(false),
         }
+    }
+
+    /// Whether a wanted frame of a header is here.
+    pub(super) fn is_held(&self, hash: &Hash, frame: &FrameId) -> bool {
+        let commitment = self.commitments.get(hash);
+        commitment.is_some_and(|commitment| !commitment.missing.contains(frame))
+    }
+
+    /// The header of `author` that counts.
+    pub(super) fn first_of(&self, author: &PeerKey) -> Option<Hash> {
+        self.first.get(author).copied()
+    }
+
+    /// When the header of `author` that counts came, counted from the round's start.
+    pub(super) fn heard_after(&self, author: &PeerKey) -> Option<Duration> {
+        let commitment = self.commitments.get(self.first.get(author)?)?;
+        Some(commitment.heard_after)
     }
 
     /// Whether `author`'s update is here with all its frames.
@@ -218,18 +254,15 @@ mod tests {
     #[test]
     fn an_author_of_many_headers_cannot_keep_out_the_one_that_is_named() {
         let now = Time(0);
-        let mut exchange = Exchange::new(RoundId(1), now, Duration::ZERO);
-        assert_eq!(exchange.insert(now, header(1), false), Insertion::First);
-        assert_eq!(
-            exchange.insert(now, header(2), false),
-            Insertion::Contradiction
-        );
-        assert_eq!(exchange.insert(now, header(3), false), Insertion::Refused);
-        assert_eq!(
-            exchange.insert(now, header(3), true),
-            Insertion::Contradiction
-        );
+        let mut exchange = Exchange::new(RoundId(1), now, Duration::ZERO, Reducing::default());
+        let insert = |exchange: &mut Exchange, loss, named| {
+            exchange.insert(now, header(loss), BTreeSet::new(), named)
+        };
+        assert_eq!(insert(&mut exchange, 1, false), Insertion::First);
+        assert_eq!(insert(&mut exchange, 2, false), Insertion::Contradiction);
+        assert_eq!(insert(&mut exchange, 3, false), Insertion::Refused);
+        assert_eq!(insert(&mut exchange, 3, true), Insertion::Contradiction);
         assert_eq!(exchange.is_complete(&header(3).header.hash()), Some(true));
-        assert_eq!(exchange.insert(now, header(4), false), Insertion::Refused);
+        assert_eq!(insert(&mut exchange, 4, false), Insertion::Refused);
     }
 }

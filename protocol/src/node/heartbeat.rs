@@ -23,6 +23,7 @@ impl Node {
         if let Some(header) = self.own_header.clone().filter(|_| committed) {
             self.broadcast(Gossip::Header(Box::new(header)));
         }
+        self.announce_again(now);
         if let Some(leave) = self.leaving
             && self.roster.contains(&self.me)
         {
@@ -38,6 +39,7 @@ impl Node {
             self.on_request_failed(asking.id);
         }
         self.asking_headers.take_if(overdue);
+        self.asking_reductions.take_if(overdue);
         self.ask_for_headers(now);
         self.may_refresh = true;
     }

@@ -6,14 +6,17 @@
 //! Rule `header-judged-at-home`: a header is looked at only while the exchange of its round is open, that is, while
 //! the state that it must have been trained from is this peer's own. One that comes earlier waits.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::exchange::{Exchange, Insertion, Work};
 use super::frames::Standing;
-use super::{Effect, Node, StateTask};
+use super::{Arrivals, Effect, Node, StateTask};
 use crate::hash::Hash;
-use crate::header::{FrameId, Header, SignedHeader, Stage, UpdateSummary};
+use crate::header::{FrameId, Header, SignedHeader, UpdateSummary};
+use crate::key::PeerKey;
 use crate::manifest::{Manifest, PEERS_MAX, RoundId};
+use crate::plan::{Plan, Sources};
 use crate::time::Time;
 use crate::wire::{Gossip, JournalEntry};
 
@@ -33,11 +36,13 @@ impl Node {
         if self.exchange.is_some() || !current || round.0 > self.config.manifest.schedule.rounds {
             return false;
         }
-        let timing = &self.config.manifest.timing;
-        let floor = Duration::from_millis(timing.deadline_floor_ms.into());
-        let cap = Duration::from_millis(timing.deadline_cap_ms.into());
-        let patience = self.arrivals.deadline(floor, cap);
-        self.exchange = Some(Exchange::new(round, now, patience));
+        let patience = self.patience(&self.arrivals);
+        if self.owners.len() != self.layout.groups().len() {
+            self.owners = self.layout.owners(&self.config.run);
+        }
+        let reducing = self.new_reducing();
+        self.exchange = Some(Exchange::new(round, now, patience, reducing));
+        self.own_shards();
         if round != RoundId::FOUNDING {
             self.begin_work(now, round);
         }
@@ -51,7 +56,18 @@ impl Node {
                 self.early_proposals.push(proposal);
             }
         }
+        for list in std::mem::take(&mut self.early_lists) {
+            self.on_reductions(now, list);
+        }
         true
+    }
+
+    /// How long to wait for what came as `arrivals` in earlier rounds.
+    pub(super) fn patience(&self, arrivals: &Arrivals) -> Duration {
+        let timing = &self.config.manifest.timing;
+        let floor = Duration::from_millis(timing.deadline_floor_ms.into());
+        let cap = Duration::from_millis(timing.deadline_cap_ms.into());
+        arrivals.deadline(floor, cap)
     }
 
     fn begin_work(&mut self, now: Time, round: RoundId) {
@@ -74,7 +90,7 @@ impl Node {
                 round,
                 seed: Manifest::round_seed(&self.config.run, round, &self.previous),
                 steps: self.config.manifest.schedule.steps_per_round,
-                stage: Stage::Update,
+                stage: self.layout.plan().stage_of_updates(),
             });
         }
     }
@@ -96,7 +112,8 @@ impl Node {
             update,
         };
         let signed = header.sign(&self.config.keypair);
-        for frame in signed.header.update.frame_ids(Stage::Update) {
+        let stage = self.layout.plan().stage_of_updates();
+        for frame in signed.header.update.frame_ids(stage) {
             self.frames.put(round, frame);
         }
         self.effects.push_back(Effect::Journal {
@@ -156,20 +173,28 @@ impl Node {
         }
         let hash = header.header.hash();
         let named = self.is_named(&hash);
+        let wanted = self.wanted_frames(&header.header);
         let Some(exchange) = &mut self.exchange else {
             return;
         };
-        match exchange.insert(now, header, named) {
+        match exchange.insert(now, header, wanted, named) {
             Insertion::First => self.want_frames(now, &hash),
             Insertion::Known => {}
             Insertion::Contradiction | Insertion::Refused => {
+                if named {
+                    self.want_frames(now, &hash);
+                }
                 self.blame(author, "signed two headers in one round");
             }
         }
     }
 
-    /// Whether a proposal that is not judged yet, or the decision, names this header.
+    /// Whether a proposal that is not judged yet, an owner, or the decision names this header.
     fn is_named(&self, header: &Hash) -> bool {
+        let mut parts = self.exchange.iter().flat_map(|e| e.reducing.parts.values());
+        if parts.any(|part| part.claims().any(|(_, c, _)| c.headers.contains(header))) {
+            return true;
+        }
         let proposed = self.proposals.iter().map(|p| &p.value);
         let decided = self.awaiting_headers.iter().map(|(d, _)| &**d);
         proposed
@@ -181,7 +206,10 @@ impl Node {
     fn header_fault(&self, header: &Header) -> Option<&'static str> {
         let update = &header.update;
         let shards = self.config.shards as usize;
-        let frame_bytes_max = self.config.frame_bytes_max.of(Stage::Update);
+        let frame_bytes_max = self
+            .config
+            .frame_bytes_max
+            .of(self.layout.plan().stage_of_updates());
         if !self.roster.contains(&header.peer) {
             Some("sent a header without being in the roster")
         } else if header.state_root != self.state_root {
@@ -197,19 +225,27 @@ impl Node {
         }
     }
 
-    /// Wants every frame of a header of the round at hand.
+    /// Wants the frames of a header of the round at hand that this peer needs.
     pub(super) fn want_frames(&mut self, now: Time, header: &Hash) {
-        let Some(exchange) = &mut self.exchange else {
-            return;
-        };
-        let Some(signed) = exchange.header(header) else {
+        let Some(signed) = self.exchange.as_ref().and_then(|e| e.header(header)) else {
             return;
         };
         let author = signed.header.peer;
-        let frames: Vec<FrameId> = signed.header.update.frame_ids(Stage::Update).collect();
-        let sources = self.plan.sources(&self.roster, &self.me, &author);
+        let frames = self.wanted_frames(&signed.header);
+        let Some(exchange) = &mut self.exchange else {
+            return;
+        };
+        let sources = Sources::new(&self.roster, &self.me);
+        let plan = self.layout.plan();
+        let mut by_turn: BTreeMap<usize, Vec<PeerKey>> = BTreeMap::new();
         for frame in frames {
             let round = exchange.round;
+            let sources = by_turn
+                .entry(sources.turn(frame.shard))
+                .or_insert_with(|| match plan {
+                    Plan::Gather => sources.of(&[author], frame.shard),
+                    Plan::Reduce | Plan::Hier => sources.direct(&[author]),
+                });
             let standing = self
                 .frames
                 .want(round, frame, sources.clone(), &mut self.effects);
@@ -224,11 +260,16 @@ impl Node {
     }
 
     pub(super) fn on_frame_malformed(&mut self, frame: &FrameId) {
+        let stage = self.layout.plan().stage_of_results();
         if self.frames.malformed(frame)
             && let Some(exchange) = &mut self.exchange
         {
+            let owners = exchange.reducing.frame_malformed(frame, stage);
             for author in exchange.frame_malformed(frame) {
                 self.blame(author, "committed to a frame that does not decode");
+            }
+            for owner in owners {
+                self.blame(owner, "announced a frame that does not decode");
             }
         }
     }

@@ -94,6 +94,8 @@ pub struct Sizes {
     pub frames: usize,
     /// Headers of the round at hand.
     pub headers: usize,
+    /// What owners announced, and the lists that it came in.
+    pub reductions: usize,
     /// Headers of the round after it.
     pub early_headers: usize,
     /// Proposals not yet judged.
@@ -133,6 +135,7 @@ impl Node {
                 pending: self.pending.len(),
                 frames: self.frames.len(),
                 headers: exchange.map_or(0, Exchange::len),
+                reductions: exchange.map_or(0, |e| e.reducing.len()) + self.early_lists.len(),
                 early_headers: self.early_headers.len(),
                 proposals: self.proposals.len() + self.early_proposals.len(),
                 changes: self.joins.len() + self.leaves.len(),

@@ -20,6 +20,7 @@ use crate::decision::{Decision, JOINS_MAX};
 use crate::header::SignedHeader;
 use crate::key::PeerKey;
 use crate::manifest::{PEERS_MAX, RoundId};
+use crate::plan::Plan;
 use crate::time::Time;
 use crate::wire::{DecisionRecord, Gossip, HEADERS_MAX, JournalEntry, Request};
 
@@ -108,8 +109,13 @@ impl Node {
             let needed = self.config.manifest.trust.peers_min;
             self.me != self.config.manifest.launcher || self.founders() >= needed
         } else {
-            let members = self.roster.members();
-            exchange.deadline <= now || members.iter().all(|m| exchange.has_update_of(&m.peer))
+            match self.layout.plan() {
+                Plan::Gather => {
+                    let mut members = self.roster.members().iter();
+                    exchange.deadline <= now || members.all(|m| exchange.has_update_of(&m.peer))
+                }
+                Plan::Reduce | Plan::Hier => self.is_reduced(now, exchange),
+            }
         };
         if !ready && self.journal.is_empty() {
             return false;
@@ -137,7 +143,7 @@ impl Node {
             }
         }
         if std::mem::take(&mut self.propose_now) {
-            let decision = self.make_decision();
+            let decision = self.make_decision(now);
             self.agreement.propose(now, decision);
             progress = true;
         }
@@ -145,10 +151,13 @@ impl Node {
     }
 
     /// The decision that this peer proposes: everything that is complete here, and every change that is due.
-    fn make_decision(&self) -> Decision {
+    fn make_decision(&self, now: Time) -> Decision {
         let round = self.roster.round();
         let (members, shards) = match &self.exchange {
-            Some(exchange) if round != RoundId::FOUNDING => exchange.accepted(self.config.shards),
+            Some(exchange) if round != RoundId::FOUNDING => match self.layout.plan() {
+                Plan::Gather => exchange.accepted(self.config.shards),
+                Plan::Reduce | Plan::Hier => self.accepted_reductions(now, exchange),
+            },
             Some(_) | None => (Vec::new(), Vec::new()),
         };
         let room =
@@ -198,6 +207,7 @@ impl Node {
                     self.blame(proposal.proposer, fault);
                     self.agreement.judge(now, &proposal, false);
                 }
+                Verdict::Doubtful => self.agreement.judge(now, &proposal, false),
                 Verdict::NotYet => {
                     self.proposals.push(proposal);
                     continue;
@@ -205,14 +215,15 @@ impl Node {
             }
             judged = true;
         }
+        self.ask_for_reductions(now);
         judged
     }
 
     fn judge(&mut self, now: Time, proposal: &Proposal) -> Verdict {
         let decision = &proposal.value;
-        let shards = self.config.shards as usize;
+        let layout = &self.layout;
         let (run, manifest) = (&self.config.run, &self.config.manifest);
-        if let Err(fault) = decision.check(run, manifest, &self.roster, &self.previous, shards) {
+        if let Err(fault) = decision.check(run, manifest, &self.roster, &self.previous, layout) {
             tracing::warn!(round = %decision.round, %fault, "unsound proposal");
             return Verdict::Unacceptable("proposed a decision that is not sound");
         }
@@ -222,6 +233,13 @@ impl Node {
         let mut verdict = self.judge_registry(decision);
         if let Verdict::Unacceptable(_) = verdict {
             return verdict;
+        }
+        if self.layout.plan() != Plan::Gather {
+            let reductions = self.judge_reductions(now, decision);
+            return match verdict {
+                Verdict::Acceptable => reductions,
+                Verdict::NotYet | Verdict::Doubtful | Verdict::Unacceptable(_) => verdict,
+            };
         }
         for member in &decision.members {
             let Some(exchange) = &self.exchange else {
@@ -260,6 +278,13 @@ impl Node {
                     holders.push(member.peer);
                     holders.extend(proposer);
                 }
+            }
+        }
+        let parts = self.exchange.iter().flat_map(|e| e.reducing.parts.values());
+        for (owner, claim, _) in parts.flat_map(|part| part.claims()) {
+            for header in claim.headers.iter().filter(|h| self.header(h).is_none()) {
+                wanted.insert(*header);
+                holders.push(*owner);
             }
         }
         holders.retain(|peer| *peer != self.me && self.is_connected(peer));
@@ -314,10 +339,13 @@ impl Node {
     }
 }
 
-/// The answer to a proposal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The answer to a proposal, from the worst to the best.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Verdict {
-    Acceptable,
+    /// Its proposer broke a rule.
     Unacceptable(&'static str),
+    /// It names what this peer does not believe, and its proposer may.
+    Doubtful,
     NotYet,
+    Acceptable,
 }

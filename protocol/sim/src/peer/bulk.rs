@@ -7,15 +7,17 @@ use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::FrameId;
 use gradmesh_protocol::key::PeerKey;
 use gradmesh_protocol::manifest::RoundId;
-use gradmesh_protocol::merkle::Tree;
 use gradmesh_protocol::node::Input;
 use gradmesh_protocol::wire::{Request, Response};
+use gradmesh_trainer::replica::StateImport;
 
-use super::{Outside, Packet, Peer, Ticket};
+use super::{Outside, Packet, Peer, Ticket, state_in};
 use crate::coverage::Situation;
 
-/// Frame fetches that are on their way at once, at most: every frame of two headers of every peer.
-const FETCHES_MAX: usize = 2 * 16 * 5;
+/// Frame fetches that are on their way at once, at most: every frame of two headers of every peer, and of each reduction.
+const FETCHES_MAX: usize = 6 * 32 * 5;
+/// Askers that wait at once for a frame that is on its way here, at most.
+const PARKED_MAX: usize = 1024;
 /// Times that each leaf is asked for, for each source.
 const LEAF_TRIES: usize = 3;
 
@@ -26,6 +28,8 @@ pub enum BlobPurpose {
     Frame(FrameId),
     /// The leaf at this place of the state that is fetched.
     Leaf(usize),
+    /// The residual with this hash.
+    Residual(Hash),
 }
 
 /// A frame on its way.
@@ -33,6 +37,8 @@ pub enum BlobPurpose {
 pub(super) struct FrameFetch {
     /// Those not asked yet.
     sources: VecDeque<usize>,
+    /// The one that was asked last.
+    asked: Option<usize>,
 }
 
 /// A state on its way.
@@ -50,8 +56,9 @@ enum StateStep {
     Hashes { asked: usize, ticket: Ticket },
     /// The leaves that came; `tries` of each.
     Leaves {
+        import: Box<StateImport>,
         hashes: Vec<Hash>,
-        leaves: Vec<Option<Vec<u8>>>,
+        here: Vec<bool>,
         tries: Vec<usize>,
     },
 }
@@ -61,6 +68,9 @@ impl Peer {
     pub(super) fn blob(&self, outside: &mut Outside, hash: &Hash) -> Option<Arc<[u8]>> {
         let mut blob = match self.store.frames.get(hash) {
             Some(frame) => frame.clone(),
+            None if self.store.residuals.get(hash).is_some() => {
+                self.store.residuals.get(hash)?.clone()
+            }
             None => {
                 let genesis = outside.shape.genesis();
                 let states = self.store.snapshots.values().chain([genesis]);
@@ -80,6 +90,41 @@ impl Peer {
         Some(leaves.iter().map(|leaf| Hash::of_content(leaf)).collect())
     }
 
+    /// Whether `from` is to wait for a frame that is on its way here: so that each frame enters a site once. It is not, if
+    /// that peer itself was asked for it.
+    pub(super) fn parks(&mut self, from: usize, ticket: Ticket, hash: &Hash) -> bool {
+        let Some(running) = &mut self.running else {
+            return false;
+        };
+        let mut fetches = running.frame_fetches.iter();
+        let comes = fetches.any(|(id, fetch)| id.hash == *hash && fetch.asked != Some(from));
+        let room = running.parked.len() < PARKED_MAX;
+        if comes && room {
+            running.parked.push((*hash, from, ticket));
+        }
+        comes && room
+    }
+
+    /// A frame is here, or cannot be had: those that wait for it are told.
+    fn unpark(&mut self, outside: &mut Outside, hash: &Hash) {
+        let Some(running) = &mut self.running else {
+            return;
+        };
+        let (due, parked) = std::mem::take(&mut running.parked)
+            .into_iter()
+            .partition(|(of, ..)| of == hash);
+        running.parked = parked;
+        let due: Vec<(Hash, usize, Ticket)> = due;
+        for (_, to, ticket) in due {
+            let blob = self
+                .store
+                .frames
+                .get(hash)
+                .map(|frame| frame.clone().into());
+            outside.send(self.place, to, Packet::Blob(ticket, blob));
+        }
+    }
+
     pub(super) fn fetch_frame(
         &mut self,
         outside: &mut Outside,
@@ -89,7 +134,10 @@ impl Peer {
     ) {
         if let Some(bytes) = self.store.frames.get(&frame.hash) {
             let fits = bytes.len() as u64 == frame.bytes;
-            let sound = fits && outside.shape.decodes(frame.shard as usize, bytes);
+            let sound = fits
+                && outside
+                    .shape
+                    .decodes(frame.stage, frame.shard as usize, bytes);
             inputs.push_back(if sound {
                 Input::FrameHeld(frame)
             } else {
@@ -101,7 +149,10 @@ impl Peer {
         let Some(running) = &mut self.running else {
             return;
         };
-        let fetch = FrameFetch { sources };
+        let fetch = FrameFetch {
+            sources,
+            asked: None,
+        };
         // A frame that was wanted in one round can be wanted in the next, when its author lies: it comes once.
         if running.frame_fetches.contains_key(&frame) {
             return;
@@ -116,7 +167,7 @@ impl Peer {
         }
     }
 
-    fn places(&self, outside: &mut Outside, sources: &[PeerKey]) -> Vec<usize> {
+    pub(super) fn places(&self, outside: &mut Outside, sources: &[PeerKey]) -> Vec<usize> {
         let known = sources
             .iter()
             .filter_map(|source| outside.places.get(source).copied());
@@ -135,6 +186,7 @@ impl Peer {
         let connected = |place: &usize| outside.network.is_connected(self.place, *place);
         while let Some(source) = fetch.sources.pop_front() {
             if connected(&source) {
+                fetch.asked = Some(source);
                 let ticket = self.ask(outside, source, |ticket| {
                     Packet::AskBlob(ticket, frame.hash)
                 });
@@ -145,6 +197,7 @@ impl Peer {
         }
         running.frame_fetches.remove(&frame);
         outside.coverage.meet(Situation::FrameFailed);
+        self.unpark(outside, &frame.hash);
         Some(Input::FrameFailed(frame))
     }
 
@@ -161,6 +214,9 @@ impl Peer {
         match running.blobs.remove(&ticket) {
             Some(BlobPurpose::Frame(frame)) => self.frame_came(outside, frame, blob),
             Some(BlobPurpose::Leaf(place)) => self.leaf_came(outside, place, blob),
+            Some(BlobPurpose::Residual(residual)) => {
+                self.residual_came(outside, residual, blob.as_deref());
+            }
             None => self.hashes_failed(outside, ticket),
         }
     }
@@ -174,7 +230,9 @@ impl Peer {
         let input = match blob.filter(|blob| Hash::of_content(blob) == frame.hash) {
             Some(blob)
                 if blob.len() as u64 == frame.bytes
-                    && outside.shape.decodes(frame.shard as usize, &blob) =>
+                    && outside
+                        .shape
+                        .decodes(frame.stage, frame.shard as usize, &blob) =>
             {
                 self.store.frames.insert(frame.hash, blob.to_vec());
                 self.store.frame_rounds.insert(frame.hash, at_hand);
@@ -190,6 +248,7 @@ impl Peer {
             if let Some(running) = &mut self.running {
                 running.frame_fetches.remove(&frame);
             }
+            self.unpark(outside, &frame.hash);
             self.input(outside, input);
         }
     }
@@ -239,23 +298,27 @@ impl Peer {
         if ticket != answered {
             return;
         }
-        let expected = outside.shape.leaves(outside.shape.genesis()).len();
-        match response {
-            Response::Snapshot { round, leaves }
-                if round == fetch.round
-                    && leaves.len() == expected
-                    && Tree::from_leaves(leaves.clone()).root() == fetch.root =>
-            {
+        let import = match response {
+            Response::Snapshot { round, leaves } if round == fetch.round => outside
+                .shape
+                .import(fetch.root, leaves.clone())
+                .map(|import| (import, leaves)),
+            _ => None,
+        };
+        match import {
+            Some((import, hashes)) => {
+                let count = hashes.len();
                 fetch.step = StateStep::Leaves {
-                    leaves: vec![None; leaves.len()],
-                    tries: vec![0; leaves.len()],
-                    hashes: leaves,
+                    import: Box::new(import),
+                    here: vec![false; count],
+                    tries: vec![0; count],
+                    hashes,
                 };
-                for place in 0..expected {
+                for place in 0..count {
                     self.ask_leaf(outside, place);
                 }
             }
-            _ => self.hashes_failed(outside, answered),
+            None => self.hashes_failed(outside, answered),
         }
     }
 
@@ -310,7 +373,7 @@ impl Peer {
         };
         running
             .blobs
-            .retain(|_, purpose| matches!(purpose, BlobPurpose::Frame(_)));
+            .retain(|_, purpose| !matches!(purpose, BlobPurpose::Leaf(_)));
         if let Some(fetch) = running.state_fetch.take() {
             outside.coverage.meet(Situation::StateFailed);
             self.input(outside, Input::StateFailed(fetch.round));
@@ -321,24 +384,27 @@ impl Peer {
         let Some(fetch) = self.running.as_mut().and_then(|r| r.state_fetch.as_mut()) else {
             return;
         };
-        let StateStep::Leaves { hashes, leaves, .. } = &mut fetch.step else {
+        let StateStep::Leaves { import, here, .. } = &mut fetch.step else {
             return;
         };
-        match blob.filter(|blob| Hash::of_content(blob) == hashes[place]) {
-            Some(blob) => leaves[place] = Some(blob.to_vec()),
-            None => return self.ask_leaf(outside, place),
+        let put = blob.is_some_and(|blob| import.put(place, &blob).is_ok());
+        if !put {
+            return self.ask_leaf(outside, place);
         }
-        let Some(leaves) = leaves.iter().cloned().collect::<Option<Vec<_>>>() else {
+        here[place] = true;
+        if here.contains(&false) {
             return;
-        };
+        }
         let (round, root) = (fetch.round, fetch.root);
-        let Some(state) = outside.shape.state_from_leaves(&leaves) else {
-            return self.state_failed(outside);
+        let running = self.running.as_mut();
+        let fetched = running.and_then(|running| running.state_fetch.take());
+        let Some(StateStep::Leaves { import, .. }) = fetched.map(|fetch| fetch.step) else {
+            return;
         };
-        if let Some(running) = &mut self.running {
-            running.state_fetch = None;
+        match import.finish() {
+            Ok(state) => self.install_state(outside, round, root, state),
+            Err(error) => outside.fail(self.place, "orderly", format!("no state: {error}")),
         }
-        self.install_state(outside, round, root, state);
     }
 
     /// Makes a fetched state durable and tells the node.
@@ -347,7 +413,7 @@ impl Peer {
         outside: &mut Outside,
         round: RoundId,
         root: Hash,
-        state: crate::learner::State,
+        mut state: gradmesh_trainer::replica::Replica,
     ) {
         if let Err((check, what)) = outside.checks.stands_at(round, &root) {
             return outside.fail(self.place, check, what);
@@ -355,16 +421,25 @@ impl Peer {
         outside.coverage.meet(Situation::StateFetched);
         let shape = outside.shape.clone();
         let store = &mut self.store;
+        // The error feedback stays, and what was not accepted of an update that the fetched state is past goes back into it.
+        let mut before = state_in(&store.state, &shape).clone();
+        if let Some(of) = store.private.pending_round().filter(|of| *of <= round)
+            && let Some(update) = store.private.settle(of)
+        {
+            let record = store.decoded.get(of.0 as usize);
+            let accepted = update.accepted(&self.keypair.public(), record.map(|r| &**r));
+            let own = Some((&update, accepted.as_slice()));
+            shape
+                .apply(&mut before, &[], &[], &store.frames, own)
+                .expect("an own update can be given back");
+        }
+        state
+            .restore_private(&before.save_private(&[]))
+            .expect("what was just saved");
         store.snapshots.clear();
         store.snapshots.insert(round, state.clone());
         store.state = Some((round, state));
         store.frames_from = round.next();
-        // An update that the fetched state is past: what was not accepted of it is not lost.
-        if let Some(pending) = store.private.pending_round().filter(|of| *of <= round) {
-            let record = store.decoded.get(pending.0 as usize).cloned();
-            let name = self.keypair.public();
-            store.private.settle(&shape, &name, record.as_deref());
-        }
         let later = store.decoded.iter().skip(round.0 as usize + 1);
         let records = later.cloned().collect();
         self.input(outside, Input::StateFetched { round, records });

@@ -5,7 +5,7 @@ use gradmesh_protocol::agreement::{Message, SignedProposal, SignedVote};
 use gradmesh_protocol::decision::{Bitmap, Decision, Join};
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::key::Keypair;
-use gradmesh_protocol::manifest::RunId;
+use gradmesh_protocol::manifest::{Link, RunId};
 use gradmesh_protocol::registry::RegistryMark;
 use gradmesh_protocol::wire::DecisionRecord;
 
@@ -35,6 +35,11 @@ impl Liar {
         self.lie == Lie::MalformedFrame
     }
 
+    /// Whether it leaves most of its inputs out of what it sums.
+    pub(super) fn sums_wrongly(&self) -> bool {
+        self.lie == Lie::WrongSum
+    }
+
     /// Whether it answers with decisions that were never made.
     pub(super) fn forges_history(&self) -> bool {
         self.lie == Lie::ForgedHistory
@@ -50,14 +55,14 @@ impl Liar {
         match self.lie {
             Lie::Equivocate => peer.is_multiple_of(2),
             Lie::WrongRoot | Lie::UnregisteredJoin | Lie::WrongPowers => true,
-            Lie::MalformedFrame | Lie::ForgedHistory => false,
+            Lie::MalformedFrame | Lie::ForgedHistory | Lie::WrongSum => false,
         }
     }
 
     /// What it says instead of `message`; `None` for the truth.
     pub(super) fn tell(&mut self, message: &Message, me: &Keypair, run: &RunId) -> Option<Message> {
         match (self.lie, message) {
-            (Lie::MalformedFrame | Lie::ForgedHistory, _)
+            (Lie::MalformedFrame | Lie::ForgedHistory | Lie::WrongSum, _)
             | (Lie::WrongRoot | Lie::UnregisteredJoin | Lie::WrongPowers, Message::Vote(_))
             | (_, Message::Polka(_) | Message::RoundCertificate(_)) => None,
             (
@@ -72,7 +77,13 @@ impl Liar {
                         decision.registry = Some(self.seen?);
                         let stranger = Keypair::from_seed(&[0xAB; 32]);
                         let root = decision.state_root;
-                        decision.joins = vec![Join::sign(*run, decision.round, root, &stranger)];
+                        decision.joins = vec![Join::sign(
+                            *run,
+                            decision.round,
+                            root,
+                            Link::alone(&stranger.public()),
+                            &stranger,
+                        )];
                         decision.powers = vec![(stranger.public(), 1)];
                     }
                     Lie::WrongPowers => {
@@ -84,7 +95,7 @@ impl Liar {
                         decision.joins.clear();
                         decision.powers = vec![(victim, due.map_or(0, |power| power + 1))];
                     }
-                    Lie::WrongRoot | Lie::MalformedFrame | Lie::ForgedHistory => {
+                    Lie::WrongRoot | Lie::MalformedFrame | Lie::ForgedHistory | Lie::WrongSum => {
                         decision.state_root = Hash::of_content(b"another state");
                     }
                 }
@@ -122,11 +133,14 @@ pub(super) fn forge(records: &mut [DecisionRecord]) {
     }
 }
 
-/// Another sound decision: without the last member.
+/// Another decision, sound but for its reductions: without the last member.
 fn drop_last_member(decision: &mut Decision) {
     decision.members.pop();
     let members = decision.members.len();
     for shard in &mut decision.shards {
-        shard.accepted = Bitmap::full(members);
+        shard.accepted = Bitmap::of(members, shard.accepted.positions());
+        if members == 0 {
+            shard.reduced.clear();
+        }
     }
 }

@@ -5,27 +5,35 @@ use std::sync::Arc;
 
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::manifest::RoundId;
-use gradmesh_protocol::node::Input;
+use gradmesh_protocol::node::{AppliedShard, Input};
+use gradmesh_protocol::plan::GroupId;
 use gradmesh_protocol::wire::DecisionRecord;
 
-use super::{Life, Outside, Peer, Timer, state_in};
+use super::{Life, Outside, Peer, Timer};
 use crate::coverage::Situation;
-use crate::learner::State;
+use crate::learner::Task;
 use crate::options::Moment;
 use crate::queue::Instant;
+use gradmesh_trainer::replica::Replica;
 
 /// How long it takes to apply a decision: reading, adding and writing a few megabytes.
 const APPLY_US: u64 = 20_000;
 /// How long it takes to find an update that is durable already.
 const FOUND_US: u64 = 1_000;
 
-/// A training task: round, data seed, inner steps.
-pub(super) type Task = (RoundId, Hash, u32);
+/// A decision to be applied.
+#[derive(Clone, Debug)]
+pub(super) struct Application {
+    pub(super) record: Arc<DecisionRecord>,
+    pub(super) shards: Vec<AppliedShard>,
+    pub(super) groups: Vec<GroupId>,
+    pub(super) ends_epoch: bool,
+}
 
 #[derive(Clone, Debug)]
 enum Job {
     Train(Task),
-    Apply(Arc<DecisionRecord>, bool),
+    Apply(Application),
 }
 
 /// What the worker does and will do.
@@ -39,9 +47,9 @@ pub(super) struct Worker {
 
 impl Peer {
     pub(super) fn train(&mut self, outside: &mut Outside, task: Task) {
-        let (round, ..) = task;
+        let round = task.round;
         let state = self.applied();
-        let follows = state.map_or(round.0 == 1, |applied| applied.next() == round);
+        let follows = state.is_some_and(|applied| applied.next() == round);
         if !follows {
             let what = format!("trains round {round} on the state after {state:?}");
             return outside.fail(self.place, "orderly", what);
@@ -55,20 +63,16 @@ impl Peer {
         self.enqueue(outside, Job::Train(task));
     }
 
-    pub(super) fn apply(
-        &mut self,
-        outside: &mut Outside,
-        record: Arc<DecisionRecord>,
-        ends_epoch: bool,
-    ) {
-        let (round, applied) = (record.decision.round, self.applied());
+    pub(super) fn apply(&mut self, outside: &mut Outside, application: Application) {
+        let round = application.record.decision.round;
+        let applied = self.applied();
         let next = applied.map_or(RoundId::FOUNDING, RoundId::next);
         if round != next {
             let what = format!("applies round {round} to the state after {applied:?}");
             return outside.fail(self.place, "orderly", what);
         }
         self.stop_training(outside, round);
-        self.enqueue(outside, Job::Apply(record, ends_epoch));
+        self.enqueue(outside, Job::Apply(application));
     }
 
     fn enqueue(&mut self, outside: &mut Outside, job: Job) {
@@ -94,9 +98,9 @@ impl Peer {
             return;
         };
         let takes_us = match &job {
-            Job::Train((round, _, steps)) => match self.store.private.pending(*round) {
+            Job::Train(task) => match self.store.private.pending(task.round) {
                 Some(_) => FOUND_US,
-                None => options.peers[self.place].step_us * u64::from(*steps),
+                None => options.peers[self.place].step_us * u64::from(task.steps),
             },
             Job::Apply(..) => APPLY_US,
         };
@@ -112,9 +116,9 @@ impl Peer {
         let Some(running) = &mut self.running else {
             return;
         };
-        let is_of = |job: &Job| matches!(job, Job::Train((of, ..)) if *of == round);
+        let is_of = |job: &Job| matches!(job, Job::Train(task) if task.round == round);
         running.worker.waiting.retain(|job| !is_of(job));
-        let Some((Job::Train((_, seed, steps)), _, began)) =
+        let Some((Job::Train(task), _, began)) =
             running.worker.current.take_if(|(job, ..)| is_of(job))
         else {
             return;
@@ -122,12 +126,14 @@ impl Peer {
         outside.coverage.meet(Situation::TrainingStopped);
         if self.store.private.pending(round).is_none() {
             let step_us = outside.options.peers[self.place].step_us;
-            let done = ((outside.now.0 - began.0) / step_us).min(u64::from(steps)) as u32;
-            let state = state_in(&self.store.state, &shape);
+            let done = (outside.now.0 - began.0) / step_us;
+            let steps = done.min(u64::from(task.steps)) as u32;
             let name = self.keypair.public();
-            self.store
-                .private
-                .fold(&shape, state, &name, (round, seed, done));
+            let store = &mut self.store;
+            if let Some((_, state)) = &mut store.state {
+                let task = Task { steps, ..task };
+                store.private.fold(&shape, state, &name, task);
+            }
         }
         self.next_job(outside);
     }
@@ -135,7 +141,7 @@ impl Peer {
     /// Ends whatever goes on: the state is replaced.
     pub(super) fn drop_jobs(&mut self, outside: &mut Outside) {
         let training = self.running.as_ref().and_then(|r| match &r.worker.current {
-            Some((Job::Train((round, ..)), ..)) => Some(*round),
+            Some((Job::Train(task), ..)) => Some(task.round),
             Some((Job::Apply(..), ..)) | None => None,
         });
         if let Some(round) = training {
@@ -164,19 +170,17 @@ impl Peer {
                 }
                 input
             }
-            Job::Apply(record, ends_epoch) => {
-                match self.applied_to_state(outside, &record, ends_epoch) {
-                    Some(input) => input,
-                    None => return,
-                }
-            }
+            Job::Apply(application) => match self.applied_to_state(outside, &application) {
+                Some(input) => input,
+                None => return,
+            },
         };
         self.next_job(outside);
         self.input(outside, input);
     }
 
     fn trained(&mut self, outside: &mut Outside, task: Task) -> Input {
-        let (round, ..) = task;
+        let round = task.round;
         let shape = outside.shape.clone();
         let found = self.store.private.pending(round).is_some();
         if !found {
@@ -185,9 +189,11 @@ impl Peer {
                 outside.coverage.meet(Situation::TrainingFailed);
                 return Input::TrainingFailed(round);
             }
-            let state = state_in(&self.store.state, &shape);
             let name = self.keypair.public();
-            self.store.private.train(&shape, state, &name, task);
+            let store = &mut self.store;
+            if let Some((_, state)) = &mut store.state {
+                store.private.train(&shape, state, &name, task);
+            }
             if self.liar.as_ref().is_some_and(|liar| liar.spoils_frames()) && !outside.calm {
                 self.store.private.spoil();
             }
@@ -213,13 +219,18 @@ impl Peer {
     fn applied_to_state(
         &mut self,
         outside: &mut Outside,
-        record: &DecisionRecord,
-        ends_epoch: bool,
+        application: &Application,
     ) -> Option<Input> {
         let shape = outside.shape.clone();
+        let record = &application.record;
         let round = record.decision.round;
         let mut state = self.state(&shape).clone();
-        if let Err(what) = shape.apply(&mut state, record, &self.store.frames) {
+        let name = self.keypair.public();
+        let own = self.store.private.pending(round).cloned();
+        let accepted = own.as_ref().map(|own| own.accepted(&name, Some(&**record)));
+        let own = own.as_ref().zip(accepted.as_deref());
+        let (shards, groups) = (&application.shards, &application.groups);
+        if let Err(what) = shape.apply(&mut state, shards, groups, &self.store.frames, own) {
             outside.fail(
                 self.place,
                 "orderly",
@@ -227,16 +238,15 @@ impl Peer {
             );
             return None;
         }
-        let state_root = shape.root(&state);
+        let state_root = state.state_root();
         if let Err((check, what)) = outside.checks.stands_at(round, &state_root) {
             outside.fail(self.place, check, what);
             return None;
         }
-        let name = self.keypair.public();
         if self.store.private.pending(round).is_some() {
-            self.store.private.settle(&shape, &name, Some(record));
+            self.store.private.settle(round);
         }
-        if ends_epoch {
+        if application.ends_epoch {
             let kept = outside.options.peers[self.place].snapshots;
             self.keep_snapshot(kept, round, state.clone());
         }
@@ -245,7 +255,7 @@ impl Peer {
     }
 
     /// Keeps `state` for others, and forgets what is older than the oldest state that is kept.
-    fn keep_snapshot(&mut self, kept: usize, round: RoundId, state: State) {
+    fn keep_snapshot(&mut self, kept: usize, round: RoundId, state: Replica) {
         let store = &mut self.store;
         store.snapshots.insert(round, state);
         while store.snapshots.len() > kept {
