@@ -13,7 +13,8 @@
 //! benchmark   "learning"
 //! machine     {cpu, cores, commit, date, debug_assertions}; null where the system does not tell
 //! config      {peers, rounds, steps, batch_sequences, sequence_tokens, learning_rate, warmup_steps, parameters,
-//!              tokens_per_run, alpha, k, feedback_beta, reduced_k, reduced_value_bits, owner_beta, ahead, sites}
+//!              tokens_per_run, alpha, k, feedback_beta, reduced_k, reduced_value_bits, owner_beta, ahead, ahead_from,
+//!              sites}
 //! results     one object per setting and seed, in the order of their end:
 //!   setting, seed
 //!   loss             nats per token of the last theta on held-out text
@@ -40,7 +41,7 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use clap::builder::RangedU64ValueParser;
-use gradmesh_trainer::data::{Corpus, DataManifest, Windows};
+use gradmesh_trainer::data::{Corpus, DataManifest};
 use gradmesh_trainer::torch::set_threads;
 use gradmesh_trainer::{Architecture, InnerOptimizer, model};
 use serde_json::{Value, json};
@@ -319,6 +320,7 @@ fn write(
             "reduced_value_bits": parameters.reduced_value_bits,
             "owner_beta": parameters.owner_beta,
             "ahead": parameters.ahead,
+            "ahead_from": parameters.ahead_from.to_string(),
             "sites": setting::SITES,
         },
         "results": results,

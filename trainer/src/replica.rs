@@ -130,6 +130,17 @@ impl Replica {
         config: ReplicaConfig,
         theta: Vec<f32>,
     ) -> Result<Self, ReplicaError> {
+        let mut replica = Self::unhashed(parameters, config, theta)?;
+        replica.rehash_tiles(0..replica.shape.layout.tiles().len());
+        Ok(replica)
+    }
+
+    /// [`Self::new`] without the leaves of the tiles, for an import that brings them.
+    fn unhashed(
+        parameters: &[ParameterSpec],
+        config: ReplicaConfig,
+        theta: Vec<f32>,
+    ) -> Result<Self, ReplicaError> {
         let (rate, momentum) = match config.outer {
             Outer::Plain { rate } => (rate, None),
             Outer::Nesterov { rate, momentum } => (rate, Some(momentum)),
@@ -163,9 +174,7 @@ impl Replica {
             theta,
             shape: Arc::new(shape),
         };
-        let tiles = 0..replica.shape.layout.tiles().len();
-        replica.rehash_tiles(tiles.clone());
-        replica.rehash_feedback(tiles);
+        replica.rehash_feedback(0..replica.shape.layout.tiles().len());
         Ok(replica)
     }
 

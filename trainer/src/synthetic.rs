@@ -245,6 +245,13 @@ impl Trainer for SyntheticTrainer {
         }
     }
 
+    fn take_local(&mut self) -> Vec<f32> {
+        match self.local.is_empty() {
+            true => vec![0.0; self.elements],
+            false => std::mem::take(&mut self.local),
+        }
+    }
+
     fn loss(&mut self, theta: &[f32], batch: &Batch) -> Result<f32, TrainError> {
         self.check(theta, batch)?;
         Ok(LOSS)
@@ -284,7 +291,9 @@ mod tests {
             .train(theta, &task, &mut batches, &mut |_| true)
             .expect("training");
         assert_eq!((report.steps, report.tokens), (2, 8));
-        trainer.local()
+        let local = trainer.local();
+        assert_eq!(trainer.take_local(), local);
+        local
     }
 
     #[test]

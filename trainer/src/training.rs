@@ -234,6 +234,11 @@ pub trait Trainer: Send {
     /// The local parameters after the last [`Self::train`], flat; zeros before the first.
     fn local(&self) -> Vec<f32>;
 
+    /// [`Self::local`] for a caller that asks once per call of [`Self::train`]: a trainer that can gives its copy away.
+    fn take_local(&mut self) -> Vec<f32> {
+        self.local()
+    }
+
     /// Mean nats per token of `theta` on `batch`. Changes neither local parameters nor inner state.
     ///
     /// # Errors

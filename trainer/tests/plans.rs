@@ -71,7 +71,11 @@ fn peers(config: ReplicaConfig, count: usize) -> Vec<Replica> {
 fn update(peer: &mut Replica, delta: &[f32], stage: Stage) -> Update {
     let start = peer.theta().to_vec();
     let local: Vec<f32> = start.iter().zip(delta).map(|(s, d)| s - d).collect();
-    peer.update(&start, &local, stage).expect("update")
+    let mut other = peer.clone();
+    let update = peer.update(&start, &local, stage).expect("update");
+    let from_theta = other.update_from_theta(&local, stage).expect("update");
+    assert_eq!((update.clone(), &*peer), (from_theta, &other));
+    update
 }
 
 fn updates(peers: &mut [Replica], round: u32, stage: Stage) -> Vec<Update> {

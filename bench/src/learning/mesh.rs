@@ -11,7 +11,7 @@ use gradmesh_trainer::replica::{Contribution, Reduction, Replica, RoundShard};
 use gradmesh_trainer::torch::TorchSettings;
 use gradmesh_trainer::{Architecture, InnerOptimizer, TrainTask, Trainer};
 
-use super::setting::{Plan, SITES, Setting};
+use super::setting::{AheadFrom, Parameters, Plan, SITES, Setting};
 use super::{Args, FINAL_WINDOWS, VALIDATE_EVERY, WINDOWS};
 
 /// What a run gave; see the JSON of the parent module.
@@ -33,8 +33,13 @@ struct Peer {
     hotkey: [u8; 32],
     trainer: Box<dyn Trainer>,
     replica: Replica,
-    /// The frames of the update in flight, with overlap.
-    in_flight: Option<Vec<Vec<u8>>>,
+    in_flight: Option<InFlight>,
+}
+
+/// An update that is not applied yet.
+struct InFlight {
+    frames: Vec<Vec<u8>>,
+    trained: Trained,
 }
 
 /// The peers of a run and what their owners keep.
@@ -132,8 +137,11 @@ impl<'a> Mesh<'a> {
             let update = peer.replica.update(&trained.start, &trained.local, stage)?;
             let bytes: usize = update.frames.iter().map(Vec::len).sum();
             self.frame_bytes += bytes as u64;
-            peer.in_flight = Some(update.frames);
             loss += trained.loss;
+            peer.in_flight = Some(InFlight {
+                frames: update.frames,
+                trained,
+            });
         }
         if !self.setting.overlaps() {
             self.land()?;
@@ -147,7 +155,7 @@ impl<'a> Mesh<'a> {
         let at_a_time = self.peers.len().div_ceil(args.threads);
         let train = |peers: &mut [Peer]| {
             let trained = peers.iter_mut().map(|peer| {
-                let start = peer.start(stage, args.parameters.ahead)?;
+                let start = peer.start(stage, &args.parameters)?;
                 peer.train(start, (seed, round), args, windows)
             });
             trained.collect::<anyhow::Result<Vec<_>>>()
@@ -166,8 +174,8 @@ impl<'a> Mesh<'a> {
 
     /// Applies the updates in flight, if there are any, and compares the state roots.
     fn land(&mut self) -> anyhow::Result<()> {
-        let updates: Option<Vec<Vec<Vec<u8>>>> =
-            self.peers.iter_mut().map(|p| p.in_flight.take()).collect();
+        let in_flight = self.peers.iter_mut().map(|peer| peer.in_flight.take());
+        let updates: Option<Vec<Vec<Vec<u8>>>> = in_flight.map(|own| Some(own?.frames)).collect();
         let Some(updates) = updates else {
             return Ok(());
         };
@@ -303,14 +311,24 @@ fn tokens_of_round(args: &Args) -> u64 {
 
 impl Peer {
     /// Theta, or, with an update in flight, theta with the share `ahead` of it.
-    fn start(&self, stage: Stage, ahead: f32) -> anyhow::Result<Vec<f32>> {
+    fn start(&self, stage: Stage, parameters: &Parameters) -> anyhow::Result<Vec<f32>> {
         let theta = self.replica.theta();
-        let Some(frames) = &self.in_flight else {
+        let Some(own) = &self.in_flight else {
             return Ok(theta.to_vec());
         };
-        let start = self.replica.start_ahead(stage, frames)?;
-        let between = theta.iter().zip(start);
-        Ok(between.map(|(t, s)| t + ahead * (s - t)).collect())
+        let ahead = |(theta, done): (&f32, f32)| theta - parameters.ahead * done;
+        Ok(match parameters.ahead_from {
+            AheadFrom::Frames => {
+                let start = self.replica.start_ahead(stage, &own.frames)?;
+                let done = theta.iter().zip(start).map(|(theta, start)| theta - start);
+                theta.iter().zip(done).map(ahead).collect()
+            }
+            AheadFrom::Local => {
+                let trained = own.trained.start.iter().zip(&own.trained.local);
+                let done = trained.map(|(start, local)| start - local);
+                theta.iter().zip(done).map(ahead).collect()
+            }
+        })
     }
 
     fn train(

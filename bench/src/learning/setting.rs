@@ -47,6 +47,31 @@ pub(crate) struct Parameters {
     /// With overlap: how much of its own update in flight a peer takes as done
     #[arg(long, default_value_t = 1.0)]
     pub(super) ahead: f32,
+
+    /// With overlap: what of its own update in flight a peer takes as done
+    #[arg(long, default_value_t = AheadFrom::Frames)]
+    pub(super) ahead_from: AheadFrom,
+}
+
+/// What a peer that trains ahead subtracts from theta.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum AheadFrom {
+    /// What its frames say: what the others will see of the update.
+    Frames,
+    /// All that training changed, also what the frames leave to the error feedback.
+    Local,
+}
+
+impl fmt::Display for AheadFrom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt_name(*self, f)
+    }
+}
+
+/// The name by which the command line knows `value`.
+fn fmt_name(value: impl ValueEnum, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let value = value.to_possible_value();
+    f.write_str(value.as_ref().map_or("", |value| value.get_name()))
 }
 
 /// One way to exchange.
@@ -90,8 +115,7 @@ impl Plan {
 
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let value = self.to_possible_value();
-        f.write_str(value.as_ref().map_or("", |value| value.get_name()))
+        fmt_name(*self, f)
     }
 }
 

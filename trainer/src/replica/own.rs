@@ -54,19 +54,34 @@ impl Replica {
         stage: Stage,
     ) -> Result<Update, UpdateError> {
         self.feedback.check(start, local)?;
+        Ok(self.encode(Some(start), local, stage))
+    }
+
+    /// [`Self::update`] for training that started at theta as it is: nobody has to copy it.
+    ///
+    /// # Errors
+    /// Those of [`Self::update`].
+    pub fn update_from_theta(
+        &mut self,
+        local: &[f32],
+        stage: Stage,
+    ) -> Result<Update, UpdateError> {
+        self.feedback.check(&self.theta, local)?;
+        Ok(self.encode(None, local, stage))
+    }
+
+    /// Takes in an update that was checked; without `start` it is from theta.
+    fn encode(&mut self, start: Option<&[f32]>, local: &[f32], stage: Stage) -> Update {
         let feedback_before = self.feedback_root();
         let codec = self.shape.config.codec(stage);
         let mut frames = Vec::with_capacity(self.shape.shards.len());
         let mut delta = Vec::new();
         for shard in 0..self.shape.shards.len() {
             let at = self.shape.shards[shard].clone();
+            let start = &start.unwrap_or(&self.theta)[at.elements.clone()];
+            let local = &local[at.elements.clone()];
             delta.clear();
-            let elements = start[at.elements.clone()].iter();
-            delta.extend(
-                elements
-                    .zip(&local[at.elements.clone()])
-                    .map(|(s, l)| s - l),
-            );
+            delta.extend(start.iter().zip(local).map(|(s, l)| s - l));
             let mut frame = Vec::new();
             let tiles = &self.shape.layout.tiles()[at.tiles.clone()];
             self.feedback
@@ -75,11 +90,11 @@ impl Replica {
             self.rehash_feedback(at.tiles);
             frames.push(frame);
         }
-        Ok(Update {
+        Update {
             frames,
             feedback_before,
             feedback_after: self.feedback_root(),
-        })
+        }
     }
 
     /// Keeps the work of an update that was never committed to: `e = e + (start - local)`, without decay, so that the

@@ -117,11 +117,8 @@ impl StateImport {
         root: Hash,
         leaves: Vec<Hash>,
     ) -> Result<Self, ImportError> {
-        let replica = Replica::new(parameters, config, vec![0.0; elements(parameters)])?;
-        let (tiles, shards) = (
-            replica.shape.layout.tiles().len(),
-            replica.shape.shards.len(),
-        );
+        let replica = Replica::unhashed(parameters, config, vec![0.0; elements(parameters)])?;
+        let (tiles, shards) = (replica.shape.layout.tiles().len(), replica.shape.shards.len());
         let got = leaves.len();
         if got != tiles && got != tiles + shards {
             return Err(ImportError::LeafCount { got, tiles, shards });
