@@ -263,9 +263,10 @@ impl Standing {
         }
     }
 
-    /// The most leaves that a state has: one per tile, and one per shard for the residuals of owners.
-    pub(crate) fn leaves_max(&self) -> usize {
-        self.shape.layout().tiles().len() + self.shape.shard_count()
+    /// How many leaves a state may have: one per tile and, where owners keep residuals, one per shard.
+    pub(crate) fn leaf_counts(&self) -> [usize; 2] {
+        let tiles = self.shape.layout().tiles().len();
+        [tiles, tiles + self.shape.shard_count()]
     }
 }
 

@@ -120,10 +120,10 @@ pub(super) async fn state(
     contacts: Contacts,
     round: RoundId,
     root: Hash,
-    tiles: usize,
+    counts: [usize; 2],
     peers: Vec<PeerKey>,
 ) -> Result<FetchedState, StateError> {
-    let leaves = leaves(&caller, round, root, tiles, &peers).await?;
+    let leaves = leaves(&caller, round, root, counts, &peers).await?;
     let mut fetched: Vec<Option<Bytes>> = vec![None; leaves.len()];
     let mut tasks = JoinSet::new();
     let mut next = 0;
@@ -164,13 +164,13 @@ async fn leaves(
     caller: &Caller,
     round: RoundId,
     root: Hash,
-    tiles: usize,
+    counts: [usize; 2],
     peers: &[PeerKey],
 ) -> Result<Vec<Hash>, StateError> {
     for peer in peers {
         match caller.ask(*peer, Request::Snapshot(round)).await {
             Ok(Response::Snapshot { round: of, leaves }) if of == round => {
-                let fits = leaves.len() == tiles;
+                let fits = counts.contains(&leaves.len());
                 if fits && merkle::Tree::from_leaves(leaves.clone()).root() == root {
                     return Ok(leaves);
                 }

@@ -246,9 +246,9 @@ impl Driver {
             self.caller.clone(),
             self.contacts.clone(),
         );
-        let tiles = self.standing.leaves_max();
+        let counts = self.standing.leaf_counts();
         self.tasks.spawn(async move {
-            let result = fetch::state(bulk, caller, contacts, round, root, tiles, sources).await;
+            let result = fetch::state(bulk, caller, contacts, round, root, counts, sources).await;
             Done::State {
                 round,
                 root,
