@@ -1,13 +1,15 @@
 //! Measurements of gradmesh, each beside a bound from arithmetic.
 //!
-//! Trains nothing. Exit codes: 0 done, 1 failed, 2 wrong usage.
+//! Trains nothing but the demo's model, for real updates. Exit codes: 0 done, 1 failed, 2 wrong usage.
 
 mod bound;
 mod codec;
 mod exchange;
 mod noise;
 mod origin;
+mod planes;
 mod report;
+mod update;
 
 use std::process::ExitCode;
 
