@@ -4,9 +4,8 @@
 //! source text of the crates in the local cargo registry. Nothing is downloaded. The values depend on the text found, on
 //! libtorch and on the processor; codecs are compared on the same ones.
 
-use std::collections::VecDeque;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use gradmesh_compression::{Layout, TensorMode, TensorSpec};
@@ -131,7 +130,7 @@ fn text() -> anyhow::Result<Vec<u8>> {
         .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")));
     let registry = home.context("neither CARGO_HOME nor HOME is set")?;
     let registry = registry.join("registry").join("src");
-    let mut crates = VecDeque::new();
+    let mut crates = Vec::new();
     for index in sorted(&registry)? {
         crates.extend(sorted(&index)?);
     }
@@ -159,7 +158,7 @@ fn text() -> anyhow::Result<Vec<u8>> {
     Ok(text)
 }
 
-fn sorted(dir: &std::path::Path) -> anyhow::Result<Vec<PathBuf>> {
+fn sorted(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let entries = fs::read_dir(dir).with_context(|| format!("{}", dir.display()))?;
     let mut paths = entries
         .map(|entry| entry.map(|entry| entry.path()))
