@@ -131,9 +131,14 @@ fn to_planes(bytes: &[u8], element_bytes: usize) -> Vec<u8> {
 
 fn from_planes(planes: &[u8], element_bytes: usize) -> Vec<u8> {
     let mut bytes = vec![0; planes.len()];
-    let elements = planes.len().div_ceil(element_bytes);
-    for (number, plane) in planes.chunks(elements.max(1)).enumerate() {
-        for (byte, &of_plane) in bytes[number..].iter_mut().step_by(element_bytes).zip(plane) {
+    let mut rest = planes.iter();
+    for plane in 0..element_bytes.min(bytes.len()) {
+        // The places on the left, so that no byte is drawn for a place that there is not.
+        for (byte, &of_plane) in bytes[plane..]
+            .iter_mut()
+            .step_by(element_bytes)
+            .zip(&mut rest)
+        {
             *byte = of_plane;
         }
     }
@@ -149,6 +154,10 @@ mod tests {
         let bytes = [1, 2, 3, 4, 5, 6];
         assert_eq!(to_planes(&bytes, 2), [1, 3, 5, 2, 4, 6]);
         assert_eq!(from_planes(&to_planes(&bytes, 2), 2), bytes);
-        assert_eq!(from_planes(&to_planes(&bytes, 3), 3), bytes);
+        // The last element may lack bytes, as behind the header of a frame.
+        for element_bytes in 1..8 {
+            let planes = to_planes(&bytes, element_bytes);
+            assert_eq!(from_planes(&planes, element_bytes), bytes);
+        }
     }
 }
