@@ -1,6 +1,6 @@
 //! Measurements of gradmesh, each beside a bound from arithmetic.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage.
+//! Trains nothing but the demo's model. Exit codes: 0 done, 1 failed, 2 wrong usage.
 
 mod bound;
 mod codec;
@@ -8,7 +8,9 @@ mod exchange;
 mod learning;
 mod noise;
 mod origin;
+mod planes;
 mod report;
+mod update;
 
 use std::process::ExitCode;
 

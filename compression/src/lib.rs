@@ -32,6 +32,7 @@ pub mod frame;
 mod index;
 pub mod layout;
 mod levels;
+pub mod planes;
 pub mod reference;
 mod select;
 

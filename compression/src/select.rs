@@ -7,7 +7,7 @@
 
 use crate::layout::TILE_ELEMENTS;
 
-/// Elements that are passed over at once when none of them is a candidate. Measured: 8 and 32 are slower.
+/// Elements that are passed over at once when none of them is a candidate. Measured: 8 is slower, 32 no faster.
 const GROUP_ELEMENTS: usize = 16;
 
 const MAGNITUDE_MASK: u32 = 0x7fff_ffff;

@@ -279,7 +279,7 @@ pub enum Rule {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Codec {
-    /// `sparse`, `bf16` or `f32`. Default sparse: 230 times fewer bytes than f32.
+    /// `sparse`, `f32`, `bf16`, `int8` or `int4`. Default sparse: 230 times fewer bytes than f32.
     pub mode: Mode,
     /// Elements kept of each tile of 4096. Default 64; 32 on thin links, 128 on fat ones.
     pub k: u32,

@@ -1,8 +1,8 @@
 //! From values to the bytes of a frame.
 
+use super::quantise::{by_tile, check_range, check_tiles};
 use super::{
     Content, EncodeError, Frame, HEADER_BYTES, INDEX, MAGIC, SHORT_TILE, VALUE_SHIFT, VERSION,
-    by_tile, check_range, check_tiles,
 };
 use crate::bits::BitWriter;
 use crate::codec::{Codec, DenseFormat, EncodeStats, ValueBits};

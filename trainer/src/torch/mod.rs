@@ -16,6 +16,7 @@
 
 pub mod device;
 mod llama;
+pub mod select;
 
 pub use gradmesh_libtorch::{VersionError, version_check};
 use tch::{Kind, Tensor, no_grad_guard};
