@@ -75,7 +75,7 @@ const WARM_UP: u32 = 2;
 const TENSOR_ELEMENTS: u64 = 1 << 22;
 /// The least pause between two exchanges: long enough for two looks at the daemons.
 const PAUSE_MIN: Duration = Duration::from_millis(400);
-/// Rounds that may be lost because the others' turn outlasted the pause.
+/// Rounds that may be lost, in a case, to a machine that is busy otherwise.
 const LOST_MAX: u32 = 10;
 
 /// `gradmesh-bench exchange`
@@ -234,7 +234,6 @@ impl Case<'_> {
             codec: self.codec,
             plan: self.args.plan,
             peers: self.peers,
-            rounds: u64::from(WARM_UP + rounds + LOST_MAX),
             // As long as the slowest of the warm-up rounds took, and half as long again.
             pause: PAUSE_MIN + Duration::from_secs_f64(1.5 * turn_s),
         };
@@ -254,8 +253,9 @@ impl Case<'_> {
             started.elapsed().as_secs_f64()
         ));
         let mut lost = 0;
-        for round in 1.. {
-            mesh.wait_training(round).await?;
+        let mut round = 0;
+        while ours.samples.len() < rounds as usize {
+            round = mesh.wait_training(round + 1).await?;
             let counts = round > u64::from(WARM_UP);
             let mut others = Vec::new();
             if counts {
@@ -270,18 +270,20 @@ impl Case<'_> {
             if !counts {
                 continue;
             }
-            if !undisturbed {
+            let (true, Some(sample)) = (undisturbed, sample) else {
                 lost += 1;
-                say(&format!(
-                    "round {round} does not count: the others' turn outlasted the pause of {:?}",
-                    run.pause
-                ));
+                let why = if undisturbed {
+                    "it was decided without some updates".to_owned()
+                } else {
+                    format!("the others' turn outlasted the pause of {:?}", run.pause)
+                };
+                say(&format!("round {round} does not count: {why}"));
                 ensure!(
                     lost <= LOST_MAX,
-                    "the others' turns outlast the pause: is the machine busy?"
+                    "{lost} rounds do not count, the last one because {why}: is the machine busy?"
                 );
                 continue;
-            }
+            };
             ours.samples.push(sample);
             say_sample(ours, &sample);
             for (turn, sample) in turns.0.iter_mut().zip(others) {
@@ -289,9 +291,6 @@ impl Case<'_> {
                     turn.row.samples.push(sample);
                     say_sample(&turn.row, &sample);
                 }
-            }
-            if ours.samples.len() == rounds as usize {
-                return Ok(());
             }
         }
         Ok(())
