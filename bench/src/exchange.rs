@@ -213,6 +213,10 @@ impl Case<'_> {
         if let Err(error) = self.rounds(&mut ours, &mut turns).await {
             say(&format!("{}: {error:#}", ours.name()));
             ours.missing = Some(format!("{error:#}"));
+            // Without a network nobody has samples.
+            for turn in turns.iter_mut().filter(|turn| turn.row.samples.is_empty()) {
+                turn.row.missing.get_or_insert_with(|| format!("{error:#}"));
+            }
         }
         std::iter::once(ours)
             .chain(turns.into_iter().map(|turn| turn.row))
@@ -227,8 +231,29 @@ impl Case<'_> {
         for turn in turns.0.iter_mut() {
             self.warm_up(turn, &network, home.path()).await;
         }
+        let outcome = self.alternate(ours, turns.0, &network, home.path()).await;
+        // What the others lack because gradmesh failed or rounds did not count.
+        for turn in turns.0.iter_mut() {
+            while turn.row.samples.len() < self.args.rounds as usize {
+                let Some(sample) = turn.round().await else {
+                    break;
+                };
+                turn.keep(sample);
+            }
+        }
+        outcome
+    }
+
+    /// Starts a mesh and takes turns.
+    async fn alternate(
+        &self,
+        ours: &mut Row,
+        turns: &mut [Turn],
+        network: &Network,
+        home: &Path,
+    ) -> anyhow::Result<()> {
         let rounds = self.args.rounds;
-        let turn_s: f64 = turns.0.iter().map(|turn| turn.round_s).sum();
+        let turn_s: f64 = turns.iter().map(|turn| turn.round_s).sum();
         let run = Run {
             elements: self.elements.clone(),
             codec: self.codec,
@@ -244,7 +269,7 @@ impl Case<'_> {
             self.args.link
         ));
         let started = Instant::now();
-        let own = home.path().join("gradmesh");
+        let own = home.join("gradmesh");
         fs::create_dir(&own)?;
         let mut mesh = Mesh::start(&run, self.gradmesh, &network.places, &own).await?;
         say(&format!(
@@ -259,7 +284,7 @@ impl Case<'_> {
             let counts = round > u64::from(WARM_UP);
             let mut others = Vec::new();
             if counts {
-                for turn in turns.0.iter_mut() {
+                for turn in turns.iter_mut() {
                     others.push(turn.round().await);
                 }
             }
@@ -273,7 +298,7 @@ impl Case<'_> {
             let (true, Some(sample)) = (undisturbed, sample) else {
                 lost += 1;
                 let why = if undisturbed {
-                    "it was decided without some updates".to_owned()
+                    "it was decided without some of the peers".to_owned()
                 } else {
                     format!("the others' turn outlasted the pause of {:?}", run.pause)
                 };
@@ -286,10 +311,9 @@ impl Case<'_> {
             };
             ours.samples.push(sample);
             say_sample(ours, &sample);
-            for (turn, sample) in turns.0.iter_mut().zip(others) {
+            for (turn, sample) in turns.iter_mut().zip(others) {
                 if let Some(sample) = sample {
-                    turn.row.samples.push(sample);
-                    say_sample(&turn.row, &sample);
+                    turn.keep(sample);
                 }
             }
         }
@@ -375,6 +399,11 @@ impl Turn {
                 None
             }
         }
+    }
+
+    fn keep(&mut self, sample: Sample) {
+        self.row.samples.push(sample);
+        say_sample(&self.row, &sample);
     }
 
     fn fail(&mut self, error: &anyhow::Error) {
