@@ -1,15 +1,15 @@
 //! Measurements of gradmesh, each beside a bound from arithmetic.
 //!
-//! Trains nothing and opens no socket. Exit codes: 0 done, 1 failed, 2 wrong usage.
+//! Trains nothing. Exit codes: 0 done, 1 failed, 2 wrong usage.
 
 mod bound;
 mod codec;
 mod noise;
-mod origin;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use gradmesh_bench::{origin, wan};
 
 /// Measure gradmesh on this machine.
 #[derive(Debug, Parser)]
@@ -28,11 +28,16 @@ struct Cli {
 enum Command {
     /// Size, error and speed of every codec, on one thread
     Codec(codec::Args),
+    /// Emulated wide-area networks on this machine: is it exact, and run programs in it
+    Wan(wan::cli::Args),
 }
 
 fn main() -> ExitCode {
-    let Command::Codec(args) = Cli::parse().command;
-    match codec::run(&args) {
+    let result = match Cli::parse().command {
+        Command::Codec(args) => codec::run(&args),
+        Command::Wan(args) => wan::cli::run(&args),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
