@@ -247,10 +247,11 @@ fn counters_tell_wan_from_lan_and_partitions_from_silence() {
     });
     emulator.set_link(0, 1, &Link::default()).unwrap();
     pass(&far_socket, 10);
+    // The kernel's own multicast is for nobody, too.
+    let unroutable = || emulator.counters().hosts[0].unroutable.packets;
+    let before = unroutable();
     sender.send_to(&[0; 5], "192.0.2.1:9").unwrap();
-    until("the stray packet", || {
-        emulator.counters().hosts[0].unroutable.packets == 1
-    });
+    until("the stray packet", || unroutable() > before);
 
     let counters = emulator.counters();
     let tally = |packets, bytes| Tally { packets, bytes };

@@ -92,27 +92,7 @@ impl UdpRelay {
                 endpoint: *endpoint,
             });
         }
-        let mut seats = Vec::with_capacity(hosts * hosts.saturating_sub(1));
-        for viewer in 0..hosts {
-            for seen in (0..hosts).filter(|seen| *seen != viewer) {
-                let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-                socket.set_nonblocking(true)?;
-                // Root may have more than the system's limit, others what it allows.
-                set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER_BYTES)
-                    .or_else(|_| set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER_BYTES))
-                    .map_err(io::Error::from)?;
-                seats.push(Seat {
-                    viewer,
-                    seen,
-                    address: socket.local_addr()?,
-                    socket,
-                });
-            }
-        }
-        let wire = Arc::new(RelayWire {
-            seats,
-            endpoints: endpoints.to_vec(),
-        });
+        let wire = Arc::new(RelayWire::new(endpoints)?);
         let fabric = Arc::new(Fabric::new(topology));
         Ok(Self {
             _router: Router::start(Arc::clone(&wire), Arc::clone(&fabric))?,
@@ -151,21 +131,46 @@ impl UdpRelay {
 }
 
 /// One host as another one sees it.
-struct Seat {
+pub(super) struct Seat {
     viewer: usize,
     seen: usize,
-    address: SocketAddr,
+    pub(super) address: SocketAddr,
     socket: UdpSocket,
 }
 
 /// All seats, by viewer, then by whom it sees.
-struct RelayWire {
+pub(super) struct RelayWire {
     seats: Vec<Seat>,
     endpoints: Vec<SocketAddr>,
 }
 
 impl RelayWire {
-    fn seat(&self, viewer: usize, seen: usize) -> &Seat {
+    pub(super) fn new(endpoints: &[SocketAddr]) -> io::Result<Self> {
+        let hosts = endpoints.len();
+        let mut seats = Vec::with_capacity(hosts * hosts.saturating_sub(1));
+        for viewer in 0..hosts {
+            for seen in (0..hosts).filter(|seen| *seen != viewer) {
+                let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+                socket.set_nonblocking(true)?;
+                // Root may have more than the system's limit, others what it allows.
+                set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER_BYTES)
+                    .or_else(|_| set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER_BYTES))
+                    .map_err(io::Error::from)?;
+                seats.push(Seat {
+                    viewer,
+                    seen,
+                    address: socket.local_addr()?,
+                    socket,
+                });
+            }
+        }
+        Ok(Self {
+            seats,
+            endpoints: endpoints.to_vec(),
+        })
+    }
+
+    pub(super) fn seat(&self, viewer: usize, seen: usize) -> &Seat {
         assert_ne!(viewer, seen, "host {viewer} as it sees itself");
         let others = self.endpoints.len() - 1;
         &self.seats[viewer * others + seen - usize::from(seen > viewer)]

@@ -86,7 +86,10 @@ impl Router {
     /// If descriptors or threads run out.
     pub(super) fn start<W: Wire>(wire: Arc<W>, fabric: Arc<Fabric>) -> io::Result<Self> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let count = (cores / 2).clamp(1, THREADS_MAX);
+        Self::start_threads(wire, fabric, (cores / 2).clamp(1, THREADS_MAX))
+    }
+
+    fn start_threads<W: Wire>(wire: Arc<W>, fabric: Arc<Fabric>, count: usize) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let mailboxes: Arc<[Mailbox]> = (0..count)
             .map(|_| Mailbox::new())
@@ -368,5 +371,60 @@ impl<W: Wire> Carrier<W> {
         self.mailboxes[self.index]
             .in_flight_bytes
             .fetch_sub(flight.packet.len(), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::time::Duration;
+
+    use super::super::relay::RelayWire;
+    use super::super::{Link, Topology};
+    use super::*;
+
+    #[test]
+    fn several_threads_deliver_everything_and_keep_the_order_of_each_sender() {
+        const HOSTS: u8 = 5;
+        const PACKETS: u8 = 20;
+        let sockets: Vec<_> = (0..HOSTS)
+            .map(|_| UdpSocket::bind("127.0.0.1:0").unwrap())
+            .collect();
+        let endpoints: Vec<_> = sockets
+            .iter()
+            .map(|socket| socket.local_addr().unwrap())
+            .collect();
+        let link = Link::delayed(Duration::from_millis(5)).with_jitter(Duration::from_millis(5));
+        let wire = Arc::new(RelayWire::new(&endpoints).unwrap());
+        let fabric = Arc::new(Fabric::new(&Topology::mesh(usize::from(HOSTS), link)));
+        let router = Router::start_threads(Arc::clone(&wire), Arc::clone(&fabric), 3).unwrap();
+        for number in 0..PACKETS {
+            for from in 0..HOSTS {
+                for to in (0..HOSTS).filter(|to| *to != from) {
+                    let address = wire.seat(usize::from(from), usize::from(to)).address;
+                    sockets[usize::from(from)]
+                        .send_to(&[from, number], address)
+                        .unwrap();
+                }
+            }
+        }
+        for (to, socket) in (0..HOSTS).zip(&sockets) {
+            socket
+                .set_read_timeout(Some(Duration::from_secs(30)))
+                .unwrap();
+            let mut next = [0; HOSTS as usize];
+            for _ in 0..PACKETS * (HOSTS - 1) {
+                let mut packet = [0; 2];
+                socket.recv(&mut packet).unwrap();
+                let [from, number] = packet;
+                assert_ne!(from, to);
+                assert_eq!(number, next[usize::from(from)], "from {from} to {to}");
+                next[usize::from(from)] += 1;
+            }
+        }
+        drop(router);
+        for pair in fabric.counters().pairs.iter().flatten() {
+            assert_eq!(pair.delivered, pair.sent);
+        }
     }
 }

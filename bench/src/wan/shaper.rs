@@ -60,7 +60,9 @@ impl Line {
         if self.free_ns < now_ns {
             self.free_ns = now_ns;
             self.free_fraction = 0;
-        } else if self.backlog_bytes(now_ns) + bytes as u128 > u128::from(self.queue_bytes) {
+        }
+        let backlog_bytes = self.backlog_bytes(now_ns);
+        if backlog_bytes > 0 && backlog_bytes + bytes as u128 > u128::from(self.queue_bytes) {
             return None;
         }
         let bits = bytes as u128 * 8;
@@ -119,7 +121,7 @@ impl Shaper {
             .map(|(rate, queue_bytes)| Line::new(rate.bits_per_s, queue_bytes));
         self.delay_ns = u64::try_from(link.delay.as_nanos()).unwrap_or(u64::MAX);
         self.jitter_ns = u64::try_from(link.jitter.as_nanos()).unwrap_or(u64::MAX);
-        // 2^64 as f64; a float that is too large for u64 saturates, which `None` keeps from losing a certainty.
+        // In units of 2^-64; a certainty would be 2^64, which is no u64.
         self.loss_below =
             (link.loss < 1.0).then(|| (link.loss * 18_446_744_073_709_551_616.0) as u64);
     }

@@ -1,4 +1,6 @@
 //! TUN devices as the ends of a network: whatever a host sends leaves its namespace here as IP packets.
+//!
+//! Without segmentation offload: packets come as they would lie on a wire, so that rate, queue and loss act on each of them.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
