@@ -7,7 +7,6 @@ mod codec;
 mod exchange;
 mod learning;
 mod noise;
-mod origin;
 mod planes;
 mod report;
 mod update;
@@ -15,6 +14,7 @@ mod update;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use gradmesh_bench::{origin, wan};
 
 /// Measure gradmesh on this machine.
 #[derive(Debug, Parser)]
@@ -37,6 +37,8 @@ enum Command {
     Exchange(exchange::Args),
     /// Loss at equal tokens of every way to exchange, with peers in one process
     Learning(learning::Args),
+    /// Emulated wide-area networks on this machine: is it exact, and run programs in it
+    Wan(wan::cli::Args),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Command::Codec(args) => codec::run(&args),
         Command::Exchange(args) => exchange::run(&args),
         Command::Learning(args) => learning::run(&args),
+        Command::Wan(args) => wan::cli::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

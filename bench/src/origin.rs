@@ -9,19 +9,19 @@ use serde_json::{Value, json};
 
 /// Machine, commit and date; what this system does not tell is `None`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Origin {
+pub struct Origin {
     /// Model name of the first processor.
-    pub(crate) cpu: Option<String>,
+    pub cpu: Option<String>,
     /// Cores that this process may use.
-    pub(crate) cores: Option<usize>,
+    pub cores: Option<usize>,
     /// Of the checkout that this was built in, as it is now; `-dirty` is appended when files differ from it.
-    pub(crate) commit: Option<String>,
+    pub commit: Option<String>,
     /// In UTC, for example `2026-02-28T23:59:59Z`.
-    pub(crate) date: Option<String>,
+    pub date: Option<String>,
 }
 
 impl Origin {
-    pub(crate) fn here_and_now() -> Self {
+    pub fn here_and_now() -> Self {
         let cpu = fs::read_to_string("/proc/cpuinfo").ok();
         let since = SystemTime::now().duration_since(UNIX_EPOCH).ok();
         Self {
@@ -32,7 +32,7 @@ impl Origin {
         }
     }
 
-    pub(crate) fn to_json(&self) -> Value {
+    pub fn to_json(&self) -> Value {
         json!({
             "cpu": self.cpu,
             "cores": self.cores,
