@@ -337,8 +337,6 @@ pub struct Exchange {
     pub owner_beta: f64,
     /// `bf16` or `f32`: what travels inside a site (plan hier). Default bf16.
     pub local: LocalName,
-    /// Rounds that training runs ahead of the exchange, 0 or 1. Default 0.
-    pub overlap: u32,
 }
 
 impl Default for Exchange {
@@ -349,7 +347,6 @@ impl Default for Exchange {
             reduced_value_bits: 2,
             owner_beta: 0.9,
             local: LocalName::Bf16,
-            overlap: 0,
         }
     }
 }
@@ -828,7 +825,7 @@ impl RunFile {
                     LocalName::Bf16 => LocalFormat::Bf16,
                     LocalName::F32 => LocalFormat::F32,
                 },
-                overlap: self.exchange.overlap,
+                overlap: 0,
             },
             launcher_link,
             schedule: manifest::Schedule {

@@ -25,6 +25,7 @@ const MODEL: &str = r#"{
 /// A run and the peers of it.
 struct Mesh {
     home: TempDir,
+    plan: &'static str,
     ticket: String,
     peers: BTreeMap<usize, Peer>,
 }
@@ -65,8 +66,14 @@ impl Peer {
 }
 
 impl Mesh {
-    /// Launches a run and starts `peers` daemons in all.
-    fn new(peers: usize, trust: &str, steps: u32, rounds_per_epoch: u64) -> Mesh {
+    /// Launches a run and starts `peers` daemons in all. Under the plan `hier` they are in two sites.
+    fn new(
+        peers: usize,
+        plan: &'static str,
+        trust: &str,
+        steps: u32,
+        rounds_per_epoch: u64,
+    ) -> Mesh {
         let home = tempfile::tempdir().unwrap();
         let data = home.path().join("text");
         fs::create_dir(&data).unwrap();
@@ -85,6 +92,7 @@ impl Mesh {
             inner.learning_rate = 0.003
             inner.warmup_steps = 10
             codec.tiles_per_shard = 8
+            exchange.plan = "{plan}"
             schedule.steps_per_round = {steps}
             schedule.rounds = 1000
             schedule.rounds_per_epoch = {rounds_per_epoch}
@@ -100,6 +108,7 @@ impl Mesh {
         fs::write(home.path().join("run.toml"), run).unwrap();
         let mut mesh = Mesh {
             home,
+            plan,
             ticket: String::new(),
             peers: BTreeMap::new(),
         };
@@ -127,8 +136,14 @@ impl Mesh {
             .append(true)
             .open(log)
             .unwrap();
+        let site: &[&str] = match (self.plan, peer % 2) {
+            ("hier", 0) => &["--site", "even"],
+            ("hier", _) => &["--site", "odd"],
+            _ => &[],
+        };
         let child = Command::new(env!("CARGO_BIN_EXE_gradmesh"))
             .args(words)
+            .args(site)
             .args(["--dir", dir.to_str().unwrap()])
             .args(["--listen", "/ip4/127.0.0.1/udp/0/quic-v1"])
             .args(["--bulk-listen", "127.0.0.1:0"])
@@ -235,8 +250,8 @@ impl Mesh {
     }
 }
 
-fn survives_the_death_of_one(peers: usize, trust: &str) {
-    let mut mesh = Mesh::new(peers, trust, 120, 4);
+fn survives_the_death_of_one(peers: usize, plan: &'static str, trust: &str) {
+    let mut mesh = Mesh::new(peers, plan, trust, 120, 4);
     let all: Vec<usize> = (0..peers).collect();
     mesh.wait_applied(&all, 3);
     let victim = peers - 1;
@@ -280,17 +295,27 @@ fn survives_the_death_of_one(peers: usize, trust: &str) {
 
 #[test]
 fn four_peers_survive_the_death_of_one_in_an_exchange() {
-    survives_the_death_of_one(4, "byzantine");
+    survives_the_death_of_one(4, "gather", "byzantine");
+}
+
+#[test]
+fn four_owners_survive_the_death_of_one_in_an_exchange() {
+    survives_the_death_of_one(4, "reduce", "byzantine");
+}
+
+#[test]
+fn two_sites_survive_the_death_of_an_owner_in_an_exchange() {
+    survives_the_death_of_one(4, "hier", "byzantine");
 }
 
 #[test]
 fn three_peers_with_crash_trust_survive_the_death_of_one() {
-    survives_the_death_of_one(3, "crash");
+    survives_the_death_of_one(3, "gather", "crash");
 }
 
 #[test]
 fn a_run_outlives_all_its_daemons_and_a_newcomer_continues_from_a_fetched_state() {
-    let mut mesh = Mesh::new(2, "byzantine", 20, 3);
+    let mut mesh = Mesh::new(2, "reduce", "byzantine", 20, 3);
     // Two epochs: the frames of the first rounds are off the disks by then.
     mesh.wait_applied(&[0, 1], 8);
     mesh.kill(0);

@@ -125,6 +125,7 @@ fn write_checkpoints() {
             run: "0".repeat(64),
             round: 0,
             state_root: "0".repeat(64),
+            residual_leaves: Vec::new(),
         };
         checkpoint::write(
             &exchange_dir().join(name(tied)),

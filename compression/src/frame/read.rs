@@ -162,7 +162,7 @@ impl Frame {
                 }
             } else {
                 for (entry, place) in entries.iter_mut().zip(0..32) {
-                    *entry = HIGH | (word >> place & 1) as u16 * (1 << VALUE_SHIFT);
+                    *entry = HIGH | ((word >> place & 1) as u16 * (1 << VALUE_SHIFT));
                 }
             }
         }

@@ -219,7 +219,7 @@ fn a_left_out_update_comes_back_at_the_stage_that_it_was_encoded_at() {
 
 /// The same private state in a new replica, so that its leaves are hashed anew.
 fn replica_with(other: &Replica) -> Replica {
-    let mut copy = replica(other.config);
+    let mut copy = replica(other.shape.config);
     copy.restore_private(&other.save_private(&[]))
         .expect("private state");
     copy
