@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::rpc::Caller;
 use super::{peer_id, rpc};
-use crate::net::bulk::{Bulk, FetchFailed, PeerSource};
+use crate::net::bulk::{Bulk, FetchFailed, Length, PeerSource};
 
 /// A frame that takes longer is asked for again, from the next source first. A guess: 18 MB over 10 Mbit/s.
 const FRAME_TIMEOUT: Duration = Duration::from_secs(20);
@@ -67,7 +67,7 @@ impl Contacts {
     }
 }
 
-/// Fetches the bytes of a frame from the first of `sources` that has it; no more than its header says.
+/// Fetches the bytes of a frame from `sources`: exactly as many as its header says.
 pub(super) async fn frame(
     bulk: Bulk,
     frame: FrameId,
@@ -75,7 +75,12 @@ pub(super) async fn frame(
 ) -> Result<Bytes, FetchFailed> {
     let deadline = Instant::now() + FRAME_TIMEOUT;
     let fetched = bulk
-        .fetch(frame.hash.0, frame.bytes, &sources, deadline)
+        .fetch(
+            frame.hash.0,
+            Length::Exactly(frame.bytes),
+            &sources,
+            deadline,
+        )
         .await?;
     for (peer, blame) in &fetched.report.blamed {
         tracing::debug!(%peer, ?blame, hash = %frame.hash, "a source of a frame failed");
@@ -125,7 +130,8 @@ pub(super) async fn state(
             let index = next;
             tasks.spawn(async move {
                 let deadline = Instant::now() + PIECE_TIMEOUT;
-                let result = bulk.fetch(leaf.0, LEAF_BYTES_MAX, &sources, deadline).await;
+                let length = Length::AtMost(LEAF_BYTES_MAX);
+                let result = bulk.fetch(leaf.0, length, &sources, deadline).await;
                 (index, result)
             });
             next += 1;
@@ -239,7 +245,12 @@ async fn data_file(
     }
     let deadline = Instant::now() + PIECE_TIMEOUT;
     let fetched = bulk
-        .fetch(file.blake3, file.bytes, &[source], deadline)
+        .fetch(
+            file.blake3,
+            Length::Exactly(file.bytes),
+            &[source],
+            deadline,
+        )
         .await
         .map_err(|failed| DataFetchError::File {
             path: file.path.clone(),

@@ -2,7 +2,8 @@
 //!
 //! Nothing a peer does can make it hold more than: `connections_max` incoming connections (`connections_per_peer_max`
 //! of one peer), `streams_per_connection_max` streams on each, `streams_served_max` of all of them with bytes in
-//! flight, each of those for at most one chunk beyond the connection's send window.
+//! flight (`streams_served_per_peer_max` for one peer), each of those for at most one chunk beyond the connection's
+//! send window. Streams of a connection share its rate evenly, connections share the link by congestion control.
 
 use std::collections::HashMap;
 use std::io::{self, SeekFrom};
@@ -21,7 +22,7 @@ use super::{CLOSE_DENIED, CLOSE_FULL, Inner, tls};
 use crate::blob::{Blob, FileRange};
 use crate::net::traffic;
 
-/// A client that opens a stream sends its fifty bytes with it.
+/// A client that opens a stream sends its request with it.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Unit of reading files and of measuring progress.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -75,7 +76,7 @@ async fn handshake(inner: &Arc<Inner>, incoming: Incoming) -> Result<(), quinn::
     // Requests of ours to this peer may use its connection: that reaches a peer behind NAT.
     inner.links.adopt(inner, peer, &connection);
     serve(inner, &connection, peer).await;
-    inner.links.ended(peer, &connection);
+    inner.links.ended(peer, 0, &connection);
     Ok(())
 }
 
@@ -89,7 +90,7 @@ pub(super) async fn serve(inner: &Arc<Inner>, connection: &Connection, peer: Pee
         // Tasks are bounded by connections times streams per connection, which QUIC enforces.
         let inner = Arc::clone(inner);
         tokio::spawn(async move {
-            let status = answer(&inner, send, recv).await;
+            let status = answer(&inner, peer, send, recv).await;
             let status = match &status {
                 Ok(status) => status_name(*status),
                 Err(error) => {
@@ -104,6 +105,7 @@ pub(super) async fn serve(inner: &Arc<Inner>, connection: &Connection, peer: Pee
 
 async fn answer(
     inner: &Inner,
+    peer: PeerId,
     mut send: SendStream,
     mut recv: RecvStream,
 ) -> Result<Status, io::Error> {
@@ -113,7 +115,11 @@ async fn answer(
         Ok(Err(error)) => return Err(io::Error::other(error)),
         Err(_) => return Err(io::ErrorKind::TimedOut.into()),
     }
-    let Ok(_permit) = inner.serving.try_acquire() else {
+    let share = inner.limits.streams_served_per_peer_max;
+    let (Ok(_permit), Some(_place)) = (
+        inner.serving.try_acquire(),
+        Place::take(&inner.asked_by, peer, share),
+    ) else {
         return refuse(&mut send, Status::Busy, 0).await;
     };
     let Ok(request) = Request::decode(&wire) else {
@@ -123,12 +129,13 @@ async fn answer(
         return refuse(&mut send, Status::NotFound, 0).await;
     };
     let total = blob.length();
-    let Some(length) = total.checked_sub(request.offset) else {
+    let Some(left) = total.checked_sub(request.offset) else {
         return refuse(&mut send, Status::PastEnd, total).await;
     };
-    if length > request.length_max {
+    if total > request.total_max {
         return refuse(&mut send, Status::OverCap, total).await;
     }
+    let length = left.min(request.length);
     let head = Response {
         status: Status::Ok,
         total,
@@ -136,16 +143,17 @@ async fn answer(
     write(&mut send, Bytes::copy_from_slice(&head.encode())).await?;
     match blob {
         Blob::Memory(bytes) => {
-            // The offset is at most the length of bytes in memory, so it fits.
+            // Offset and length lie within bytes in memory, so they fit.
             let offset = usize::try_from(request.offset).map_err(io::Error::other)?;
-            let mut rest = bytes.slice(offset..);
+            let length = usize::try_from(length).map_err(io::Error::other)?;
+            let mut rest = bytes.slice(offset..offset + length);
             while !rest.is_empty() {
                 let chunk = rest.split_to(rest.len().min(CHUNK_BYTES));
                 write(&mut send, chunk).await?;
             }
         }
         Blob::File(range) => {
-            if let Err(error) = send_file(&mut send, &range, request.offset).await {
+            if let Err(error) = send_file(&mut send, &range, request.offset, length).await {
                 let _ = send.reset(RESET_IO);
                 return Err(error);
             }
@@ -162,14 +170,20 @@ async fn refuse(send: &mut SendStream, status: Status, total: u64) -> Result<Sta
     Ok(status)
 }
 
-async fn send_file(send: &mut SendStream, range: &FileRange, offset: u64) -> io::Result<()> {
+/// `length` bytes of `range` from `offset` on, which lie within it.
+async fn send_file(
+    send: &mut SendStream,
+    range: &FileRange,
+    offset: u64,
+    length: u64,
+) -> io::Result<()> {
     let mut file = File::open(&range.path).await?;
     let start = range.offset.checked_add(offset).ok_or_else(|| {
         io::Error::new(io::ErrorKind::InvalidInput, "file range exceeds 2^64 bytes")
     })?;
     file.seek(SeekFrom::Start(start)).await?;
-    let mut file = file.take(range.length - offset);
-    let mut left = range.length - offset;
+    let mut file = file.take(length);
+    let mut left = length;
     while left > 0 {
         let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
         let read = file.read_buf(&mut chunk).await?;
@@ -227,11 +241,11 @@ fn status_name(status: Status) -> &'static str {
     }
 }
 
-/// Incoming connections per peer; at most as many entries as there are incoming connections.
+/// What peers hold, by peer: incoming connections, or streams being served; at most as many entries as of those.
 #[derive(Debug, Default)]
 pub(super) struct Places(Mutex<HashMap<PeerId, usize>>);
 
-/// One incoming connection of a peer, counted until it is dropped.
+/// One of the things that a peer holds, counted until it is dropped.
 struct Place<'a> {
     places: &'a Places,
     peer: PeerId,

@@ -93,7 +93,7 @@ enum Rogue {
 fn rogue(behaviour: Rogue) -> (PeerSource, Arc<AtomicUsize>) {
     let keypair = Keypair::generate_ed25519();
     let id = keypair.public().to_peer_id();
-    let transport = Arc::new(tls::transport_config(&BulkLimits::default()).unwrap());
+    let transport = Arc::new(transport::transport_config(&BulkLimits::default()).unwrap());
     let server = tls::server_config(&keypair, transport).unwrap();
     let endpoint = Endpoint::server(server, loopback()).unwrap();
     let addr = endpoint.local_addr().unwrap();
@@ -157,7 +157,7 @@ async fn blobs_of_every_size_arrive_verified_from_memory_and_from_a_file() {
         let bytes = pattern(length, index as u8);
         let hash = store.insert(1, bytes.clone()).unwrap();
         let fetched = client
-            .fetch(hash, length as u64, &[source], deadline())
+            .fetch(hash, Length::AtMost(length as u64), &[source], deadline())
             .await
             .unwrap();
         assert_eq!(fetched.bytes, bytes);
@@ -176,7 +176,7 @@ async fn blobs_of_every_size_arrive_verified_from_memory_and_from_a_file() {
         let hash = hash_of(&stored);
         store.register_file(hash, path, 6, length as u64).unwrap();
         let fetched = client
-            .fetch(hash, length as u64, &[source], deadline())
+            .fetch(hash, Length::AtMost(length as u64), &[source], deadline())
             .await
             .unwrap();
         assert_eq!(fetched.bytes, stored);
@@ -190,7 +190,7 @@ async fn unknown_hash_is_not_found_at_once() {
     // A deadline that outlasts the test run: the answer comes from the sources, not from the clock.
     let never = Instant::now() + Duration::from_secs(86_400);
     let failed = client()
-        .fetch([1; 32], 10, &[first, second], never)
+        .fetch([1; 32], Length::AtMost(10), &[first, second], never)
         .await
         .unwrap_err();
     assert_eq!(failed.error, FetchError::NotFound);
@@ -213,13 +213,18 @@ async fn address_of_another_peer_is_refused() {
     };
     let client = client();
     let failed = client
-        .fetch(hash_of(&bytes), 10, &[stranger], deadline())
+        .fetch(hash_of(&bytes), Length::AtMost(10), &[stranger], deadline())
         .await
         .unwrap_err();
     assert_eq!(failed.error, FetchError::Exhausted);
     assert_eq!(failed.report.blamed, [(stranger.peer, Blame::OtherPeer)]);
     let fetched = client
-        .fetch(hash_of(&bytes), 10, &[stranger, source], deadline())
+        .fetch(
+            hash_of(&bytes),
+            Length::AtMost(10),
+            &[stranger, source],
+            deadline(),
+        )
         .await
         .unwrap();
     assert_eq!(fetched.bytes, bytes);
@@ -254,14 +259,14 @@ async fn server_knows_its_client_and_serves_only_whom_it_admits() {
     .unwrap();
     assert_eq!(
         friend
-            .fetch(hash_of(&bytes), 10, &[source], deadline())
+            .fetch(hash_of(&bytes), Length::AtMost(10), &[source], deadline())
             .await
             .unwrap()
             .bytes,
         bytes
     );
     let failed = client()
-        .fetch(hash_of(&bytes), 10, &[source], deadline())
+        .fetch(hash_of(&bytes), Length::AtMost(10), &[source], deadline())
         .await
         .unwrap_err();
     assert!(
@@ -281,7 +286,12 @@ async fn second_source_continues_where_the_first_died() {
     });
     let (_server, good) = peer(claims(hash, bytes.clone()));
     let fetched = client()
-        .fetch(hash, bytes.len() as u64, &[dying, good], deadline())
+        .fetch(
+            hash,
+            Length::AtMost(bytes.len() as u64),
+            &[dying, good],
+            deadline(),
+        )
         .await
         .unwrap();
     assert_eq!(fetched.bytes, bytes);
@@ -304,7 +314,12 @@ async fn source_with_wrong_bytes_is_blamed_and_the_next_one_serves() {
     let (_b, short) = peer(claims(hash, pattern(MIB / 2, 1)));
     let (_c, good) = peer(claims(hash, bytes.clone()));
     let fetched = client()
-        .fetch(hash, MIB as u64, &[liar, short, good], deadline())
+        .fetch(
+            hash,
+            Length::AtMost(MIB as u64),
+            &[liar, short, good],
+            deadline(),
+        )
         .await
         .unwrap();
     assert_eq!(fetched.bytes, bytes);
@@ -328,7 +343,12 @@ async fn liar_that_dies_is_told_from_the_honest_source_that_continued() {
     });
     let (_server, good) = peer(claims(hash, bytes.clone()));
     let fetched = client()
-        .fetch(hash, bytes.len() as u64, &[liar, good], deadline())
+        .fetch(
+            hash,
+            Length::AtMost(bytes.len() as u64),
+            &[liar, good],
+            deadline(),
+        )
         .await
         .unwrap();
     assert_eq!(fetched.bytes, bytes);
@@ -357,7 +377,12 @@ async fn liar_about_the_length_is_told_from_the_honest_source() {
         });
         let (_server, good) = peer(claims(hash, bytes.clone()));
         let fetched = client()
-            .fetch(hash, 4 * MIB as u64, &[liar, good], deadline())
+            .fetch(
+                hash,
+                Length::AtMost(4 * MIB as u64),
+                &[liar, good],
+                deadline(),
+            )
             .await
             .unwrap();
         assert_eq!(fetched.bytes, bytes);
@@ -382,7 +407,12 @@ async fn claim_above_the_cap_is_refused_before_a_byte_of_it_is_taken() {
     // An honest server respects the cap itself and says how long the blob is.
     let (_server, honest) = peer(claims(hash_of(&bytes), bytes.clone()));
     let failed = client()
-        .fetch(hash_of(&bytes), 1000, &[flood, honest], deadline())
+        .fetch(
+            hash_of(&bytes),
+            Length::AtMost(1000),
+            &[flood, honest],
+            deadline(),
+        )
         .await
         .unwrap_err();
     assert_eq!(failed.error, FetchError::Exhausted);
@@ -407,7 +437,7 @@ async fn claim_above_the_cap_is_refused_before_a_byte_of_it_is_taken() {
 async fn flood_within_the_cap_ends_at_the_claimed_length() {
     let (flood, _) = rogue(Rogue::Floods { total: MIB as u64 });
     let failed = client()
-        .fetch([1; 32], MIB as u64, &[flood], deadline())
+        .fetch([1; 32], Length::AtMost(MIB as u64), &[flood], deadline())
         .await
         .unwrap_err();
     assert_eq!(failed.report.bytes_from, [(flood.peer, MIB as u64)]);
@@ -421,7 +451,7 @@ async fn stream_that_ends_before_its_claimed_length_breaks_the_protocol() {
         sends: pattern(40, 1),
     });
     let failed = client()
-        .fetch([1; 32], 100, &[short], deadline())
+        .fetch([1; 32], Length::AtMost(100), &[short], deadline())
         .await
         .unwrap_err();
     assert!(
@@ -449,7 +479,12 @@ async fn silent_source_is_left_after_the_stall_window_and_the_deadline_holds() {
     let (silent, requests) = rogue(Rogue::Silent);
     let (_server, good) = peer(claims(hash, bytes.clone()));
     let fetched = impatient
-        .fetch(hash, MIB as u64, &[silent, good], deadline())
+        .fetch(
+            hash,
+            Length::AtMost(MIB as u64),
+            &[silent, good],
+            deadline(),
+        )
         .await
         .unwrap();
     assert_eq!(fetched.bytes, bytes);
@@ -458,7 +493,7 @@ async fn silent_source_is_left_after_the_stall_window_and_the_deadline_holds() {
 
     let soon = Instant::now() + Duration::from_millis(200);
     let failed = client()
-        .fetch(hash, MIB as u64, &[silent], soon)
+        .fetch(hash, Length::AtMost(MIB as u64), &[silent], soon)
         .await
         .unwrap_err();
     assert_eq!(failed.error, FetchError::Deadline);
@@ -499,7 +534,11 @@ async fn many_concurrent_fetches_share_one_connection_and_all_succeed_within_tig
     let mut fetches = tokio::task::JoinSet::new();
     for _ in 0..64 {
         let client = client.clone();
-        fetches.spawn(async move { client.fetch(hash, MIB as u64, &[source], deadline()).await });
+        fetches.spawn(async move {
+            client
+                .fetch(hash, Length::AtMost(MIB as u64), &[source], deadline())
+                .await
+        });
     }
     let mut in_flight_max = 0;
     while let Some(fetched) = fetches.join_next().await {
@@ -530,12 +569,14 @@ async fn connections_beyond_the_limit_are_refused_and_those_below_it_served() {
     let mut clients = Vec::new();
     for _ in 0..3 {
         let client = client();
-        let fetched = client.fetch(hash, 10, &[source], deadline()).await;
+        let fetched = client
+            .fetch(hash, Length::AtMost(10), &[source], deadline())
+            .await;
         assert_eq!(fetched.unwrap().bytes, bytes);
         clients.push(client);
     }
     let failed = client()
-        .fetch(hash, 10, &[source], deadline())
+        .fetch(hash, Length::AtMost(10), &[source], deadline())
         .await
         .unwrap_err();
     assert!(
@@ -550,7 +591,9 @@ async fn connections_beyond_the_limit_are_refused_and_those_below_it_served() {
         assert!(Instant::now() < give_up, "the place is not given back");
         sleep(Duration::from_millis(20)).await;
     }
-    let fetched = client().fetch(hash, 10, &[source], deadline()).await;
+    let fetched = client()
+        .fetch(hash, Length::AtMost(10), &[source], deadline())
+        .await;
     assert_eq!(fetched.unwrap().bytes, bytes);
 }
 
@@ -562,14 +605,14 @@ async fn busy_server_says_so_and_is_asked_again() {
     let all = u32::try_from(BulkLimits::default().streams_served_max).unwrap();
     let taken = server.inner.serving.acquire_many(all).await.unwrap();
     let failed = client()
-        .fetch(hash, MIB as u64, &[source], deadline())
+        .fetch(hash, Length::AtMost(MIB as u64), &[source], deadline())
         .await
         .unwrap_err();
     assert_eq!(failed.report.blamed, [(source.peer, Blame::Busy)]);
 
     let waiting = client();
     let sources = [source];
-    let fetch = waiting.fetch(hash, MIB as u64, &sources, deadline());
+    let fetch = waiting.fetch(hash, Length::AtMost(MIB as u64), &sources, deadline());
     let free = async {
         sleep(Duration::from_millis(100)).await;
         drop(taken);
@@ -584,13 +627,23 @@ async fn peer_that_cannot_be_dialled_serves_over_the_connection_it_made() {
     let (public, public_source) = peer(claims(hash_of(&ours), ours.clone()));
     let (hidden, mut hidden_source) = peer(claims(hash_of(&theirs), theirs.clone()));
     hidden
-        .fetch(hash_of(&ours), MIB as u64, &[public_source], deadline())
+        .fetch(
+            hash_of(&ours),
+            Length::AtMost(MIB as u64),
+            &[public_source],
+            deadline(),
+        )
         .await
         .unwrap();
     // Nobody listens on the discard port here: only the connection that stands can serve.
     hidden_source.addr = "127.0.0.1:9".parse().unwrap();
     let fetched = public
-        .fetch(hash_of(&theirs), MIB as u64, &[hidden_source], deadline())
+        .fetch(
+            hash_of(&theirs),
+            Length::AtMost(MIB as u64),
+            &[hidden_source],
+            deadline(),
+        )
         .await
         .unwrap();
     assert_eq!(fetched.bytes, theirs);
@@ -616,7 +669,7 @@ async fn fetch_survives_a_restart_of_its_source_on_the_same_address() {
     };
     let client = client();
     client
-        .fetch(hash, MIB as u64, &[source], deadline())
+        .fetch(hash, Length::AtMost(MIB as u64), &[source], deadline())
         .await
         .unwrap();
     server.shutdown().await;
@@ -632,7 +685,7 @@ async fn fetch_survives_a_restart_of_its_source_on_the_same_address() {
         }
     };
     let fetched = client
-        .fetch(hash, MIB as u64, &[source], deadline())
+        .fetch(hash, Length::AtMost(MIB as u64), &[source], deadline())
         .await
         .unwrap();
     assert_eq!(fetched.bytes, bytes);
@@ -648,7 +701,7 @@ async fn file_that_shrank_ends_the_stream_and_is_not_taken_for_the_blob() {
     std::fs::write(&path, [7; 1000]).unwrap();
     store.register_file([1; 32], path, 0, 5000).unwrap();
     let failed = client()
-        .fetch([1; 32], 5000, &[source], deadline())
+        .fetch([1; 32], Length::AtMost(5000), &[source], deadline())
         .await
         .unwrap_err();
     assert!(
@@ -679,9 +732,15 @@ async fn port_in_use_is_a_typed_error_that_names_the_port() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fetch_after_shutdown_and_without_sources_fails_at_once() {
     let client = client();
-    let failed = client.fetch([1; 32], 1, &[], deadline()).await.unwrap_err();
+    let failed = client
+        .fetch([1; 32], Length::AtMost(1), &[], deadline())
+        .await
+        .unwrap_err();
     assert_eq!(failed.error, FetchError::Exhausted);
     client.shutdown().await;
-    let failed = client.fetch([1; 32], 1, &[], deadline()).await.unwrap_err();
+    let failed = client
+        .fetch([1; 32], Length::AtMost(1), &[], deadline())
+        .await
+        .unwrap_err();
     assert_eq!(failed.error, FetchError::Stopped);
 }
