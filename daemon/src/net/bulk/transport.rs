@@ -100,3 +100,32 @@ pub(super) fn enlarge_buffers(socket: &UdpSocket) -> std::io::Result<SocketBuffe
         send_bytes: socket.send_buffer_size()?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn window_is_rate_times_round_trip_within_its_bounds() {
+        let window = |bits_per_s, ms| {
+            let round_trip = Duration::from_millis(ms);
+            PipeTarget {
+                bits_per_s,
+                round_trip,
+            }
+            .window_bytes()
+        };
+        assert_eq!(window(1_000_000_000, 300), 37_500_000);
+        assert_eq!(window(200_000_000, 100), 2_500_000);
+        assert_eq!(window(1_000_000, 10), 1024 * 1024);
+        assert_eq!(window(u64::MAX, u64::MAX), 64 * 1024 * 1024);
+    }
+
+    #[test]
+    fn socket_buffers_are_no_smaller_than_before() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let before = SockRef::from(&socket).recv_buffer_size().unwrap();
+        let granted = enlarge_buffers(&socket).unwrap();
+        assert!(granted.receive_bytes >= before, "{granted:?}");
+    }
+}

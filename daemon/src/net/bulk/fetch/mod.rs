@@ -338,7 +338,10 @@ impl<'a> Board<'a> {
                 self.contradicted_by(Some(running.holder))?;
                 return Ok(());
             }
-            Ended::Overtaken => {}
+            Ended::Overtaken => {
+                self.turns.retain(|&turn| turn != running.holder);
+                self.turns.push_back(running.holder);
+            }
             Ended::Failed(Blame::Busy) if holder.busy < BUSY_RETRIES => {
                 // One pause for all lanes that heard it.
                 if holder.not_before <= Instant::now() {

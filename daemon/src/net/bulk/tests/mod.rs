@@ -1,5 +1,7 @@
 //! Real endpoints on loopback sockets. Every wait is for a condition and fails after [`PATIENCE`].
 
+mod parallel;
+
 use std::collections::HashMap;
 use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -87,6 +89,8 @@ enum Rogue {
     Floods { total: u64 },
     /// Takes the request and says nothing.
     Silent,
+    /// Claims `total` bytes, sends these from the requested offset on, then nothing, without closing anything.
+    Freezes { total: u64, sends: Bytes },
 }
 
 /// A server with a valid identity that behaves as told, and how many requests it has had.
@@ -117,11 +121,12 @@ fn rogue(behaviour: Rogue) -> (PeerSource, Arc<AtomicUsize>) {
                         .encode()
                     };
                     let offset = usize::try_from(request.offset).unwrap();
+                    let from = |sends: &Bytes| sends.slice(offset.min(sends.len())..);
                     // The client may hang up at any time; that is what some tests are about.
                     match &behaviour {
                         Rogue::Dies { total, sends } => {
                             let _ = send.write_all(&head(*total)).await;
-                            let _ = send.write_chunk(sends.slice(offset..)).await;
+                            let _ = send.write_chunk(from(sends)).await;
                             // Reset only once the client has read what was sent: a lost connection discards the rest.
                             let _ = send.finish();
                             let _ = send.stopped().await;
@@ -129,12 +134,17 @@ fn rogue(behaviour: Rogue) -> (PeerSource, Arc<AtomicUsize>) {
                         }
                         Rogue::EndsEarly { total, sends } => {
                             let _ = send.write_all(&head(*total)).await;
-                            let _ = send.write_chunk(sends.slice(offset..)).await;
+                            let _ = send.write_chunk(from(sends)).await;
                             let _ = send.finish();
                         }
                         Rogue::Floods { total } => {
                             let _ = send.write_all(&head(*total)).await;
                             while send.write_all(&[0; 4096]).await.is_ok() {}
+                        }
+                        Rogue::Freezes { total, sends } => {
+                            let _ = send.write_all(&head(*total)).await;
+                            let _ = send.write_chunk(from(sends)).await;
+                            let _ = connection.closed().await;
                         }
                         Rogue::Silent => {
                             let _ = connection.closed().await;
