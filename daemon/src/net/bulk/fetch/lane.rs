@@ -53,8 +53,8 @@ pub(super) struct Watch {
     bytes: AtomicU64,
     /// Milliseconds from `began` to the last sign of life.
     moved_ms: AtomicU64,
-    /// Whether the request is with the source: what is not moving before may be waiting for other streams.
-    asked: AtomicBool,
+    /// Whether it waits until other streams to the source have ended.
+    queued: AtomicBool,
     give_up: Notify,
 }
 
@@ -64,7 +64,7 @@ impl Watch {
             began: Instant::now(),
             bytes: AtomicU64::new(0),
             moved_ms: AtomicU64::new(0),
-            asked: AtomicBool::new(false),
+            queued: AtomicBool::new(false),
             give_up: Notify::new(),
         })
     }
@@ -73,8 +73,9 @@ impl Watch {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    pub(super) fn asked(&self) -> bool {
-        self.asked.load(Ordering::Relaxed)
+    /// Whether it waits until other streams to the source have ended.
+    pub(super) fn is_queued(&self) -> bool {
+        self.queued.load(Ordering::Relaxed)
     }
 
     /// Time without a sign of life.
@@ -98,8 +99,8 @@ impl Watch {
         self.moved_ms.store(ms, Ordering::Relaxed);
     }
 
-    fn has_asked(&self) {
-        self.asked.store(true, Ordering::Relaxed);
+    fn queues(&self, queued: bool) {
+        self.queued.store(queued, Ordering::Relaxed);
         self.moved(0);
     }
 }
@@ -163,10 +164,11 @@ async fn transfer(
         total_max: length.bytes_max(),
     };
     let opened = timeout_at(window.end, async {
+        watch.queues(true);
         let (mut send, mut recv) = lease.connection.open_bi().await.map_err(died)?;
+        watch.queues(false);
         send.write_all(&request.encode()).await.map_err(died)?;
         send.finish().map_err(died)?;
-        watch.has_asked();
         let mut wire = [0u8; RESPONSE_BYTES];
         recv.read_exact(&mut wire)
             .await

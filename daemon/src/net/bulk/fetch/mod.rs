@@ -415,7 +415,7 @@ impl<'a> Board<'a> {
             let peer = holder.source.peer;
             // A lane that waits for a stream of a source that works is not the source's fault.
             let froze = running.watch.idle() >= frozen_after
-                && (running.watch.asked()
+                && (!running.watch.is_queued()
                     || holder.standing != Standing::Good
                     || self.inner.links.is_frozen(&peer));
             let another = self

@@ -79,6 +79,30 @@ async fn frozen_source_is_overtaken_at_the_byte_where_it_stopped_and_asked_last_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn source_that_does_not_answer_the_handshake_is_overtaken() {
+    let bytes = pattern(MIB, 1);
+    let hash = hash_of(&bytes);
+    let mute_socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mute = PeerSource {
+        peer: PeerId::random(),
+        addr: mute_socket.local_addr().unwrap(),
+    };
+    let (_server, good) = peer(claims(hash, bytes.clone()));
+    let client = client_with(BulkLimits {
+        overtake_after: Duration::from_millis(300),
+        connect_timeout: Duration::from_secs(86_400),
+        ..BulkLimits::default()
+    });
+    let length = Length::Exactly(MIB as u64);
+    let fetched = client
+        .fetch(hash, length, &[mute, good], deadline())
+        .await
+        .unwrap();
+    assert_eq!(fetched.report.bytes_from, [(good.peer, MIB as u64)]);
+    assert_eq!(fetched.report.blamed, [(mute.peer, Blame::Stalled)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn source_that_freezes_in_one_of_many_parts_is_overtaken_in_those_it_has() {
     let bytes = pattern(LONG, 1);
     let hash = hash_of(&bytes);
