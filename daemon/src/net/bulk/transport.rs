@@ -17,6 +17,7 @@ use super::{BulkLimits, TlsError};
 /// quinn hands the kernel up to ten packets at once (GSO), and that must fit in the 65507 bytes of a datagram: larger
 /// packets are sent one by one. Measured on loopback, two busy cores, user CPU of both ends for 768 MiB in three runs:
 /// 3.0-3.9 s at 1452 bytes, 2.1-2.4 s at 4096, 1.9-2.1 s at 6500, 3.2-3.9 s at 8952.
+/// Asking for fewer acknowledgements (one for ten packets) brought nothing beyond noise.
 pub(super) const UDP_PAYLOAD_BYTES_MAX: u16 = 6500;
 /// Windows below this are not worth their round trips on any link.
 const WINDOW_BYTES_MIN: u64 = 1024 * 1024;
@@ -29,6 +30,10 @@ const WINDOW_BYTES_UNUSED: u32 = 64 * 1024;
 const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 
 /// How fast a sender grows and shrinks what it has in flight.
+///
+/// Measured (examples/bulk_throughput) at 200 Mbit/s, 100 ms round trip, 0.1% random loss both ways, packets of 1500
+/// bytes, a queue of one round trip, one connection: 10 MiB with its start at 8.4, 2.9 and 1.1 MB/s (BBR, Cubic,
+/// NewReno). On loopback BBR and Cubic are as fast as each other. Therefore BBR is the default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Congestion {
     /// Takes loss for congestion (RFC 9438).
