@@ -5,8 +5,8 @@
 //! client names the peer that it expects and the handshake fails with any other. The ALPN is [`ALPN`] rather than
 //! libp2p's, so that a connection that ends up at the wrong one of a peer's two ports fails in the handshake.
 //!
-//! The order of ciphers is ours: libp2p-tls offers ChaCha20-Poly1305 first, which took more than a fifth of the CPU time
-//! of a transfer on a machine with AES instructions (perf, loopback). The client's order decides; both are TLS 1.3
+//! The order of ciphers is ours: libp2p-tls offers ChaCha20-Poly1305 first, which took more than a fifth of the CPU
+//! time of a transfer on a machine with AES instructions (perf, loopback). The client's order decides; both are TLS 1.3
 //! suites of 128 bits or more.
 
 use std::sync::Arc;

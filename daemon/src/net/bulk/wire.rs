@@ -6,7 +6,8 @@
 //!                      then, when status = 0, the blob from `offset`: min(length, total - offset) bytes
 //! ```
 //! `total` is the length of the whole blob, also with the statuses "over the cap" (3): `total > total_max`, and "past
-//! the end" (4): `offset > total`; with every other status it is 0. One bidirectional stream per request; both sides finish it.
+//! the end" (4): `offset > total`; with every other status it is 0. One bidirectional stream per request; both sides
+//! finish it.
 
 use crate::blob::BlobHash;
 

@@ -46,9 +46,9 @@ use lane::{Ended, Errand, Watch};
 /// A busy source is asked again after 50 ms, then after twice that, this many times.
 const BUSY_RETRIES: u32 = 6;
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
-/// Streams from one source for one blob. With eight, a fetch of 300 MiB at 200 Mbit/s left its honest source: quinn wakes
-/// streams that wait for a full window last in, first out, so that one may starve beyond the stall window while its
-/// neighbours are served (the cause is read from its source, not traced). One costs a round trip between two parts.
+/// Streams from one source for one blob. With eight, a fetch of 300 MiB at 200 Mbit/s left its honest source: quinn
+/// wakes streams that wait for a full window last in, first out, so that one may starve beyond the stall window while
+/// its neighbours are served (the cause is read from its source, not traced). One costs a round trip between parts.
 const LANES_PER_SOURCE: usize = 1;
 /// Streams of one fetch.
 const LANES_MAX: usize = 32;
