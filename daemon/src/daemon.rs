@@ -4,6 +4,7 @@
 //! other peers), starts the worker, and hands everything to the driver, which carries the node's inputs and
 //! effects until the run is left or the operator stops it.
 
+mod address;
 mod bootstrap;
 mod driver;
 mod fetch;
@@ -240,11 +241,10 @@ pub async fn run(options: DaemonOptions, mut stop: watch::Receiver<bool>) -> any
         parameters_dense: standing.parameters_dense,
         device: standing.device.clone(),
     });
-    if let Some(subnet) = subnet
-        .as_ref()
-        .filter(|_| prepared.launches && standing.applied.is_none())
-    {
-        subnet.launched(standing.genesis_root)?;
+    match (&subnet, standing.applied) {
+        (Some(subnet), Some(applied)) => subnet.resumed(applied)?,
+        (Some(subnet), None) if prepared.launches => subnet.launched(standing.genesis_root)?,
+        (Some(_), None) | (None, _) => {}
     }
     let driver = Driver::new(Parts {
         keypair,

@@ -240,14 +240,41 @@ impl SubnetLink {
         attest::queue_start(&self.shared, genesis_root)
     }
 
+    /// After a restart at the state `applied`: the newest epoch that had ended by then is attested, unless it was, and its
+    /// scores become weights. Both may have been cut off by the restart.
+    ///
+    /// # Errors
+    /// What the store or the receipt's file said.
+    pub(crate) fn resumed(&self, applied: (RoundId, Hash)) -> anyhow::Result<()> {
+        let shared = &self.shared;
+        let mut rounds = (1..=applied.0.0).rev().map(RoundId);
+        let Some(last) = rounds.find(|round| shared.manifest.ends_epoch(*round)) else {
+            return Ok(());
+        };
+        let root = match shared.store.decisions(last.next(), 1)?.first() {
+            Some(next) => next.decision.state_root,
+            None if last == applied.0 => applied.1,
+            None => return Ok(()),
+        };
+        let checkpoint = shared.state_dir.checkpoint(last.0);
+        match AttestationReceipt::read(&checkpoint)? {
+            Some(_) => self.scored(attest::scores_until(shared, last)?),
+            None => self.epoch_ended(last, root)?,
+        }
+        Ok(())
+    }
+
     /// The epoch that ends with `round` ended with `state_root`: it is attested, and its scores become weights.
     ///
     /// # Errors
     /// What the store said.
     pub(crate) fn epoch_ended(&self, round: RoundId, state_root: Hash) -> anyhow::Result<()> {
-        let table = attest::queue_epoch(&self.shared, round, state_root)?;
-        self.shared.scores.send_replace(Some(Arc::new(table)));
+        self.scored(attest::queue_epoch(&self.shared, round, state_root)?);
         Ok(())
+    }
+
+    fn scored(&self, table: ScoreTable) {
+        self.shared.scores.send_replace(Some(Arc::new(table)));
     }
 }
 

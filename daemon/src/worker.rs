@@ -1,7 +1,12 @@
 //! The worker: the one thread that trains, encodes and applies.
 //!
 //! It owns the trainer and the replica, takes [`Command`]s in order from a bounded channel and answers with
-//! [`Event`]s. What it reports is durable. It knows no network: frames come in as bytes and go out as bytes.
+//! [`Event`]s. It knows no network: frames come in as bytes and go out as bytes.
+//!
+//! Rule `save-behind`: state and private state are written after the event that they belong to, so that no round waits for
+//! the disk, and not more often than every [`SAVE_PERIOD`]. A peer that is killed finds a state some rounds old, and
+//! applies the stored decisions since from the frames on its disk; what its own update of those rounds left in the error
+//! feedback is then as it was saved. An own frame is written before it is published, an epoch's state before it is offered.
 //!
 //! Rule `stop-and-fold`: [`Worker::stop_training`] ends the training of a round between two steps; what was learnt goes
 //! into the error feedback. Commands behind it then run at once.
@@ -52,6 +57,8 @@ const CORPUS_BYTES_MAX: u64 = 4 << 30;
 const MICRO_BATCH: usize = 64;
 /// Held-out windows that a checkpoint's loss is measured on: some thousand tokens, so that its error is about 0.02 nats.
 const HELD_OUT_WINDOWS: u64 = 64;
+/// Rounds that are shorter than this share one write of the state.
+const SAVE_PERIOD: Duration = Duration::from_secs(2);
 /// Epoch states kept on disk: the newest one is on offer, the one before may still be on its way to somebody.
 const SNAPSHOTS_KEPT: usize = 2;
 
@@ -74,7 +81,7 @@ pub(crate) struct WorkerConfig {
 /// What a worker does.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// Train a round and make the update durable.
+    /// Train a round and encode the update.
     Train {
         round: RoundId,
         seed: Hash,
@@ -129,7 +136,7 @@ pub(crate) enum Event {
         steps: u32,
         loss: f32,
     },
-    /// An update is durable.
+    /// An update is encoded; its frames are on disk.
     Update {
         round: RoundId,
         summary: Box<UpdateSummary>,
@@ -137,7 +144,7 @@ pub(crate) enum Event {
     },
     /// A round gave no update.
     TrainingFailed { round: RoundId, reason: String },
-    /// A decision is applied, durably.
+    /// A decision is applied.
     Applied {
         round: RoundId,
         state_root: Hash,
@@ -343,8 +350,31 @@ struct Machine {
     pending: Option<Pending>,
     /// Epoch states on disk, oldest first.
     snapshots: Vec<RoundId>,
+    state_file: Behind,
+    private_file: Behind,
     stopped: Arc<AtomicU64>,
     events: mpsc::Sender<Event>,
+}
+
+/// A file that is written behind what it holds (rule `save-behind`).
+#[derive(Clone, Copy, Debug, Default)]
+struct Behind {
+    changed: bool,
+    written: Option<Instant>,
+}
+
+impl Behind {
+    fn is_due(&self) -> bool {
+        let rested = self
+            .written
+            .is_none_or(|written| written.elapsed() >= SAVE_PERIOD);
+        self.changed && rested
+    }
+
+    fn written_now(&mut self) {
+        self.changed = false;
+        self.written = Some(Instant::now());
+    }
 }
 
 impl Machine {
@@ -388,6 +418,8 @@ impl Machine {
             applied,
             pending: None,
             snapshots: Vec::new(),
+            state_file: Behind::default(),
+            private_file: Behind::default(),
             stopped,
             events,
             config,
@@ -414,15 +446,45 @@ impl Machine {
 
     fn run(&mut self, inbox: &std::sync::mpsc::Receiver<Command>) {
         while let Ok(command) = inbox.recv() {
-            let event = match self.perform(command) {
-                Ok(Some(event)) => event,
-                Ok(None) => continue,
-                Err(error) => Event::Broken(error),
-            };
-            if self.events.blocking_send(event).is_err() {
-                return;
+            let done = self.perform(command).and_then(|event| {
+                let heard = event.is_none_or(|event| self.events.blocking_send(event).is_ok());
+                self.save_behind()?;
+                Ok(heard)
+            });
+            match done {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    let _ = self.events.blocking_send(Event::Broken(error));
+                    return;
+                }
             }
         }
+        if let Err(error) = self.save() {
+            tracing::warn!(%error, "the last state was not written; it is made anew from the decisions");
+        }
+    }
+
+    /// Rule `save-behind`. The state goes first.
+    fn save_behind(&mut self) -> Result<(), WorkerError> {
+        if self.state_file.is_due() {
+            self.write_state()?;
+        }
+        if self.private_file.is_due() {
+            self.write_private()?;
+        }
+        Ok(())
+    }
+
+    /// Writes what has changed, due or not.
+    fn save(&mut self) -> Result<(), WorkerError> {
+        if self.state_file.changed {
+            self.write_state()?;
+        }
+        if self.private_file.changed {
+            self.write_private()?;
+        }
+        Ok(())
     }
 
     fn perform(&mut self, command: Command) -> Result<Option<Event>, WorkerError> {
@@ -469,7 +531,7 @@ impl Machine {
         let local = self.trainer.local();
         if report.steps < steps {
             self.replica.fold(&theta, &local)?;
-            self.save_private()?;
+            self.private_file.changed = true;
             return Ok(None);
         }
         let update = match self.replica.update(&theta, &local) {
@@ -504,7 +566,7 @@ impl Machine {
             },
         };
         self.pending = Some(pending.clone());
-        self.save_private()?;
+        self.private_file.changed = true;
         self.update_event(pending).map(Some)
     }
 
@@ -607,11 +669,12 @@ impl Machine {
             .apply(&members, own)
             .map_err(|source| WorkerError::Apply { round, source })?;
         self.applied = Some(round);
-        self.write_state(round)?;
+        (self.state_file.changed, self.private_file.changed) = (true, true);
         let state_root = self.replica.state_root();
         let (mut snapshot, mut checkpoint) = (None, None);
         if ends_epoch {
             self.keep_snapshot(round)?;
+            self.save()?;
             snapshot = Some(self.snapshot(round));
             checkpoint = Some(self.write_checkpoint(round, state_root)?);
         }
@@ -677,7 +740,8 @@ impl Machine {
         self.settle_pending(pending)?;
         self.snapshots.clear();
         self.keep_snapshot(round)?;
-        self.write_state(round)?;
+        (self.state_file.changed, self.private_file.changed) = (true, true);
+        self.save()?;
         let snapshot = self.snapshot(round);
         Ok(Event::Adopted { round, snapshot })
     }
@@ -710,21 +774,25 @@ impl Machine {
         }
     }
 
-    fn write_state(&mut self, round: RoundId) -> Result<(), WorkerError> {
+    fn write_state(&mut self) -> Result<(), WorkerError> {
+        let Some(round) = self.applied else {
+            return Ok(());
+        };
         let replica = &self.replica;
         let tiles = 0..replica.layout().tiles().len();
         self.disk
             .write_state(round, tiles.filter_map(|index| replica.export_tile(index)))?;
-        self.save_private()?;
         let mut keep = self.snapshots.clone();
         keep.push(round);
         self.disk.retain_states(&keep)?;
+        self.state_file.written_now();
         Ok(())
     }
 
-    fn save_private(&self) -> Result<(), WorkerError> {
+    fn write_private(&mut self) -> Result<(), WorkerError> {
         let private = self.replica.save_private(&self.trainer.inner_state()?);
         self.disk.write_private(self.pending.as_ref(), &private)?;
+        self.private_file.written_now();
         Ok(())
     }
 

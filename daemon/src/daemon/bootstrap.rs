@@ -15,7 +15,7 @@ use libp2p::{Multiaddr, PeerId};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
-use super::driver::udp_address;
+use super::address::{bulk_address, udp_address};
 use super::fetch::{self, DataFetchError};
 use super::{Entry, EntryPeer, Role, rpc};
 use crate::net::bulk::{Bulk, PeerSource};
@@ -259,7 +259,7 @@ impl Bootstrap {
         let Response::Contact(contact) = response.map_err(DataFetchError::Manifest)? else {
             return Err(DataFetchError::Manifest(rpc::RpcError::Unexpected).into());
         };
-        let Some(addr) = super::driver::bulk_address(&contact, self.address_of(source)) else {
+        let Some(addr) = bulk_address(&contact, self.address_of(source)) else {
             bail!("peer {source} does not say where its bulk plane listens; try again");
         };
         let source = PeerSource { peer: source, addr };

@@ -40,13 +40,11 @@ pub(super) fn queue_epoch(
     round: RoundId,
     state_root: Hash,
 ) -> anyhow::Result<ScoreTable> {
-    let epoch = EpochId::of(round, &shared.manifest);
-    let epoch = epoch.with_context(|| format!("round {round} belongs to no epoch of the run"))?;
-    let table = tokio::task::block_in_place(|| scores(shared, epoch, round))?;
+    let table = scores_until(shared, round)?;
     queue(
         shared,
         &QueuedAttestation {
-            epoch: epoch.0,
+            epoch: table.epoch.0,
             round: round.0,
             state_root: state_root.0,
             scores: table.hash().0,
@@ -55,12 +53,14 @@ pub(super) fn queue_epoch(
     Ok(table)
 }
 
-/// What the stored decisions of `epoch` up to `last` prove.
-fn scores(shared: &Shared, epoch: EpochId, last: RoundId) -> anyhow::Result<ScoreTable> {
+/// What the stored decisions prove of the epoch of round `last`, up to that round.
+pub(super) fn scores_until(shared: &Shared, last: RoundId) -> anyhow::Result<ScoreTable> {
+    let epoch = EpochId::of(last, &shared.manifest);
+    let epoch = epoch.with_context(|| format!("round {last} belongs to no epoch of the run"))?;
     let first = epoch.first_round(&shared.manifest);
     let rounds = last.next().0.saturating_sub(first.0);
     let count = u32::try_from(rounds).unwrap_or(u32::MAX);
-    let records = shared.store.decisions(first, count)?;
+    let records = tokio::task::block_in_place(|| shared.store.decisions(first, count))?;
     let scores = EpochScores::replay(&shared.manifest, epoch, &records)
         .with_context(|| format!("scores of epoch {epoch}"))?;
     Ok(scores.table())

@@ -269,6 +269,46 @@ async fn a_launched_run_is_found_from_the_chain_alone_and_only_the_registered_pa
         .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_epoch_that_ended_before_a_restart_is_attested_after_it_once() {
+    let nobody = format!("ws://127.0.0.1:{}", free_port());
+    let genesis = Hash::of_content(b"a chain that is away");
+    let peer = Peer::start(&nobody, genesis, 1, Key::dev("Bob"));
+    let root = Hash::of_content(b"the state after round 8");
+    let scored = || peer.link.shared.scores.borrow().as_ref().map(|t| t.epoch.0);
+
+    peer.link.resumed((RoundId(3), root)).unwrap();
+    assert_eq!(peer.store.queued_attestations().unwrap(), []);
+    assert_eq!(scored(), None, "no epoch has ended");
+
+    peer.link.resumed((RoundId(8), root)).unwrap();
+    let queued = peer.store.queued_attestations().unwrap();
+    assert_eq!(queued.len(), 1);
+    assert_eq!((queued[0].epoch, queued[0].round), (2, 8));
+    assert_eq!(queued[0].state_root, root.0);
+    assert_eq!(scored(), Some(2));
+
+    peer.store.attestation_sent(2).unwrap();
+    let checkpoint = peer.state_dir.checkpoint(8);
+    std::fs::create_dir_all(&checkpoint).unwrap();
+    let receipt = AttestationReceipt {
+        genesis,
+        netuid: 1,
+        hotkey: String::new(),
+        run: root,
+        epoch: 2,
+        round: 8,
+        state_root: root,
+        scores: root,
+        block_number: 1,
+        block_hash: root,
+        extrinsic_index: 0,
+    };
+    receipt.write(&checkpoint).unwrap();
+    peer.link.resumed((RoundId(8), root)).unwrap();
+    assert_eq!(peer.store.queued_attestations().unwrap(), []);
+}
+
 #[test]
 fn the_address_that_reaches_farthest_is_published() {
     let mut addresses: Vec<SocketAddr> = [

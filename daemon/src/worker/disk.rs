@@ -6,13 +6,17 @@
 //! | `private.bin` | error feedback, inner optimizer state, and the own update in flight |
 //! | `frames/NNNNNN-HASH` | a frame of a round, own or fetched |
 //!
-//! Every file appears whole or not at all (written beside, synced, renamed). The shared state is written before the
-//! private one: after a crash between them the private state still names the round whose update it holds, and what the
-//! decision left out of it is given back then.
+//! Every file appears whole or not at all to a process that was killed (written beside, renamed), and reaches the medium
+//! soon after: a thread syncs what was written, so that no round waits for it. A machine that loses power may find a file
+//! of the last moments torn. That is noticed (frames and states are named by hashes) and mended from other peers.
+//!
+//! The shared state is written before the private one: after a crash between them the private state still names the round
+//! whose update it holds, and what the decision left out of it is given back then.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use bytes::Bytes;
 use gradmesh_protocol::hash::Hash;
@@ -23,6 +27,9 @@ use crate::store::record::{self, InFlight};
 
 /// The longest description of an update in flight: a frame reference is 40 bytes, and a header has at most 4096.
 const IN_FLIGHT_BYTES_MAX: usize = 1 << 20;
+
+/// Files written and not yet synced. When there are more, the operating system syncs the rest in its own time.
+const UNSYNCED_MAX: usize = 256;
 
 /// A failure of the disk. The daemon stops: it cannot keep its promises without one.
 #[derive(Debug, thiserror::Error)]
@@ -67,17 +74,24 @@ pub(crate) struct PrivateFile {
     pub(crate) private: Vec<u8>,
 }
 
-/// The files of one peer's state.
+/// The files of one peer's state. Clones share the thread that syncs; it ends with the last of them.
 #[derive(Clone, Debug)]
 pub(crate) struct Disk {
     dir: PathBuf,
+    written: SyncSender<File>,
 }
 
 impl Disk {
     /// The layout below `dir`; makes the folders.
     pub(crate) fn open(dir: &Path) -> Result<Disk, DiskError> {
+        let (written, unsynced) = sync_channel(UNSYNCED_MAX);
+        std::thread::Builder::new()
+            .name("sync".into())
+            .spawn(move || sync_all(&unsynced))
+            .map_err(io_error(dir))?;
         let disk = Disk {
             dir: dir.to_owned(),
+            written,
         };
         for folder in [disk.states(), disk.frames()] {
             fs::create_dir_all(&folder).map_err(io_error(&folder))?;
@@ -109,7 +123,7 @@ impl Disk {
         tiles: impl Iterator<Item = Vec<u8>>,
     ) -> Result<(), DiskError> {
         let path = self.state_path(round);
-        write_whole(&path, |file| {
+        self.write_whole(&path, |file| {
             for tile in tiles {
                 file.write_all(&tile)?;
             }
@@ -158,7 +172,7 @@ impl Disk {
         private: &[u8],
     ) -> Result<(), DiskError> {
         let in_flight = record::seal_in_flight(&pending.map(InFlight::from));
-        write_whole(&self.private_path(), |file| {
+        self.write_whole(&self.private_path(), |file| {
             file.write_all(&(in_flight.len() as u64).to_le_bytes())?;
             file.write_all(&in_flight)?;
             file.write_all(private)
@@ -207,7 +221,7 @@ impl Disk {
         if path.exists() {
             return Ok(());
         }
-        write_whole(&path, |file| file.write_all(bytes))
+        self.write_whole(&path, |file| file.write_all(bytes))
     }
 
     /// A frame, if it is here and whole.
@@ -236,6 +250,25 @@ impl Disk {
         Ok(frames)
     }
 
+    /// Writes beside `path`, renames, and has it synced.
+    fn write_whole(
+        &self,
+        path: &Path,
+        write: impl FnOnce(&mut io::BufWriter<&File>) -> io::Result<()>,
+    ) -> Result<(), DiskError> {
+        let partial = path.with_extension("partial");
+        let file = File::create(&partial).map_err(io_error(&partial))?;
+        let mut writer = io::BufWriter::with_capacity(1 << 20, &file);
+        write(&mut writer)
+            .and_then(|()| writer.flush())
+            .and_then(|()| fs::rename(&partial, path))
+            .map_err(io_error(path))?;
+        drop(writer);
+        // A thread that does not keep up is not waited for: the operating system writes the file by itself.
+        let _ = self.written.try_send(file);
+        Ok(())
+    }
+
     /// Deletes the frames of the rounds before `round`.
     pub(crate) fn release_frames_before(&self, round: RoundId) -> Result<(), DiskError> {
         for (of, hash, _) in self.list_frames()? {
@@ -248,19 +281,13 @@ impl Disk {
     }
 }
 
-/// Writes beside `path`, syncs, renames.
-fn write_whole(
-    path: &Path,
-    write: impl FnOnce(&mut io::BufWriter<&File>) -> io::Result<()>,
-) -> Result<(), DiskError> {
-    let partial = path.with_extension("partial");
-    let file = File::create(&partial).map_err(io_error(&partial))?;
-    let mut writer = io::BufWriter::with_capacity(1 << 20, &file);
-    write(&mut writer)
-        .and_then(|()| writer.flush())
-        .and_then(|()| file.sync_data())
-        .and_then(|()| fs::rename(&partial, path))
-        .map_err(io_error(path))
+/// Makes what was written durable, until the last [`Disk`] is gone.
+fn sync_all(unsynced: &Receiver<File>) {
+    for file in unsynced {
+        if let Err(error) = file.sync_data() {
+            tracing::warn!(%error, "a file of the state directory was not synced");
+        }
+    }
 }
 
 impl From<&Pending> for InFlight {

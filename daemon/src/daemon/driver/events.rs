@@ -1,0 +1,235 @@
+//! What happens outside, told to the node: network, worker, fetching tasks, chain.
+
+use gradmesh_chain::AccountId;
+use gradmesh_protocol::key::PeerKey;
+use gradmesh_protocol::manifest::RoundId;
+use gradmesh_protocol::node::Input;
+use gradmesh_protocol::wire::{Contact, Gossip};
+use libp2p::{Multiaddr, PeerId};
+use std::sync::Arc;
+use tokio::time::Instant;
+
+use super::{Done, Driver, NONCE_BYTES};
+use crate::daemon::address::{bulk_address, udp_address};
+use crate::daemon::{peer_id, peer_key};
+use crate::net::control::{ControlEvent, GossipMessage, Verdict};
+use crate::status::CheckpointStatus;
+use crate::subnet;
+use crate::worker::{Command, Event};
+
+impl Driver {
+    /// What the chain says.
+    pub(super) async fn on_subnet(&mut self, event: subnet::Event) -> anyhow::Result<()> {
+        match event {
+            subnet::Event::Snapshot { registry, peers } => {
+                for peer in peers {
+                    let unknown = !self.connected.contains_key(&peer.key);
+                    if let Some(id) = peer_id(&peer.key).filter(|_| unknown)
+                        && let Err(error) = self.control.keep(id, peer.addresses).await
+                    {
+                        tracing::debug!(peer = %peer.key.short(), %error, "not kept");
+                    }
+                }
+                self.inputs.push_back(Input::Registry(registry));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_done(&mut self, done: Done) -> anyhow::Result<()> {
+        match done {
+            Done::Frame {
+                frame,
+                result: Ok(bytes),
+            } => {
+                let input = self.checked(frame, &bytes);
+                if input == Input::FrameHeld(frame) {
+                    let round = self.node.applied().map_or(RoundId(0), RoundId::next);
+                    self.keep_frame(round, frame.hash, bytes)?;
+                }
+                self.inputs.push_back(input);
+            }
+            Done::Frame {
+                frame,
+                result: Err(failed),
+            } => {
+                tracing::debug!(hash = %frame.hash, error = %failed.error, "frame not fetched");
+                self.inputs.push_back(Input::FrameFailed(frame));
+            }
+            Done::State {
+                round,
+                root,
+                result: Ok(state),
+            } => self.command(Command::Adopt {
+                round,
+                root,
+                leaves: state.leaves,
+                tiles: state.tiles,
+            })?,
+            Done::State {
+                round,
+                result: Err(error),
+                ..
+            } => {
+                tracing::warn!(%round, %error, "state not fetched");
+                self.inputs.push_back(Input::StateFailed(round));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_worker(&mut self, event: Event) -> anyhow::Result<()> {
+        match event {
+            Event::Progress {
+                round,
+                step,
+                steps,
+                loss,
+            } => self.progress = Some((round, step, steps, loss)),
+            Event::Update {
+                round,
+                summary,
+                frames,
+            } => {
+                self.meter.commit();
+                self.progress = None;
+                for (frame, bytes) in summary.frames.iter().zip(frames) {
+                    self.keep_frame(round, frame.hash, bytes)?;
+                }
+                let update = summary;
+                self.inputs.push_back(Input::UpdateReady { round, update });
+            }
+            Event::TrainingFailed { round, reason } => {
+                tracing::error!(%round, reason, "no update in this round");
+                self.status
+                    .set_problem(Some(format!("round {round} gave no update: {reason}")));
+                self.inputs.push_back(Input::TrainingFailed(round));
+            }
+            Event::Applied {
+                round,
+                state_root,
+                seconds,
+                snapshot,
+                checkpoint,
+            } => {
+                tracing::debug!(%round, seconds = seconds.as_secs_f64(), "applied");
+                self.blobs.release_before(round.0);
+                if let Some(snapshot) = snapshot {
+                    self.serve_snapshot(snapshot)?;
+                }
+                if let Some(written) = checkpoint {
+                    if let Some(subnet) = &self.subnet {
+                        subnet.epoch_ended(written.round, written.root)?;
+                    }
+                    tracing::info!(round = %written.round, path = %written.path.display(), "checkpoint");
+                    self.status.set_checkpoint(CheckpointStatus {
+                        round: written.round.0,
+                        root: written.root,
+                        path: written.path,
+                        loss_held_out: written.loss_held_out.map(f64::from),
+                    });
+                }
+                self.inputs.push_back(Input::Applied { round, state_root });
+            }
+            Event::Adopted { round, snapshot } => {
+                self.snapshots.clear();
+                self.serve_snapshot(snapshot)?;
+                let records = self.store.decisions(round.next(), u32::MAX)?;
+                let records = records.into_iter().map(Arc::new).collect();
+                self.inputs
+                    .push_back(Input::StateFetched { round, records });
+            }
+            Event::Broken(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    pub(super) async fn on_control(&mut self, event: ControlEvent) -> anyhow::Result<()> {
+        match event {
+            ControlEvent::Listening(address) => {
+                tracing::info!(%address, "listening");
+                if let (Some(subnet), Some(address)) = (&self.subnet, udp_address(&address)) {
+                    subnet.listening(address);
+                }
+                self.listening.push(address);
+                self.contact_due = Instant::now();
+                self.show_contact();
+            }
+            ControlEvent::PeerConnected { peer, addr } => {
+                if let Some(key) = peer_key(&peer) {
+                    self.connected.insert(key, addr);
+                    self.inputs.push_back(Input::PeerUp(key));
+                }
+            }
+            ControlEvent::PeerDisconnected { peer } => {
+                if let Some(key) = peer_key(&peer) {
+                    self.connected.remove(&key);
+                    self.contacts.remove(&key);
+                    self.inputs.push_back(Input::PeerDown(key));
+                }
+            }
+            ControlEvent::PeerSubscribed { .. } => self.contact_due = Instant::now(),
+            ControlEvent::PeerAddresses { .. } | ControlEvent::PeerRtt { .. } => {}
+            ControlEvent::Gossip(message) => self.on_gossip(message).await?,
+            ControlEvent::Request { peer, token, bytes } => {
+                self.on_request(peer, token, &bytes).await?;
+            }
+            ControlEvent::Response { id, result, .. } => {
+                self.inputs.extend(self.rpc.answered(id, result));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn on_gossip(&mut self, message: GossipMessage) -> anyhow::Result<()> {
+        let author = peer_key(&message.author);
+        let body = message.bytes.get(NONCE_BYTES..);
+        let decoded = body.map(|body| Gossip::decode(&self.run, body));
+        let verdict = match (author, decoded) {
+            (Some(from), Some(Ok(Gossip::Contact(contact)))) => {
+                self.on_contact(from, message.author, &contact).await;
+                Verdict::Accept
+            }
+            (Some(from), Some(Ok(gossip))) => {
+                let message = Box::new(gossip);
+                self.inputs.push_back(Input::Gossip { from, message });
+                Verdict::Accept
+            }
+            (_, Some(Err(error))) => {
+                tracing::debug!(author = %message.author, %error, "gossip refused");
+                Verdict::Reject
+            }
+            (None, _) | (_, None) => Verdict::Reject,
+        };
+        let (id, source) = (message.id, message.propagation_source);
+        self.control.report_gossip(id, source, verdict).await?;
+        Ok(())
+    }
+
+    /// Where another peer listens: connect to it, and fetch from it from now on.
+    pub(super) async fn on_contact(&mut self, from: PeerKey, peer: PeerId, contact: &Contact) {
+        if from == self.me {
+            return;
+        }
+        if let (Some(subnet), Some(hotkey)) = (&self.subnet, contact.hotkey) {
+            subnet.claims().note(from, AccountId(hotkey));
+        }
+        let addresses: Vec<Multiaddr> = contact
+            .control
+            .iter()
+            .filter_map(|address| address.parse().ok())
+            .collect();
+        if !self.connected.contains_key(&from)
+            && let Err(error) = self.control.keep(peer, addresses).await
+        {
+            tracing::debug!(%peer, %error, "not kept");
+        }
+        // A peer that is not connected yet says it again once it is.
+        let connected_from = self.connected.get(&from).cloned();
+        if connected_from.is_some()
+            && let Some(bulk) = bulk_address(contact, connected_from)
+        {
+            self.contacts.insert(from, bulk);
+        }
+    }
+}
