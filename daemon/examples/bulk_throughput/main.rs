@@ -1,7 +1,7 @@
 //! Throughput of the bulk plane, through the serve and fetch code of the daemon.
 //!
 //! ```text
-//! bulk_throughput [--peers N] [--mib SIZE] [--repeats R] [--congestion cubic,bbr,newreno]
+//! bulk_throughput [--peers N] [--mib SIZE] [--repeats R] [--connections C] [--congestion cubic,bbr,newreno]
 //!                 [--mbit RATE --rtt-ms TIME --loss PROBABILITY]
 //! ```
 //! On loopback, or, with a rate, through a relay that stands for a link. Congestion controls alternate within one

@@ -18,10 +18,12 @@
 //! | memory of a fetch | the caller's [`Length`] | [`Blame::OverCap`], [`Blame::OtherLength`] |
 //! | memory of all fetches | `fetch_bytes_max`, and what windows let peers send unasked | as for fetches |
 //! | peers remembered as frozen | 1024, for five seconds | not remembered |
+//! | peers whose pulse is watched | the sources of fetches that callers wait for | - |
 
 mod budget;
 mod fetch;
 mod links;
+mod pulse;
 mod serve;
 mod tls;
 mod transport;
@@ -42,6 +44,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::blob::{BlobHash, BlobSource};
 use links::Links;
+use pulse::Pulses;
 pub use tls::TlsError;
 pub use transport::{Congestion, PipeTarget, SocketBuffers};
 
@@ -49,6 +52,7 @@ pub use transport::{Congestion, PipeTarget, SocketBuffers};
 const CLOSE_SHUTDOWN: VarInt = VarInt::from_u32(0);
 const CLOSE_DENIED: VarInt = VarInt::from_u32(1);
 const CLOSE_FULL: VarInt = VarInt::from_u32(2);
+const CLOSE_SLOW: VarInt = VarInt::from_u32(3);
 
 /// Time that [`Bulk::shutdown`] gives streams that are being served.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
@@ -75,7 +79,7 @@ pub struct BulkLimits {
     pub connections_per_peer_max: usize,
     /// Connections to one peer that a large blob is fetched over; small ones use the first only.
     pub connections_per_pipe: usize,
-    /// Requests in progress on one connection; with the windows in `tls.rs` four fill it.
+    /// Requests in progress on one connection; with the windows in `transport.rs` one fills it.
     pub streams_per_connection_max: u32,
     /// Requests being served on all connections.
     pub streams_served_max: usize,
@@ -87,8 +91,8 @@ pub struct BulkLimits {
     pub fetch_bytes_max: u64,
     /// Time for a handshake.
     pub connect_timeout: Duration,
-    /// A source that sends nothing for so long is left as soon as there is another one. Three round trips of 300 ms,
-    /// which is what a lost packet may take.
+    /// A source of which nothing comes for so long, in no stream, is left as soon as there is another one. Three round
+    /// trips of 300 ms, which is what a lost packet may take.
     pub overtake_after: Duration,
     /// In every window of this length a source must send at least 16 KiB, or all that is left.
     pub stall_window: Duration,
@@ -279,6 +283,7 @@ struct Inner {
     source: Arc<dyn BlobSource>,
     allow: Allow,
     links: Links,
+    pulses: Pulses,
     /// Incoming connections.
     places: serve::Places,
     /// Streams being served.
@@ -327,6 +332,7 @@ impl Bulk {
             source,
             allow,
             links: Links::default(),
+            pulses: Pulses::default(),
             places: serve::Places::default(),
             asked_by: serve::Places::default(),
             incoming: Arc::new(Semaphore::new(limits.connections_max)),
