@@ -1,6 +1,7 @@
 //! A UDP relay that stands for a long, thin, lossy link: delay, rate, loss, a bounded queue and a packet size.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -78,14 +79,14 @@ pub(crate) async fn start(server: SocketAddr, link: Link, seed: u64) -> Result<S
         let mut flows: HashMap<SocketAddr, Sender> = HashMap::new();
         let mut packet = [0; 65_536];
         while let Ok((length, from)) = front.recv_from(&mut packet).await {
-            if !flows.contains_key(&from) {
+            if let Entry::Vacant(flow) = flows.entry(from) {
                 let Ok(back) = socket().await.map(Arc::new) else {
                     return;
                 };
                 if back.connect(server).await.is_err() {
                     return;
                 }
-                flows.insert(from, deliver(Arc::clone(&back), None));
+                flow.insert(deliver(Arc::clone(&back), None));
                 let answers = deliver(Arc::clone(&front), Some(from));
                 tokio::spawn(carry_back(back, answers, Arc::clone(&down)));
             }
