@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::rpc::Caller;
 use super::{peer_id, rpc};
-use crate::net::bulk::{Bulk, FetchFailed, PeerSource};
+use crate::net::bulk::{Blame, Bulk, FetchFailed, FetchReport, Length, PeerSource};
 
 /// A frame that takes longer is asked for again, from the next source first. A guess: 18 MB over 10 Mbit/s.
 const FRAME_TIMEOUT: Duration = Duration::from_secs(20);
@@ -67,20 +67,48 @@ impl Contacts {
     }
 }
 
-/// Fetches the bytes of a frame from the first of `sources` that has it; no more than its header says.
+/// Fetches the bytes of a frame from `sources`, as many as its header says.
+///
+/// Fewer when that is the header's fault. A source that says so proves nothing; its bytes do, once their hash is right.
+/// Therefore sources that claim a shorter blob are asked for it when nobody has one of the right length. More bytes
+/// than the header says are never asked for.
 pub(super) async fn frame(
     bulk: Bulk,
     frame: FrameId,
     sources: Vec<PeerSource>,
 ) -> Result<Bytes, FetchFailed> {
     let deadline = Instant::now() + FRAME_TIMEOUT;
-    let fetched = bulk
-        .fetch(frame.hash.0, frame.bytes, &sources, deadline)
-        .await?;
+    let hash = frame.hash.0;
+    let length = Length::Exactly(frame.bytes);
+    let fetched = match bulk.fetch(hash, length, &sources, deadline).await {
+        Ok(fetched) => fetched,
+        Err(failed) => {
+            let claimants = claimants_of_fewer_bytes(frame.bytes, &failed.report, &sources);
+            if claimants.is_empty() {
+                return Err(failed);
+            }
+            let length = Length::AtMost(frame.bytes);
+            bulk.fetch(hash, length, &claimants, deadline).await?
+        }
+    };
     for (peer, blame) in &fetched.report.blamed {
         tracing::debug!(%peer, ?blame, hash = %frame.hash, "a source of a frame failed");
     }
     Ok(fetched.bytes)
+}
+
+fn claimants_of_fewer_bytes(
+    bytes: u64,
+    report: &FetchReport,
+    sources: &[PeerSource],
+) -> Vec<PeerSource> {
+    let claims_fewer = |source: &&PeerSource| {
+        report.blamed.iter().any(|(peer, blame)| {
+            matches!(blame, Blame::OtherLength { claimed } if *claimed < bytes)
+                && *peer == source.peer
+        })
+    };
+    sources.iter().filter(claims_fewer).copied().collect()
 }
 
 /// Fetches the residual `hash` of `bytes` bytes; `None` if no source has it.
@@ -91,9 +119,9 @@ pub(super) async fn residual(
     sources: Vec<PeerSource>,
 ) -> Option<Bytes> {
     let deadline = Instant::now() + FRAME_TIMEOUT;
-    let fetched = bulk.fetch(hash.0, bytes, &sources, deadline).await;
-    let fetched = fetched.ok()?.bytes;
-    (fetched.len() as u64 == bytes).then_some(fetched)
+    let length = Length::Exactly(bytes);
+    let fetched = bulk.fetch(hash.0, length, &sources, deadline).await;
+    Some(fetched.ok()?.bytes)
 }
 
 /// Why a state could not be fetched from anybody.
@@ -138,7 +166,8 @@ pub(super) async fn state(
             let index = next;
             tasks.spawn(async move {
                 let deadline = Instant::now() + PIECE_TIMEOUT;
-                let result = bulk.fetch(leaf.0, LEAF_BYTES_MAX, &sources, deadline).await;
+                let length = Length::AtMost(LEAF_BYTES_MAX);
+                let result = bulk.fetch(leaf.0, length, &sources, deadline).await;
                 (index, result)
             });
             next += 1;
@@ -252,7 +281,12 @@ async fn data_file(
     }
     let deadline = Instant::now() + PIECE_TIMEOUT;
     let fetched = bulk
-        .fetch(file.blake3, file.bytes, &[source], deadline)
+        .fetch(
+            file.blake3,
+            Length::Exactly(file.bytes),
+            &[source],
+            deadline,
+        )
         .await
         .map_err(|failed| DataFetchError::File {
             path: file.path.clone(),
@@ -266,4 +300,65 @@ async fn data_file(
         .await
         .map_err(io)?;
     tokio::fs::rename(&partial, &path).await.map_err(io)
+}
+
+#[cfg(test)]
+mod tests {
+    use libp2p::identity::Keypair;
+
+    use super::*;
+    use crate::blob::{Blob, BlobHash, BlobSource};
+    use crate::net::bulk::{BulkConfig, BulkLimits, FetchError};
+
+    /// Serves the same bytes under every hash.
+    struct Always(Bytes);
+
+    impl BlobSource for Always {
+        fn open(&self, _hash: &BlobHash) -> Option<Blob> {
+            Some(Blob::Memory(self.0.clone()))
+        }
+    }
+
+    fn start(serves: &Bytes) -> (Bulk, PeerSource) {
+        let keypair = Keypair::generate_ed25519();
+        let peer = keypair.public().to_peer_id();
+        let config = BulkConfig {
+            keypair,
+            listen: "127.0.0.1:0".parse().unwrap(),
+            limits: BulkLimits::default(),
+        };
+        let source = Arc::new(Always(serves.clone()));
+        let bulk = Bulk::spawn(config, source, Arc::new(|_| true)).unwrap();
+        let addr = bulk.local_addr();
+        (bulk, PeerSource { peer, addr })
+    }
+
+    #[tokio::test]
+    async fn frame_shorter_than_its_header_says_is_proven_by_its_bytes_and_not_by_a_claim() {
+        let bytes = Bytes::from_static(b"nine byte");
+        let (_honest, holder) = start(&bytes);
+        let (_liar, liar) = start(&Bytes::from_static(b"lies"));
+        let (client, _) = start(&Bytes::new());
+        let named = |bytes_named| FrameId {
+            hash: Hash::of_content(&bytes),
+            bytes: bytes_named,
+            shard: 0,
+        };
+        let sources = vec![liar, holder];
+        let right = frame(client.clone(), named(9), sources.clone()).await;
+        assert_eq!(right.unwrap(), bytes);
+        let shorter = frame(client.clone(), named(10), sources.clone()).await;
+        assert_eq!(shorter.unwrap(), bytes);
+        let failed = frame(client.clone(), named(10), vec![liar]).await;
+        let failed = failed.unwrap_err();
+        assert_eq!(failed.error, FetchError::Exhausted);
+        assert_eq!(failed.report.blamed, [(liar.peer, Blame::WrongBytes)]);
+        // More than the header says is nobody's fault that could be proven without taking it.
+        let failed = frame(client, named(8), vec![holder]).await.unwrap_err();
+        let claimed = 9;
+        assert_eq!(
+            failed.report.blamed,
+            [(holder.peer, Blame::OverCap { claimed })]
+        );
+    }
 }

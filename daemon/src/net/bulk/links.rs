@@ -1,4 +1,6 @@
-//! Connections to peers, shared by all fetches: at most one is being made per peer, and the number is bounded.
+//! Connections to peers, shared by all fetches: `connections_per_pipe` lines to each peer, of which one is being made
+//! at a time, and the number is bounded. Small blobs take the first line only. A peer that made the first connection
+//! itself is not dialled for further ones: it may be behind NAT.
 //!
 //! **When full**: the least recently used connection that no fetch is using makes room; when all are in use, the
 //! fetch moves on to its next source.
@@ -17,6 +19,10 @@ use super::{Blame, Inner, serve, tls};
 /// For this long a failed attempt speaks for all fetches that waited for it, so that many fetches from a dead peer
 /// fail together and not one after the other.
 const FAILURE_SHARED: Duration = Duration::from_secs(1);
+/// For this long a peer that froze is asked last.
+const FROZEN_FOR: Duration = Duration::from_secs(5);
+/// Peers noted as frozen.
+const FROZEN_MAX: usize = 1024;
 const CLOSE_UNUSED: VarInt = VarInt::from_u32(0);
 /// TLS alerts come as QUIC errors 0x100 + alert (RFC 9001, section 4.8).
 const CRYPTO_ERRORS: std::ops::Range<u64> = 0x100..0x200;
@@ -30,8 +36,10 @@ pub(super) struct Links {
 
 #[derive(Debug, Default)]
 struct State {
-    links: HashMap<PeerId, Link>,
+    links: HashMap<(PeerId, usize), Link>,
     uses: u64,
+    /// When a fetch last left a peer because nothing came.
+    frozen: HashMap<PeerId, Instant>,
 }
 
 #[derive(Debug)]
@@ -65,19 +73,45 @@ pub(super) struct Lease {
 }
 
 impl Links {
-    /// The connection to `peer`, made now at `addr` if there is none. Waits for an attempt that is under way.
+    /// A connection to `peer`, made now at `addr` if there is none. Waits for an attempt that is under way. `line`,
+    /// taken modulo the number of lines, spreads large transfers over several connections; where a further one cannot
+    /// be had, the first serves.
     pub(super) async fn lease(
         &self,
         inner: &Arc<Inner>,
         peer: PeerId,
         addr: SocketAddr,
+        line: usize,
     ) -> Result<Lease, Blame> {
-        let slot = self.slot(peer, links_max(inner)).ok_or(Blame::NoRoom)?;
+        let first = self.lease_line(inner, peer, addr, 0).await?;
+        let line = line % inner.limits.connections_per_pipe.max(1);
+        if line == 0 || first.connection.side().is_server() {
+            return Ok(first);
+        }
+        Ok(self
+            .lease_line(inner, peer, addr, line)
+            .await
+            .unwrap_or(first))
+    }
+
+    async fn lease_line(
+        &self,
+        inner: &Arc<Inner>,
+        peer: PeerId,
+        addr: SocketAddr,
+        index: usize,
+    ) -> Result<Lease, Blame> {
+        let slot = self
+            .slot((peer, index), links_max(inner))
+            .ok_or(Blame::NoRoom)?;
         let mut line = slot.lock().await;
         match &*line {
             Line::Up(connection) if connection.close_reason().is_none() => {
                 let connection = connection.clone();
                 drop(line);
+                if !connection.side().is_client() {
+                    widen(inner, &connection);
+                }
                 return Ok(Lease {
                     connection,
                     reused: true,
@@ -98,7 +132,7 @@ impl Links {
                 let (inner, served) = (Arc::clone(inner), connection.clone());
                 tokio::spawn(async move {
                     serve::serve(&inner, &served, peer).await;
-                    inner.links.ended(peer, &served);
+                    inner.links.ended(peer, index, &served);
                 });
                 Ok(Lease {
                     connection,
@@ -119,7 +153,7 @@ impl Links {
 
     /// Lets fetches use a connection that `peer` made, unless there is a live one.
     pub(super) fn adopt(&self, inner: &Inner, peer: PeerId, connection: &Connection) {
-        let Some(slot) = self.slot(peer, links_max(inner)) else {
+        let Some(slot) = self.slot((peer, 0), links_max(inner)) else {
             return;
         };
         // A slot that is locked is being connected: that attempt wins.
@@ -134,24 +168,45 @@ impl Links {
     }
 
     /// Drops the link whose `connection` has ended, so that links do not outnumber connections for long.
-    pub(super) fn ended(&self, peer: PeerId, connection: &Connection) {
+    pub(super) fn ended(&self, peer: PeerId, index: usize, connection: &Connection) {
         let mut state = self.lock();
-        let ended = state.links.get(&peer).is_some_and(|link| {
+        let ended = state.links.get(&(peer, index)).is_some_and(|link| {
             Arc::strong_count(&link.slot) == 1
                 && link.slot.try_lock().is_ok_and(|line| {
                     matches!(&*line, Line::Up(up) if up.stable_id() == connection.stable_id())
                 })
         });
         if ended {
-            state.links.remove(&peer);
+            state.links.remove(&(peer, index));
         }
     }
 
-    fn slot(&self, peer: PeerId, links_max: usize) -> Option<Arc<Slot>> {
+    /// Notes that nothing came from `peer` for too long. When too many are noted, it is not.
+    pub(super) fn freezes(&self, peer: PeerId) {
+        let mut state = self.lock();
+        state.frozen.retain(|_, at| at.elapsed() < FROZEN_FOR);
+        if state.frozen.len() < FROZEN_MAX {
+            state.frozen.insert(peer, Instant::now());
+        }
+    }
+
+    /// Notes that `peer` sends again.
+    pub(super) fn moves(&self, peer: &PeerId) {
+        self.lock().frozen.remove(peer);
+    }
+
+    /// Whether `peer` was noted as frozen in the last five seconds and has sent nothing since.
+    pub(super) fn is_frozen(&self, peer: &PeerId) -> bool {
+        let state = self.lock();
+        let noted = state.frozen.get(peer);
+        noted.is_some_and(|at| at.elapsed() < FROZEN_FOR)
+    }
+
+    fn slot(&self, key: (PeerId, usize), links_max: usize) -> Option<Arc<Slot>> {
         let mut state = self.lock();
         let state = &mut *state;
         state.uses += 1;
-        if let Some(link) = state.links.get_mut(&peer) {
+        if let Some(link) = state.links.get_mut(&key) {
             link.last_use = state.uses;
             return Some(Arc::clone(&link.slot));
         }
@@ -163,7 +218,7 @@ impl Links {
             slot: Arc::clone(&slot),
             last_use: state.uses,
         };
-        state.links.insert(peer, link);
+        state.links.insert(key, link);
         Some(slot)
     }
 
@@ -175,13 +230,13 @@ impl Links {
 impl State {
     /// Closes the least recently used link that is not in use; `None` when all are.
     fn evict(&mut self) -> Option<()> {
-        let (peer, _) = self
+        let (key, _) = self
             .links
             .iter()
             .filter(|(_, link)| Arc::strong_count(&link.slot) == 1)
             .min_by_key(|(_, link)| link.last_use)?;
-        let peer = *peer;
-        let link = self.links.remove(&peer)?;
+        let key = *key;
+        let link = self.links.remove(&key)?;
         if let Ok(line) = link.slot.try_lock()
             && let Line::Up(connection) = &*line
         {
@@ -189,6 +244,11 @@ impl State {
         }
         Some(())
     }
+}
+
+/// Lets the other side send as much as the pipe holds: from now on it is asked for blobs.
+fn widen(inner: &Inner, connection: &Connection) {
+    connection.set_receive_window(VarInt::from_u32(inner.limits.pipe.window_bytes()));
 }
 
 /// As many links to peers that connected to us as there can be, and as many again for connections of our own.
@@ -206,7 +266,10 @@ async fn connect(inner: &Arc<Inner>, peer: PeerId, addr: SocketAddr) -> Result<C
         .map_err(|error| unreachable(error.to_string()))?;
     metrics::counter!("gradmesh_bulk_connects_total").increment(1);
     match timeout(inner.limits.connect_timeout, connecting).await {
-        Ok(Ok(connection)) => Ok(connection),
+        Ok(Ok(connection)) => {
+            widen(inner, &connection);
+            Ok(connection)
+        }
         Ok(Err(ConnectionError::TransportError(error)))
             if CRYPTO_ERRORS.contains(&u64::from(error.code))
                 && u64::from(error.code) != ALERT_NO_ALPN =>

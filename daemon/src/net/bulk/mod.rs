@@ -12,14 +12,21 @@
 //! | incoming connections | `connections_max`, `connections_per_peer_max` | refused |
 //! | connections, both ways | twice `connections_max` | the longest idle one is closed, else [`Blame::NoRoom`] |
 //! | streams of a connection | `streams_per_connection_max` | the fetching side waits |
-//! | streams being served | `streams_served_max` | answered "busy"; the fetching side asks others, then again |
-//! | fetches | `fetches_max` | further ones wait, within their deadline |
-//! | memory of a fetch | the caller's `bytes_max` | [`Blame::OverCap`] |
+//! | streams being served | `streams_served_max`, `streams_served_per_peer_max` | answered "busy"; the fetching side |
+//! | | | asks others, then again |
+//! | fetches | `fetches_max` | further ones wait, within their deadline, in the order of asking |
+//! | memory of a fetch | the caller's [`Length`] | [`Blame::OverCap`], [`Blame::OtherLength`] |
+//! | memory of all fetches | `fetch_bytes_max`, and what windows let peers send unasked | as for fetches |
+//! | peers remembered as frozen | 1024, for five seconds | not remembered |
+//! | peers whose pulse is watched | the sources of fetches that callers wait for | - |
 
+mod budget;
 mod fetch;
 mod links;
+mod pulse;
 mod serve;
 mod tls;
+mod transport;
 mod wire;
 
 use std::fmt;
@@ -37,12 +44,15 @@ use tokio::time::{Instant, timeout};
 
 use crate::blob::{BlobHash, BlobSource};
 use links::Links;
+use pulse::Pulses;
 pub use tls::TlsError;
+pub use transport::{Congestion, PipeTarget, SocketBuffers};
 
 /// Application close codes.
 const CLOSE_SHUTDOWN: VarInt = VarInt::from_u32(0);
 const CLOSE_DENIED: VarInt = VarInt::from_u32(1);
 const CLOSE_FULL: VarInt = VarInt::from_u32(2);
+const CLOSE_SLOW: VarInt = VarInt::from_u32(3);
 
 /// Time that [`Bulk::shutdown`] gives streams that are being served.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
@@ -65,33 +75,55 @@ pub struct BulkConfig {
 pub struct BulkLimits {
     /// Connections in each direction. 128 owners and counterparts are more than any plan gives a peer.
     pub connections_max: usize,
-    /// Incoming connections of one peer: one, and a second while it replaces the first.
+    /// Incoming connections of one peer: those of its fetches, and as many again while they replace the first.
     pub connections_per_peer_max: usize,
-    /// Requests in progress on one connection; with the windows in `tls.rs` four fill it.
+    /// Connections to one peer that a large blob is fetched over; small ones use the first only.
+    pub connections_per_pipe: usize,
+    /// Requests in progress on one connection; with the windows in `transport.rs` one fills it.
     pub streams_per_connection_max: u32,
     /// Requests being served on all connections.
     pub streams_served_max: usize,
+    /// Of them, requests of one peer, so that one that asks for much leaves room for the others.
+    pub streams_served_per_peer_max: usize,
     /// Fetches in progress; further ones wait for their turn.
     pub fetches_max: usize,
+    /// Bytes of all blobs in progress; a fetch that does not fit waits for its turn.
+    pub fetch_bytes_max: u64,
     /// Time for a handshake.
     pub connect_timeout: Duration,
+    /// A source of which nothing comes for so long, in no stream, is left as soon as there is another one. Three round
+    /// trips of 300 ms, which is what a lost packet may take.
+    pub overtake_after: Duration,
     /// In every window of this length a source must send at least 16 KiB, or all that is left.
     pub stall_window: Duration,
     /// Time after which a connection without use is closed, and a dead one is given up.
     pub idle_timeout: Duration,
+    /// The pipe that windows are sized for.
+    pub pipe: PipeTarget,
+    /// How this peer paces what it sends.
+    pub congestion: Congestion,
 }
 
 impl Default for BulkLimits {
     fn default() -> Self {
         Self {
             connections_max: 128,
-            connections_per_peer_max: 2,
+            connections_per_peer_max: 4,
+            connections_per_pipe: 2,
             streams_per_connection_max: 16,
             streams_served_max: 256,
+            streams_served_per_peer_max: 64,
             fetches_max: 64,
+            fetch_bytes_max: 1 << 30,
             connect_timeout: Duration::from_secs(5),
+            overtake_after: Duration::from_secs(1),
             stall_window: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(30),
+            pipe: PipeTarget {
+                bits_per_s: 1_000_000_000,
+                round_trip: Duration::from_millis(300),
+            },
+            congestion: Congestion::Bbr,
         }
     }
 }
@@ -102,6 +134,23 @@ pub struct PeerSource {
     pub peer: PeerId,
     /// Its bulk plane. Not used when a connection to the peer stands, whoever made it.
     pub addr: SocketAddr,
+}
+
+/// How long a blob is, as far as the caller knows; never what a source claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Length {
+    /// So many bytes: fetched in parts, from several sources at once, into a buffer of this size.
+    Exactly(u64),
+    /// At most so many: fetched from one source after the other.
+    AtMost(u64),
+}
+
+impl Length {
+    fn bytes_max(self) -> u64 {
+        match self {
+            Length::Exactly(bytes) | Length::AtMost(bytes) => bytes,
+        }
+    }
 }
 
 /// A verified blob.
@@ -132,13 +181,16 @@ pub enum Blame {
     /// It says that the blob is longer than the caller allows: either that is a lie or the caller's cap is wrong.
     #[error("claims a blob of {claimed} bytes, above the cap")]
     OverCap { claimed: u64 },
+    /// It says that the blob has another length than the caller knows it to have. Either is wrong.
+    #[error("claims a blob of {claimed} bytes, which is not its length")]
+    OtherLength { claimed: u64 },
     /// It does not hold the blob.
     #[error("does not hold the blob")]
     NotFound,
     /// It stayed busy through all retries.
     #[error("is busy")]
     Busy,
-    /// Too few bytes came in a stall window.
+    /// Nothing came for `overtake_after` while there was another source, or too little in a stall window.
     #[error("stalled")]
     Stalled,
     /// The connection or the stream broke.
@@ -168,6 +220,7 @@ impl Blame {
             Blame::WrongBytes => "wrong_bytes",
             Blame::Protocol(_) => "protocol",
             Blame::OverCap { .. } => "over_cap",
+            Blame::OtherLength { .. } => "other_length",
             Blame::NotFound => "not_found",
             Blame::Busy => "busy",
             Blame::Stalled => "stalled",
@@ -199,6 +252,9 @@ pub enum FetchError {
     Deadline,
     #[error("the bulk plane has stopped")]
     Stopped,
+    /// More bytes than this machine can address.
+    #[error("the blob is longer than this machine can address")]
+    TooLong,
 }
 
 /// Why a bulk plane could not be started.
@@ -227,10 +283,16 @@ struct Inner {
     source: Arc<dyn BlobSource>,
     allow: Allow,
     links: Links,
+    pulses: Pulses,
+    /// Incoming connections.
     places: serve::Places,
+    /// Streams being served.
+    asked_by: serve::Places,
     incoming: Arc<Semaphore>,
     serving: Semaphore,
     fetches: Semaphore,
+    /// In units of [`budget::UNIT_BYTES`].
+    fetch_memory: Semaphore,
 }
 
 impl Bulk {
@@ -248,9 +310,11 @@ impl Bulk {
             io::ErrorKind::AddrInUse => BulkError::AddressInUse { addr },
             _ => BulkError::Listen { addr, source },
         };
-        let transport = Arc::new(tls::transport_config(&config.limits)?);
+        let transport = Arc::new(transport::transport_config(&config.limits)?);
         let server = tls::server_config(&config.keypair, Arc::clone(&transport))?;
         let socket = UdpSocket::bind(addr).map_err(listen_error)?;
+        let buffers = transport::enlarge_buffers(&socket).map_err(listen_error)?;
+        tracing::debug!(?buffers, "bulk socket");
         let endpoint = Endpoint::new(
             tls::endpoint_config(&config.keypair)?,
             Some(server),
@@ -268,10 +332,13 @@ impl Bulk {
             source,
             allow,
             links: Links::default(),
+            pulses: Pulses::default(),
             places: serve::Places::default(),
+            asked_by: serve::Places::default(),
             incoming: Arc::new(Semaphore::new(limits.connections_max)),
             serving: Semaphore::new(limits.streams_served_max),
             fetches: Semaphore::new(limits.fetches_max),
+            fetch_memory: budget::semaphore(limits.fetch_bytes_max),
         });
         tokio::spawn(serve::accept(Arc::clone(&inner)));
         Ok(Self { inner, local_addr })
@@ -283,8 +350,8 @@ impl Bulk {
         self.local_addr
     }
 
-    /// Gets the blob named `hash`, of at most `bytes_max` bytes, from the first of `sources` that can deliver it,
-    /// continuing with the next one where a source died. The bytes returned have been verified.
+    /// Gets the blob named `hash` from `sources`: the first of them if it can deliver it alone, all of them when it is
+    /// long, the others where one died, froze or crawls. The bytes returned have been verified.
     ///
     /// Dropping the future ends the transfer; connections stay for others.
     ///
@@ -294,17 +361,18 @@ impl Bulk {
     pub async fn fetch(
         &self,
         hash: BlobHash,
-        bytes_max: u64,
+        length: Length,
         sources: &[PeerSource],
         deadline: Instant,
     ) -> Result<Fetched, FetchFailed> {
-        fetch::fetch(&self.inner, hash, bytes_max, sources, deadline).await
+        fetch::fetch(&self.inner, hash, length, sources, deadline).await
     }
 
     /// Accepts no further connection, gives streams that are being served two seconds to end, closes all
     /// connections and waits until the peers know.
     pub async fn shutdown(&self) {
         self.inner.fetches.close();
+        self.inner.fetch_memory.close();
         self.inner.endpoint.set_server_config(None);
         let all = u32::try_from(self.inner.limits.streams_served_max).unwrap_or(u32::MAX);
         let _ = timeout(SHUTDOWN_GRACE, self.inner.serving.acquire_many(all)).await;

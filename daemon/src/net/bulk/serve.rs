@@ -2,7 +2,12 @@
 //!
 //! Nothing a peer does can make it hold more than: `connections_max` incoming connections (`connections_per_peer_max`
 //! of one peer), `streams_per_connection_max` streams on each, `streams_served_max` of all of them with bytes in
-//! flight, each of those for at most one chunk beyond the connection's send window.
+//! flight (`streams_served_per_peer_max` for one peer), each of those for at most one chunk beyond the connection's
+//! send window. Streams of a connection take turns, chunk by chunk in the order of asking; connections share the link
+//! by congestion control.
+//!
+//! The turns are taken here because quinn wakes streams that wait for room in a window last in, first out: the one that
+//! has just filled it may be the next to write again, while others wait.
 
 use std::collections::HashMap;
 use std::io::{self, SeekFrom};
@@ -17,19 +22,21 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::time::timeout;
 
 use super::wire::{REQUEST_BYTES, Request, Response, Status};
-use super::{CLOSE_DENIED, CLOSE_FULL, Inner, tls};
+use super::{CLOSE_DENIED, CLOSE_FULL, CLOSE_SLOW, Inner, tls};
 use crate::blob::{Blob, FileRange};
 use crate::net::traffic;
 
-/// A client that opens a stream sends its fifty bytes with it.
+/// A client that opens a stream sends its request with it.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Unit of reading files and of measuring progress.
 const CHUNK_BYTES: usize = 256 * 1024;
-/// Time in which a peer must take one chunk: 9 kB/s at least.
+/// Time in which a peer must take one chunk over a connection: 9 kB/s at least.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
-/// Stream reset codes.
+/// So many chunk time-outs may pass until a stream that was handed to QUIC as a whole has arrived: the largest window
+/// at 2 Mbit/s.
+const FINISH_TIMEOUTS_MAX: usize = 10;
+/// Stream reset code.
 const RESET_IO: VarInt = VarInt::from_u32(1);
-const RESET_SLOW: VarInt = VarInt::from_u32(2);
 
 /// Accepts connections until the endpoint is closed.
 pub(super) async fn accept(inner: Arc<Inner>) {
@@ -75,21 +82,28 @@ async fn handshake(inner: &Arc<Inner>, incoming: Incoming) -> Result<(), quinn::
     // Requests of ours to this peer may use its connection: that reaches a peer behind NAT.
     inner.links.adopt(inner, peer, &connection);
     serve(inner, &connection, peer).await;
-    inner.links.ended(peer, &connection);
+    inner.links.ended(peer, 0, &connection);
     Ok(())
 }
 
 /// Answers the requests that come over `connection`, whichever side opened it, until it ends.
 pub(super) async fn serve(inner: &Arc<Inner>, connection: &Connection, peer: PeerId) {
+    let turns = Arc::new(Turns::default());
     while let Ok((send, recv)) = connection.accept_bi().await {
         if !(inner.allow)(&peer) {
             connection.close(CLOSE_DENIED, b"denied");
             return;
         }
         // Tasks are bounded by connections times streams per connection, which QUIC enforces.
-        let inner = Arc::clone(inner);
+        let (inner, turns) = (Arc::clone(inner), Arc::clone(&turns));
+        let connection = connection.clone();
         tokio::spawn(async move {
-            let status = answer(&inner, send, recv).await;
+            let mut answer = Answer {
+                connection,
+                turns,
+                send,
+            };
+            let status = answer.run(&inner, peer, recv).await;
             let status = match &status {
                 Ok(status) => status_name(*status),
                 Err(error) => {
@@ -102,117 +116,145 @@ pub(super) async fn serve(inner: &Arc<Inner>, connection: &Connection, peer: Pee
     }
 }
 
-async fn answer(
-    inner: &Inner,
-    mut send: SendStream,
-    mut recv: RecvStream,
-) -> Result<Status, io::Error> {
-    let mut wire = [0u8; REQUEST_BYTES];
-    match timeout(REQUEST_TIMEOUT, recv.read_exact(&mut wire)).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => return Err(io::Error::other(error)),
-        Err(_) => return Err(io::ErrorKind::TimedOut.into()),
-    }
-    let Ok(_permit) = inner.serving.try_acquire() else {
-        return refuse(&mut send, Status::Busy, 0).await;
-    };
-    let Ok(request) = Request::decode(&wire) else {
-        return refuse(&mut send, Status::BadRequest, 0).await;
-    };
-    let Some(blob) = inner.source.open(&request.hash) else {
-        return refuse(&mut send, Status::NotFound, 0).await;
-    };
-    let total = blob.length();
-    let Some(length) = total.checked_sub(request.offset) else {
-        return refuse(&mut send, Status::PastEnd, total).await;
-    };
-    if length > request.length_max {
-        return refuse(&mut send, Status::OverCap, total).await;
-    }
-    let head = Response {
-        status: Status::Ok,
-        total,
-    };
-    write(&mut send, Bytes::copy_from_slice(&head.encode())).await?;
-    match blob {
-        Blob::Memory(bytes) => {
-            // The offset is at most the length of bytes in memory, so it fits.
-            let offset = usize::try_from(request.offset).map_err(io::Error::other)?;
-            let mut rest = bytes.slice(offset..);
-            while !rest.is_empty() {
-                let chunk = rest.split_to(rest.len().min(CHUNK_BYTES));
-                write(&mut send, chunk).await?;
+/// Who may write: the streams of a connection in the order of asking.
+type Turns = tokio::sync::Mutex<()>;
+
+/// The answer to one request.
+struct Answer {
+    connection: Connection,
+    turns: Arc<Turns>,
+    send: SendStream,
+}
+
+impl Answer {
+    async fn run(
+        &mut self,
+        inner: &Inner,
+        peer: PeerId,
+        mut recv: RecvStream,
+    ) -> Result<Status, io::Error> {
+        let mut wire = [0u8; REQUEST_BYTES];
+        match timeout(REQUEST_TIMEOUT, recv.read_exact(&mut wire)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(io::Error::other(error)),
+            Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+        }
+        let share = inner.limits.streams_served_per_peer_max;
+        let (Ok(_permit), Some(_place)) = (
+            inner.serving.try_acquire(),
+            Place::take(&inner.asked_by, peer, share),
+        ) else {
+            return self.refuse(Status::Busy, 0).await;
+        };
+        let Ok(request) = Request::decode(&wire) else {
+            return self.refuse(Status::BadRequest, 0).await;
+        };
+        let Some(blob) = inner.source.open(&request.hash) else {
+            return self.refuse(Status::NotFound, 0).await;
+        };
+        let total = blob.length();
+        let Some(left) = total.checked_sub(request.offset) else {
+            return self.refuse(Status::PastEnd, total).await;
+        };
+        if total > request.total_max {
+            return self.refuse(Status::OverCap, total).await;
+        }
+        let length = left.min(request.length);
+        let status = Status::Ok;
+        let head = Response { status, total };
+        self.write(Bytes::copy_from_slice(&head.encode())).await?;
+        match blob {
+            Blob::Memory(bytes) => {
+                // Offset and length lie within bytes in memory, so they fit.
+                let offset = usize::try_from(request.offset).map_err(io::Error::other)?;
+                let length = usize::try_from(length).map_err(io::Error::other)?;
+                let mut rest = bytes.slice(offset..offset + length);
+                while !rest.is_empty() {
+                    let chunk = rest.split_to(rest.len().min(CHUNK_BYTES));
+                    self.write(chunk).await?;
+                }
+            }
+            Blob::File(range) => {
+                if let Err(error) = self.write_file(&range, request.offset, length).await {
+                    let _ = self.send.reset(RESET_IO);
+                    return Err(error);
+                }
             }
         }
-        Blob::File(range) => {
-            if let Err(error) = send_file(&mut send, &range, request.offset).await {
-                let _ = send.reset(RESET_IO);
-                return Err(error);
+        self.finish().await?;
+        Ok(status)
+    }
+
+    async fn refuse(&mut self, status: Status, total: u64) -> Result<Status, io::Error> {
+        let head = Response { status, total };
+        self.write(Bytes::copy_from_slice(&head.encode())).await?;
+        self.send.finish().map_err(io::Error::other)?;
+        Ok(status)
+    }
+
+    /// `length` bytes of `range` from `offset` on, which lie within it.
+    async fn write_file(&mut self, range: &FileRange, offset: u64, length: u64) -> io::Result<()> {
+        let mut file = File::open(&range.path).await?;
+        let start = range.offset.checked_add(offset).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidInput, "file range exceeds 2^64 bytes")
+        })?;
+        file.seek(SeekFrom::Start(start)).await?;
+        let mut file = file.take(length);
+        let mut left = length;
+        while left > 0 {
+            let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
+            let read = file.read_buf(&mut chunk).await?;
+            if read == 0 {
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    format!(
+                        "{} is {left} bytes shorter than registered",
+                        range.path.display()
+                    ),
+                ));
+            }
+            left -= read as u64;
+            self.write(chunk.freeze()).await?;
+        }
+        Ok(())
+    }
+
+    /// Hands `chunk` to QUIC without copying it, when it is this stream's turn and there is room in the windows.
+    async fn write(&mut self, chunk: Bytes) -> io::Result<()> {
+        let length = chunk.len() as u64;
+        let turn = self.turns.lock().await;
+        match timeout(CHUNK_TIMEOUT, self.send.write_chunk(chunk)).await {
+            Ok(written) => written.map_err(io::Error::other)?,
+            Err(_) => return Err(self.peer_is_too_slow()),
+        }
+        drop(turn);
+        traffic::BULK.count_sent(length);
+        metrics::counter!("gradmesh_bulk_bytes_total", "direction" => "out").increment(length);
+        Ok(())
+    }
+
+    /// Waits until the peer has everything, so that the permit of the stream covers its buffered bytes too.
+    async fn finish(&mut self) -> io::Result<()> {
+        self.send.finish().map_err(io::Error::other)?;
+        let sent = || self.connection.stats().frame_tx.stream;
+        for _ in 0..FINISH_TIMEOUTS_MAX {
+            let before = sent();
+            match timeout(CHUNK_TIMEOUT, self.send.stopped()).await {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(error)) => return Err(io::Error::other(error)),
+                // Other streams, or what of this one is before its end, may still be on their way.
+                Err(_) if sent() > before => {}
+                Err(_) => break,
             }
         }
+        Err(self.peer_is_too_slow())
     }
-    finish(send).await?;
-    Ok(Status::Ok)
-}
 
-async fn refuse(send: &mut SendStream, status: Status, total: u64) -> Result<Status, io::Error> {
-    let head = Response { status, total };
-    write(send, Bytes::copy_from_slice(&head.encode())).await?;
-    send.finish().map_err(io::Error::other)?;
-    Ok(status)
-}
-
-async fn send_file(send: &mut SendStream, range: &FileRange, offset: u64) -> io::Result<()> {
-    let mut file = File::open(&range.path).await?;
-    let start = range.offset.checked_add(offset).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidInput, "file range exceeds 2^64 bytes")
-    })?;
-    file.seek(SeekFrom::Start(start)).await?;
-    let mut file = file.take(range.length - offset);
-    let mut left = range.length - offset;
-    while left > 0 {
-        let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
-        let read = file.read_buf(&mut chunk).await?;
-        if read == 0 {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                format!(
-                    "{} is {left} bytes shorter than registered",
-                    range.path.display()
-                ),
-            ));
-        }
-        left -= read as u64;
-        write(send, chunk.freeze()).await?;
-    }
-    Ok(())
-}
-
-/// Hands `chunk` to QUIC without copying it; waits for room in the windows, for a bounded time.
-async fn write(send: &mut SendStream, chunk: Bytes) -> io::Result<()> {
-    let length = chunk.len() as u64;
-    match timeout(CHUNK_TIMEOUT, send.write_chunk(chunk)).await {
-        Ok(written) => written.map_err(io::Error::other)?,
-        Err(_) => {
-            let _ = send.reset(RESET_SLOW);
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-    }
-    traffic::BULK.count_sent(length);
-    metrics::counter!("gradmesh_bulk_bytes_total", "direction" => "out").increment(length);
-    Ok(())
-}
-
-/// Waits until the peer has everything, so that the permit of the stream covers its buffered bytes too.
-async fn finish(mut send: SendStream) -> io::Result<()> {
-    send.finish().map_err(io::Error::other)?;
-    match timeout(CHUNK_TIMEOUT, send.stopped()).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(io::Error::other(error)),
-        Err(_) => {
-            let _ = send.reset(RESET_SLOW);
-            Err(io::ErrorKind::TimedOut.into())
-        }
+    /// A peer that takes nothing of one stream takes nothing of the others: windows of streams are no smaller than
+    /// that of their connection.
+    fn peer_is_too_slow(&self) -> io::Error {
+        self.connection.close(CLOSE_SLOW, b"too slow");
+        io::ErrorKind::TimedOut.into()
     }
 }
 
@@ -227,11 +269,11 @@ fn status_name(status: Status) -> &'static str {
     }
 }
 
-/// Incoming connections per peer; at most as many entries as there are incoming connections.
+/// What peers hold, by peer: incoming connections, or streams being served; at most as many entries as of those.
 #[derive(Debug, Default)]
 pub(super) struct Places(Mutex<HashMap<PeerId, usize>>);
 
-/// One incoming connection of a peer, counted until it is dropped.
+/// One of the things that a peer holds, counted until it is dropped.
 struct Place<'a> {
     places: &'a Places,
     peer: PeerId,

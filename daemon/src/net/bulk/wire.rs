@@ -1,19 +1,20 @@
 //! The bytes of the bulk protocol, version 1. All integers little-endian.
 //!
 //! ```text
-//! request, 50 bytes:   version: u8 = 1, kind: u8 = 1, hash: 32 bytes, offset: u64, length_max: u64
-//! response, 9 bytes:   status: u8, total: u64          then, when status = 0, total - offset bytes of the blob
+//! request, 58 bytes:   version: u8 = 1, kind: u8 = 1, hash: 32 bytes, offset: u64, length: u64, total_max: u64
+//! response, 9 bytes:   status: u8, total: u64
+//!                      then, when status = 0, the blob from `offset`: min(length, total - offset) bytes
 //! ```
-//! `total` is the length of the whole blob, also with the statuses "over the cap" (3) and "past the end" (4); with
-//! every other status it is 0.
-//! `length_max` caps `total - offset`. One bidirectional stream per request; both sides finish it.
+//! `total` is the length of the whole blob, also with the statuses "over the cap" (3): `total > total_max`, and "past
+//! the end" (4): `offset > total`; with every other status it is 0. One bidirectional stream per request; both sides
+//! finish it.
 
 use crate::blob::BlobHash;
 
 pub(super) const VERSION: u8 = 1;
 const KIND_BLOB: u8 = 1;
 
-pub(super) const REQUEST_BYTES: usize = 50;
+pub(super) const REQUEST_BYTES: usize = 58;
 pub(super) const RESPONSE_BYTES: usize = 9;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +23,9 @@ pub(super) struct Request {
     /// First byte wanted.
     pub(super) offset: u64,
     /// Bytes wanted at most, from `offset`.
-    pub(super) length_max: u64,
+    pub(super) length: u64,
+    /// The longest blob that is wanted at all.
+    pub(super) total_max: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +42,7 @@ pub(super) enum Status {
     NotFound,
     /// The server serves as many streams as it may; ask another peer, or later.
     Busy,
-    /// `total - offset` exceeds `length_max`.
+    /// `total` exceeds `total_max`.
     OverCap,
     /// `offset` exceeds `total`.
     PastEnd,
@@ -65,7 +68,8 @@ impl Request {
         wire[1] = KIND_BLOB;
         wire[2..34].copy_from_slice(&self.hash);
         wire[34..42].copy_from_slice(&self.offset.to_le_bytes());
-        wire[42..50].copy_from_slice(&self.length_max.to_le_bytes());
+        wire[42..50].copy_from_slice(&self.length.to_le_bytes());
+        wire[50..58].copy_from_slice(&self.total_max.to_le_bytes());
         wire
     }
 
@@ -79,11 +83,13 @@ impl Request {
         }
         let (hash, rest) = split::<32>(rest);
         let (offset, rest) = split::<8>(rest);
-        let (length_max, _) = split::<8>(rest);
+        let (length, rest) = split::<8>(rest);
+        let (total_max, _) = split::<8>(rest);
         Ok(Self {
             hash,
             offset: u64::from_le_bytes(offset),
-            length_max: u64::from_le_bytes(length_max),
+            length: u64::from_le_bytes(length),
+            total_max: u64::from_le_bytes(total_max),
         })
     }
 }
@@ -138,16 +144,18 @@ mod tests {
         let request = Request {
             hash: [0xab; 32],
             offset: 1,
-            length_max: 0x0102,
+            length: 0x0102,
+            total_max: 3,
         };
         let wire = request.encode();
         assert_eq!(
             hex::encode(wire),
             format!(
-                "0101{}{}{}",
+                "0101{}{}{}{}",
                 "ab".repeat(32),
                 "0100000000000000",
-                "0201000000000000"
+                "0201000000000000",
+                "0300000000000000"
             )
         );
         assert_eq!(Request::decode(&wire), Ok(request));
@@ -175,7 +183,8 @@ mod tests {
         let mut wire = Request {
             hash: [0; 32],
             offset: 0,
-            length_max: 0,
+            length: 0,
+            total_max: 0,
         }
         .encode();
         wire[1] = 9;
