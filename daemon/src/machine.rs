@@ -188,10 +188,7 @@ impl Machine {
                 .unwrap_or_else(cores),
             device: device.cloned().unwrap_or_else(|| "auto".to_owned()),
             site: flags.site.as_ref().or(file.site.as_ref()).cloned(),
-            capacity_mbit: flags
-                .capacity
-                .or(file.capacity)
-                .unwrap_or(CAPACITY_MBIT),
+            capacity_mbit: flags.capacity.or(file.capacity).unwrap_or(CAPACITY_MBIT),
             chain: file.chain(flags.chain.chain.as_ref()),
             wallet: file.wallet(&flags.chain.wallet),
             axon: flags.chain.axon.or(file.axon),
@@ -249,7 +246,10 @@ mod tests {
         assert_eq!(settings.status_listen, STATUS_LISTEN.parse().unwrap());
         assert_eq!(settings.listen, file.listen);
         assert_eq!(settings.device, "auto");
-        assert_eq!(settings.link(&PeerKey([1; 32])), Link::alone(&PeerKey([1; 32])));
+        assert_eq!(
+            settings.link(&PeerKey([1; 32])),
+            Link::alone(&PeerKey([1; 32]))
+        );
         assert!(settings.status_listen.ip().is_loopback());
     }
 

@@ -16,7 +16,8 @@ use gradmesh_compression::TILE_ELEMENTS;
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::key::PeerKey;
 use gradmesh_protocol::manifest::{
-    self, CodecKind, Link, LocalFormat, Manifest, ModelDtype, OuterRule, PEERS_MAX, PlanKind, Powers, TrustMode,
+    self, CodecKind, Link, LocalFormat, Manifest, ModelDtype, OuterRule, PEERS_MAX, PlanKind,
+    Powers, TrustMode,
 };
 use gradmesh_protocol::wire::SHARDS_MAX;
 use gradmesh_trainer::Architecture;
@@ -592,8 +593,14 @@ impl LoadedRunFile {
         let seed = self.file.seed.unwrap_or(seed);
         // Rates were checked in `load`.
         let none = &mut Vec::new();
-        self.file
-            .to_manifest((launcher, launcher_link), seed, data, &self.config_json, chain, none)
+        self.file.to_manifest(
+            (launcher, launcher_link),
+            seed,
+            data,
+            &self.config_json,
+            chain,
+            none,
+        )
     }
 }
 

@@ -108,10 +108,7 @@ fn codec(manifest: &Manifest) -> Result<Codec, RunSettingsError> {
     let codec = &manifest.codec;
     match dense(codec.kind) {
         Some(format) => Ok(Codec::Dense(format)),
-        None => sparse(
-            ("codec.k", codec.k),
-            ("codec.value_bits", codec.value_bits),
-        ),
+        None => sparse(("codec.k", codec.k), ("codec.value_bits", codec.value_bits)),
     }
 }
 

@@ -36,9 +36,7 @@ use gradmesh_trainer::replica::{
     StateImport, UpdateError,
 };
 use gradmesh_trainer::torch::device::{self, DeviceError};
-use gradmesh_trainer::torch::{
-    TorchSettings, VersionError, set_threads, version_check,
-};
+use gradmesh_trainer::torch::{TorchSettings, VersionError, set_threads, version_check};
 use gradmesh_trainer::{TrainError, TrainTask, Trainer};
 use tokio::sync::mpsc;
 
@@ -542,7 +540,11 @@ impl Machine {
         steps: u32,
         stage: Stage,
     ) -> Result<Option<Event>, WorkerError> {
-        if let Some(pending) = self.pending.clone().filter(|p| (p.round, p.stage) == (round, stage)) {
+        if let Some(pending) = self
+            .pending
+            .clone()
+            .filter(|p| (p.round, p.stage) == (round, stage))
+        {
             // Made before a restart, and never published as far as the journal knows.
             return self.update_event(pending).map(Some);
         }

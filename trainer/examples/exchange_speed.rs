@@ -72,7 +72,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let began = Instant::now();
             for (shard, round) in shards.iter().enumerate() {
                 let (input, output) = (Stage::Update, Stage::Reduced);
-                black_box(replica.shape().reduce(shard, input, output, None, &round.contributions)?);
+                black_box(replica.shape().reduce(
+                    shard,
+                    input,
+                    output,
+                    None,
+                    &round.contributions,
+                )?);
             }
             time(1, began);
             let began = Instant::now();

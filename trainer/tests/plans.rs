@@ -269,7 +269,9 @@ fn a_residual_that_does_not_fit_is_refused() {
     let update = [update(&mut sender, &values(7), Stage::Update)];
     let inputs = contributions(&update, 1);
     let reduce = |shard, residual: &[u8], inputs: &[Contribution<'_>]| {
-        sender.shape().reduce(shard, Stage::Update, Stage::Reduced, Some(residual), inputs)
+        sender
+            .shape()
+            .reduce(shard, Stage::Update, Stage::Reduced, Some(residual), inputs)
     };
     let bytes = (TILE_ELEMENTS + 100) * 4;
     assert!(reduce(1, &vec![0; bytes], &inputs).is_ok());

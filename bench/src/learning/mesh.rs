@@ -223,7 +223,10 @@ impl<'a> Mesh<'a> {
                 let inputs = &all[group.members.clone()];
                 let residual = &self.residuals[number][shard];
                 let owner = &self.peers[group.members.start].replica;
-                let reduction = owner.shape().reduce(shard, input, output, Some(residual), inputs)?;
+                let reduction =
+                    owner
+                        .shape()
+                        .reduce(shard, input, output, Some(residual), inputs)?;
                 self.reduced_bytes += reduction.frame.len() as u64;
                 self.residuals[number][shard].clone_from(&reduction.residual);
                 of_group.push(reduction);

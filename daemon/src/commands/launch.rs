@@ -30,7 +30,10 @@ pub(super) async fn run(
     };
     let machine = Machine::resolve(&args.peer, settings);
     let (manifest, access) = match &loaded.file.chain {
-        run_file::Chain::None => (manifest(&dir, &loaded, &facts, &machine, Chain::None)?, None),
+        run_file::Chain::None => (
+            manifest(&dir, &loaded, &facts, &machine, Chain::None)?,
+            None,
+        ),
         run_file::Chain::Subnet(section) => {
             let access = subnet::access(&machine, Some(&section.network))?;
             let chain = match stored(&dir)?.map(|stored| stored.manifest.chain) {
@@ -47,7 +50,10 @@ pub(super) async fn run(
                     section.on(subnet::genesis(&client), netuid)
                 }
             };
-            (manifest(&dir, &loaded, &facts, &machine, chain)?, Some(access))
+            (
+                manifest(&dir, &loaded, &facts, &machine, chain)?,
+                Some(access),
+            )
         }
     };
     let data_dir = std::path::absolute(&loaded.data_dir).context("data.dir of the run file")?;
@@ -77,7 +83,13 @@ fn manifest(
     let keypair = keypair(dir)?;
     if let Some(stored) = stored(dir)? {
         let known = &stored.manifest;
-        let same = loaded.manifest(known.launcher, known.launcher_link, known.seed, facts, chain);
+        let same = loaded.manifest(
+            known.launcher,
+            known.launcher_link,
+            known.seed,
+            facts,
+            chain,
+        );
         if same != *known {
             bail!(
                 "state directory {} holds run {} ({}), which was launched with another run file or other data: give the \
@@ -152,7 +164,8 @@ mod tests {
         };
         let loaded = LoadedRunFile::load(&run_file).unwrap();
         let machine = Machine::resolve(&PeerArgs::default(), &MachineFile::default());
-        let manifest = |loaded: &LoadedRunFile| manifest(&dir, loaded, &facts, &machine, Chain::None);
+        let manifest =
+            |loaded: &LoadedRunFile| manifest(&dir, loaded, &facts, &machine, Chain::None);
         let first = manifest(&loaded).unwrap();
         Store::open(&dir).unwrap().set_manifest(&first).unwrap();
         assert_eq!(manifest(&loaded).unwrap(), first);

@@ -306,6 +306,8 @@ async fn data_file(
 mod tests {
     use libp2p::identity::Keypair;
 
+    use gradmesh_protocol::header::Stage;
+
     use super::*;
     use crate::blob::{Blob, BlobHash, BlobSource};
     use crate::net::bulk::{BulkConfig, BulkLimits, FetchError};
@@ -343,6 +345,7 @@ mod tests {
             hash: Hash::of_content(&bytes),
             bytes: bytes_named,
             shard: 0,
+            stage: Stage::Update,
         };
         let sources = vec![liar, holder];
         let right = frame(client.clone(), named(9), sources.clone()).await;

@@ -145,7 +145,10 @@ fn step(
             frame,
         })
         .collect();
-    let stage = task.inputs.first().map_or(task.output, |input| input.frame.stage);
+    let stage = task
+        .inputs
+        .first()
+        .map_or(task.output, |input| input.frame.stage);
     let shard = task.shard as usize;
     Ok(shape.reduce(shard, stage, task.output, residual, &contributions)?)
 }

@@ -130,9 +130,7 @@ impl Rpc {
                     decisions: Box::new(decisions),
                 },
                 Ok(Response::Headers(headers)) => node::Input::Headers { id, headers },
-                Ok(Response::Reductions(reductions)) => {
-                    node::Input::Reductions { id, reductions }
-                }
+                Ok(Response::Reductions(reductions)) => node::Input::Reductions { id, reductions },
                 Ok(_) | Err(_) => node::Input::RequestFailed(id),
             }),
             Waiter::Task(answer) => {

@@ -514,7 +514,10 @@ mod tests {
         disk.retain_states(&[RoundId(2), RoundId(10)]).unwrap();
         assert_eq!(disk.state_rounds().unwrap(), [RoundId(2), RoundId(10)]);
         let leaves = disk.read_state(RoundId(2)).unwrap();
-        assert_eq!(leaves, [Bytes::from_static(&[1, 2]), Bytes::from_static(&[3])]);
+        assert_eq!(
+            leaves,
+            [Bytes::from_static(&[1, 2]), Bytes::from_static(&[3])]
+        );
 
         let hash = Hash::of_content(b"frame");
         disk.write_frame(RoundId(3), &hash, b"frame").unwrap();

@@ -132,7 +132,11 @@ impl Shape {
         };
         let genesis = Replica::new(&MODEL.parameters(), config, MODEL.init(manifest.seed.0))
             .expect("a small model");
-        let shards = genesis.shape().layout().shards(config.tiles_per_shard).collect();
+        let shards = genesis
+            .shape()
+            .layout()
+            .shards(config.tiles_per_shard)
+            .collect();
         let rate = |value: u32| f64::from(value) / 1e6;
         Shape {
             shards,
@@ -193,7 +197,8 @@ impl Shape {
     fn of_stages(&self, fold: impl Fn(&mut dyn Iterator<Item = u64>) -> u64) -> PerStage {
         let of = |stage| {
             let shards = 0..self.shards();
-            let bytes = shards.filter_map(|shard| self.genesis.shape().frame_bytes_max(stage, shard));
+            let bytes =
+                shards.filter_map(|shard| self.genesis.shape().frame_bytes_max(stage, shard));
             fold(&mut bytes.map(|bytes| bytes as u64))
         };
         PerStage {
@@ -205,7 +210,10 @@ impl Shape {
 
     /// Whether `bytes` are a frame of `shard` at `stage`.
     pub fn decodes(&self, stage: Stage, shard: usize, bytes: &[u8]) -> bool {
-        self.genesis.shape().check_frame(stage, shard, bytes).is_ok()
+        self.genesis
+            .shape()
+            .check_frame(stage, shard, bytes)
+            .is_ok()
     }
 
     /// The contents of the leaves of `state`, in order.

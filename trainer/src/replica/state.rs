@@ -118,7 +118,10 @@ impl StateImport {
         leaves: Vec<Hash>,
     ) -> Result<Self, ImportError> {
         let replica = Replica::unhashed(parameters, config, vec![0.0; elements(parameters)])?;
-        let (tiles, shards) = (replica.shape.layout.tiles().len(), replica.shape.shards.len());
+        let (tiles, shards) = (
+            replica.shape.layout.tiles().len(),
+            replica.shape.shards.len(),
+        );
         let got = leaves.len();
         if got != tiles && got != tiles + shards {
             return Err(ImportError::LeafCount { got, tiles, shards });

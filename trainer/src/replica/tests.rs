@@ -282,10 +282,22 @@ fn a_bad_frame_names_its_contribution_and_changes_nothing() {
     let own = update(&mut a, &values(2, 0.01));
     let before = a.clone();
     let cut = &own.frames[1][..5];
-    assert!(a.shape().check_frame(Stage::Update, 1, &own.frames[1]).is_ok());
-    assert!(a.shape().check_frame(Stage::Reduced, 1, &own.frames[1]).is_err());
+    assert!(
+        a.shape()
+            .check_frame(Stage::Update, 1, &own.frames[1])
+            .is_ok()
+    );
+    assert!(
+        a.shape()
+            .check_frame(Stage::Reduced, 1, &own.frames[1])
+            .is_err()
+    );
     assert!(a.shape().check_frame(Stage::Update, 1, cut).is_err());
-    assert!(a.shape().check_frame(Stage::Update, 9, &own.frames[1]).is_err());
+    assert!(
+        a.shape()
+            .check_frame(Stage::Update, 9, &own.frames[1])
+            .is_err()
+    );
     let mut shards = gathered(&[(1, &own), (1, &own)]);
     shards[1].contributions[1].frame = cut;
     assert!(matches!(

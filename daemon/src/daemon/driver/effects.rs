@@ -8,9 +8,7 @@ use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::{FrameId, Stage};
 use gradmesh_protocol::key::PeerKey;
 use gradmesh_protocol::manifest::RoundId;
-use gradmesh_protocol::node::{
-    AppliedShard, Contribution, Effect, Input, OwnedShard, ReduceTask,
-};
+use gradmesh_protocol::node::{AppliedShard, Contribution, Effect, Input, OwnedShard, ReduceTask};
 use gradmesh_protocol::plan::GroupId;
 use gradmesh_protocol::wire::{DecisionRecord, Gossip};
 

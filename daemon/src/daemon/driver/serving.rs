@@ -148,9 +148,8 @@ impl Driver {
 pub(super) fn small(request: &Request) -> bool {
     match request {
         Request::Manifest | Request::Contact | Request::Decisions { .. } => true,
-        Request::Data
-        | Request::Headers(_)
-        | Request::Reductions(_)
-        | Request::Snapshot(_) => false,
+        Request::Data | Request::Headers(_) | Request::Reductions(_) | Request::Snapshot(_) => {
+            false
+        }
     }
 }
