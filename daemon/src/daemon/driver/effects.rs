@@ -177,8 +177,11 @@ impl Driver {
     ) -> anyhow::Result<()> {
         let round = record.decision.round;
         self.worker.stop_training(round);
-        let mut decided = Vec::with_capacity(shards.len());
-        for shard in shards {
+        let mut decided = Vec::with_capacity(self.standing.shape.shard_count());
+        // The founding round has no shards: it leaves all of them as they are.
+        let skipped = AppliedShard::default();
+        for place in 0..self.standing.shape.shard_count() {
+            let shard = shards.get(place).unwrap_or(&skipped);
             let mut contributions = Vec::with_capacity(shard.contributions.len());
             for Contribution { tokens, frame } in &shard.contributions {
                 contributions.push((*tokens, self.needed_frame(round, frame)?));
