@@ -83,7 +83,7 @@ mod tests {
         for len in [0, 1, 2, 3, 4000, 4001] {
             let bytes: Vec<u8> = (0..len)
                 .map(|place: usize| {
-                    if place % 2 == 0 {
+                    if place.is_multiple_of(2) {
                         (place * 37 % 251) as u8
                     } else {
                         0x3c

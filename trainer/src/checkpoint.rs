@@ -3,7 +3,7 @@
 //! | file | content |
 //! |---|---|
 //! | `config.json` | the model, [`Architecture::to_json`] |
-//! | `model.safetensors` | one tensor per [`ModelConfig::parameters`], f32 or bf16 |
+//! | `model.safetensors` | one tensor per [`Architecture::parameters`], f32 or bf16 |
 //! | `generation_config.json` | empty defaults |
 //! | `tokenizer.json`, `tokenizer_config.json` | byte-level tokenizer, for models of 256 tokens only |
 //! | `gradmesh.json` | [`Provenance`]: run, round, state root |

@@ -12,7 +12,7 @@
 //!   the stage that the plan says.
 //! - "aggregate": [`gradmesh_compression::aggregate`] for each shard over the contributions to it, in their order. A
 //!   shard whose contributions have no tokens is skipped: its theta and momentum stay as they are.
-//! - "reduce": what an owner of a shard does ([`Replica::reduce`]): e = beta e + aggregate; the frame is taken of e, what
+//! - "reduce": what an owner of a shard does ([`Shape::reduce`]): e = beta e + aggregate; the frame is taken of e, what
 //!   it leaves out stays in e. Beta is `owner_beta` for a reduced frame and `feedback_beta` for one that goes on as an
 //!   update, that of a site.
 //! - "plain": `theta = theta - rate * g`. "Nesterov" (DiLoCo, arXiv 2311.08105; PyTorch's form): `m = momentum * m + g`,

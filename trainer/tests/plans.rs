@@ -246,7 +246,7 @@ fn what_an_owner_left_out_decays_and_is_sent_later() {
                 Stage::Local,
                 Stage::Reduced,
                 residual,
-                &contributions(&[update.clone()], 0),
+                &contributions(std::slice::from_ref(update), 0),
             )
             .expect("reduction")
     };
