@@ -201,6 +201,14 @@ pub fn decode_shared(bytes: &Bytes, tiles: &[Tile], codec: Codec) -> Result<Fram
     Frame::read(bytes, tiles, codec, |part| bytes.slice_ref(part))
 }
 
+/// Makes every check of [`decode`] and keeps nothing: dense elements are read where they lie.
+///
+/// # Errors
+/// [`DecodeError`]: whoever made these bytes is at fault.
+pub fn check(bytes: &[u8], tiles: &[Tile], codec: Codec) -> Result<(), DecodeError> {
+    Frame::read(bytes, tiles, codec, |_dense| Bytes::new()).map(drop)
+}
+
 /// No frame of `tiles` is longer than this, in bytes: what a download may take.
 ///
 /// With full tiles and k = 64 that is at most 9.5 bits per entry (one level), 8 % above a usual

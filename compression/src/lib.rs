@@ -38,7 +38,7 @@ mod select;
 
 pub use aggregate::{AggregateError, Contribution, FrameNorm, Weight, weights};
 pub use codec::{
-    Codec, DenseFormat, EncodeStats, TopK, TopKOutOfRange, VALUE_ABS_MAX, ValueBits, decode,
+    Codec, DenseFormat, EncodeStats, TopK, TopKOutOfRange, VALUE_ABS_MAX, ValueBits, check, decode,
     decode_shared, encode, frame_bytes_max,
 };
 pub use feedback::{ErrorFeedback, FeedbackError};

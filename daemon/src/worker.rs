@@ -361,6 +361,7 @@ struct Machine {
 /// What a decided round made of an own update.
 struct OwnOutcome {
     stage: Stage,
+    /// By shard; empty where it was accepted, and nobody has to read it again.
     frames: Vec<Vec<u8>>,
     /// By shard.
     accepted: Vec<bool>,
@@ -546,29 +547,37 @@ impl Machine {
             .filter(|p| (p.round, p.stage) == (round, stage))
         {
             // Made before a restart, and never published as far as the journal knows.
-            return self.update_event(pending).map(Some);
+            let (round, summary) = (pending.round, Box::new(pending.summary));
+            let shards = 0..summary.frames.len();
+            let frames = shards.map(|shard| self.own_frame(round, &summary, shard));
+            return Ok(Some(Event::Update {
+                round,
+                frames: frames.collect::<Result<_, _>>()?,
+                summary,
+            }));
         }
-        let theta = self.replica.theta().to_vec();
-        let report = match self.inner_steps(round, seed, steps, &theta) {
+        let report = match self.inner_steps(round, seed, steps) {
             Ok(report) => report,
             Err(error) => {
                 let reason = error.to_string();
                 return Ok(Some(Event::TrainingFailed { round, reason }));
             }
         };
-        let local = self.trainer.local();
+        let local = self.trainer.take_local();
         if report.steps < steps {
+            let theta = self.replica.theta().to_vec();
             self.replica.fold(&theta, &local)?;
             self.private_file.changed = true;
             return Ok(None);
         }
-        let update = match self.replica.update(&theta, &local, stage) {
+        let update = match self.replica.update_from_theta(&local, stage) {
             Ok(update) => update,
             Err(error) => {
                 let reason = error.to_string();
                 return Ok(Some(Event::TrainingFailed { round, reason }));
             }
         };
+        drop(local);
         let mut frames = Vec::with_capacity(update.frames.len());
         for bytes in &update.frames {
             let hash = Hash::of_content(bytes);
@@ -594,9 +603,14 @@ impl Machine {
                 device: self.device.clone(),
             },
         };
-        self.pending = Some(pending.clone());
+        let summary = Box::new(pending.summary.clone());
+        self.pending = Some(pending);
         self.private_file.changed = true;
-        self.update_event(pending).map(Some)
+        Ok(Some(Event::Update {
+            round,
+            summary,
+            frames: update.frames.into_iter().map(Bytes::from).collect(),
+        }))
     }
 
     fn inner_steps(
@@ -604,7 +618,6 @@ impl Machine {
         round: RoundId,
         seed: &Hash,
         steps: u32,
-        theta: &[f32],
     ) -> Result<gradmesh_trainer::TrainReport, WorkerError> {
         let settings = &self.config.settings;
         let windows = self.corpus.windows(settings.sequence_tokens)?;
@@ -631,37 +644,30 @@ impl Machine {
             });
             stopped.load(Ordering::Relaxed) < round.0
         };
-        let report = self
-            .trainer
-            .train(theta, &task, &mut source, &mut keep_going)?;
+        let report =
+            self.trainer
+                .train(self.replica.theta(), &task, &mut source, &mut keep_going)?;
         Ok(report)
     }
 
-    fn update_event(&self, pending: Pending) -> Result<Event, WorkerError> {
-        let (round, summary) = (pending.round, pending.summary);
-        let frames = self.own_frames(round, &summary)?;
-        Ok(Event::Update {
-            round,
-            summary: Box::new(summary),
-            frames: frames.into_iter().map(Bytes::from).collect(),
-        })
-    }
-
-    fn own_frames(
+    /// A frame of an own update, from disk.
+    fn own_frame(
         &self,
         round: RoundId,
         summary: &UpdateSummary,
-    ) -> Result<Vec<Vec<u8>>, WorkerError> {
-        let frames = summary.frames.iter().map(|frame| {
-            let bytes = self.disk.read_frame(round, &frame.hash);
-            bytes.map(|bytes| bytes.to_vec()).ok_or_else(|| {
-                WorkerError::from(DiskError::Damaged {
-                    path: self.disk.frame_path(round, &frame.hash),
-                    reason: "an own frame is missing or was changed".into(),
-                })
+        shard: usize,
+    ) -> Result<Bytes, WorkerError> {
+        let hash = summary
+            .frames
+            .get(shard)
+            .map_or(Hash::ZERO, |frame| frame.hash);
+        let frame = self.disk.read_frame(round, &hash);
+        frame.ok_or_else(|| {
+            WorkerError::from(DiskError::Damaged {
+                path: self.disk.frame_path(round, &hash),
+                reason: "an own frame is missing or was changed".into(),
             })
-        });
-        frames.collect()
+        })
     }
 
     // ---- State ---------------------------------------------------------------------------------------------------
@@ -677,7 +683,7 @@ impl Machine {
         let round = record.decision.round;
         let own = self.pending.take_if(|pending| pending.round <= round);
         let own = own
-            .map(|pending| self.own_outcome(pending, Some(record)))
+            .map(|pending| self.own_outcome(&pending, Some(record)))
             .transpose()?;
         let shards: Vec<RoundShard<'_>> = shards
             .iter()
@@ -719,27 +725,34 @@ impl Machine {
     /// What `record` made of an own update.
     fn own_outcome(
         &self,
-        pending: Pending,
+        pending: &Pending,
         record: Option<&DecisionRecord>,
     ) -> Result<OwnOutcome, WorkerError> {
-        let frames = self.own_frames(pending.round, &pending.summary)?;
         let record = record.filter(|record| record.decision.round == pending.round);
         let place = record.and_then(|record| {
             let mut headers = record.headers.iter();
             headers
                 .position(|h| h.header.peer == self.config.me && h.header.update == pending.summary)
         });
-        let accepted = (0..frames.len()).map(|shard| match (record, place) {
+        let accepts = |shard: usize| match (record, place) {
             (Some(record), Some(place)) => {
                 let shard = record.decision.shards.get(shard);
                 shard.is_some_and(|shard| shard.accepted.contains(place))
             }
             _ => false,
+        };
+        let (round, summary) = (pending.round, &pending.summary);
+        let accepted: Vec<bool> = (0..summary.frames.len()).map(accepts).collect();
+        let frames = accepted.iter().enumerate().map(|(shard, accepted)| {
+            if *accepted {
+                return Ok(Vec::new());
+            }
+            Ok(self.own_frame(round, summary, shard)?.into())
         });
         Ok(OwnOutcome {
             stage: pending.stage,
-            accepted: accepted.collect(),
-            frames,
+            frames: frames.collect::<Result<_, WorkerError>>()?,
+            accepted,
         })
     }
 
@@ -789,7 +802,7 @@ impl Machine {
         }
         let record = self.config.store.decisions(pending.round, 1)?.pop();
         let round = pending.round;
-        match self.own_outcome(pending, record.as_ref()) {
+        match self.own_outcome(&pending, record.as_ref()) {
             Ok(own) => Ok(self.replica.settle(own.update())?),
             Err(error) => {
                 tracing::warn!(%round, %error, "what the round left out of the own update is lost");

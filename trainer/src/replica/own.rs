@@ -33,7 +33,7 @@ pub struct Update {
 pub struct OwnUpdate<'a> {
     /// The stage that it was encoded at.
     pub stage: Stage,
-    /// [`Update::frames`] as committed.
+    /// [`Update::frames`] as committed; those of accepted shards are not looked at.
     pub frames: &'a [Vec<u8>],
     /// One per shard: whether the decision names it. All false for an update that missed the round.
     pub accepted: &'a [bool],

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use gradmesh_compression::{
-    DecodeError, Frame, Layout, LayoutError, TensorMode, TensorSpec, Tile, decode, frame_bytes_max,
+    DecodeError, Frame, Layout, LayoutError, TensorMode, TensorSpec, Tile, check, decode,
+    frame_bytes_max,
 };
 use gradmesh_protocol::header::Stage;
 
@@ -86,7 +87,8 @@ impl Shape {
     /// # Errors
     /// [`DecodeError`]: whoever made the bytes is at fault.
     pub fn check_frame(&self, stage: Stage, shard: usize, bytes: &[u8]) -> Result<(), DecodeError> {
-        self.decode(stage, shard, bytes).map(|_frame| ())
+        let tiles = self.shards.get(shard).map(|shard| self.tiles(shard));
+        check(bytes, tiles.unwrap_or_default(), self.config.codec(stage))
     }
 
     pub(super) fn decode(
