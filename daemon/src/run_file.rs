@@ -328,7 +328,8 @@ pub enum Mode {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Exchange {
-    /// `auto`, `gather`, `reduce` or `hier`. Default auto: what is predicted to be the fastest for each roster.
+    /// `auto`, `gather`, `reduce` or `hier`. Default gather: it learns the most per token (README); `auto` takes what is
+    /// predicted to be the fastest for each roster.
     pub plan: PlanName,
     /// Elements kept of each tile of 4096 on the way down from an owner (sparse codec). Default 256 (DESIGN, section 4).
     pub reduced_k: u32,
@@ -343,7 +344,7 @@ pub struct Exchange {
 impl Default for Exchange {
     fn default() -> Self {
         Exchange {
-            plan: PlanName::Auto,
+            plan: PlanName::Gather,
             reduced_k: 256,
             reduced_value_bits: 2,
             owner_beta: 0.9,
