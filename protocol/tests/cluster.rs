@@ -14,7 +14,7 @@ use gradmesh_protocol::manifest::{
 };
 use gradmesh_protocol::node::{
     Activity, AppliedShard, Effect, Input, Node, NodeConfig, ReduceTask, Report, RequestId,
-    Restored,
+    Restored, Start,
 };
 use gradmesh_protocol::registry::{QUIET_ATTEMPT, Registry, RegistryMark};
 use gradmesh_protocol::time::Time;
@@ -45,6 +45,10 @@ struct Peer {
     keypair: Keypair,
     disk: Disk,
     node: Option<Node>,
+    /// What is trained and not to be encoded yet: round, seed, and when it is ready.
+    training: Option<(RoundId, Hash, u64)>,
+    /// The seeds of the rounds that it trained.
+    seeds: BTreeMap<RoundId, Hash>,
     reports: Vec<Report>,
 }
 
@@ -164,6 +168,8 @@ impl Cluster {
                 keypair,
                 disk,
                 node: Some(node),
+                training: None,
+                seeds: BTreeMap::new(),
                 reports: Vec::new(),
             },
         );
@@ -340,11 +346,37 @@ impl Cluster {
                 let answer = self.answer(peer, id, request);
                 self.later(5, key, answer);
             }
-            Effect::Train { round, seed, .. } => {
-                let update = Box::new(update(key, seed));
-                self.later(TRAIN_MS, key, Input::UpdateReady { round, update });
+            Effect::Train {
+                round, seed, start, ..
+            } => {
+                let (now, peer) = (self.now, self.peer_mut(key));
+                let (applied, _) = peer.disk.applied.unwrap();
+                match start {
+                    Start::State => assert_eq!(round, applied.next()),
+                    Start::Ahead { frames, .. } => {
+                        assert_eq!(round, applied.next().next());
+                        let in_flight = peer.disk.journal.iter().any(|(_, entry)| {
+                            matches!(entry, JournalEntry::Header(own)
+                                if own.header.round == applied.next() && own.header.update.frames == frames)
+                        });
+                        assert!(in_flight, "not this peer's update of the round at hand");
+                    }
+                }
+                let trained = peer.training.replace((round, seed, now + TRAIN_MS));
+                assert_eq!(trained, None, "one round at a time");
+                peer.seeds.insert(round, seed);
             }
-            Effect::StopTraining(_) | Effect::Own(_) => {}
+            Effect::Encode { round, .. } => {
+                let (now, peer) = (self.now, self.peer_mut(key));
+                let (trained, seed, ready) = peer.training.take().unwrap();
+                let (applied, _) = peer.disk.applied.unwrap();
+                assert_eq!((trained, round), (round, applied.next()));
+                let update = Box::new(update(key, seed));
+                let delay = ready.saturating_sub(now);
+                self.later(delay, key, Input::UpdateReady { round, update });
+            }
+            Effect::StopTraining(_) => self.peer_mut(key).training = None,
+            Effect::Own(_) => {}
             Effect::Reduce(task) => {
                 let wrong = self.falsifiers.contains(&key);
                 let input = reduced(&task, wrong);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use gradmesh_protocol::manifest::{CodecKind, LocalFormat, PlanKind, SiteId};
+use gradmesh_sim::options::Chosen;
 use gradmesh_sim::queue::{Clock, Instant};
 use gradmesh_sim::{Options, Outcome, Verbosity, Verdict, run};
 
@@ -10,7 +11,11 @@ const ROUNDS: u64 = 8;
 
 /// A run without faults of `count` peers, in sites of `per_site`.
 fn calm(count: usize, per_site: usize, plan: PlanKind) -> Options {
-    let mut options = Options::with_plan(1, Some(plan));
+    let chosen = Chosen {
+        plan: Some(plan),
+        overlap: Some(0),
+    };
+    let mut options = Options::with(1, chosen);
     options.faults.clear();
     options.faults_end = Instant::from_secs(1);
     options.links.jitter_us = 0;
