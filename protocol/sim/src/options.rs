@@ -286,12 +286,7 @@ impl Options {
 }
 
 /// Draws how updates are exchanged, over which sites, whether a liar sums wrongly, and the overlap.
-fn exchange(
-    r: &mut Random,
-    chosen: Chosen,
-    manifest: &mut Manifest,
-    peers: &mut [PeerOptions],
-) {
+fn exchange(r: &mut Random, chosen: Chosen, manifest: &mut Manifest, peers: &mut [PeerOptions]) {
     let plans = [
         PlanKind::Gather,
         PlanKind::Reduce,

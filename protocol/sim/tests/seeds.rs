@@ -48,7 +48,9 @@ fn failures(seeds: &[Case], outcomes: &[Outcome]) -> Vec<String> {
         .iter()
         .zip(outcomes)
         .filter_map(|((seed, chosen), outcome)| match &outcome.verdict {
-            Verdict::Failed(failure) => Some(format!("gradmesh-sim {seed} ({chosen:?}): {failure}")),
+            Verdict::Failed(failure) => {
+                Some(format!("gradmesh-sim {seed} ({chosen:?}): {failure}"))
+            }
             Verdict::Converged | Verdict::SafelyStuck => None,
         });
     failed.collect()

@@ -261,7 +261,8 @@ impl Peer {
         sources: &[PeerKey],
     ) {
         if !self.is_idle() {
-            let what = format!("fetches the state after {round} while the worker uses the one here");
+            let what =
+                format!("fetches the state after {round} while the worker uses the one here");
             return outside.fail(self.place, "orderly", what);
         }
         let sources = self.places(outside, sources);
