@@ -871,3 +871,6 @@ fn restore_private(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
