@@ -9,16 +9,17 @@
 //!   in it over its length, so that neither bursts of packets nor the token bucket of a limiter count for much. One in
 //!   which the application had nothing to send says only that the link carries that much.
 //! - **Rate of the link**: the highest of the last [`RATES`] epochs.
-//! - **Window**: rate times the least round trip, and a *margin*: a quarter of that, or what the link carries in
-//!   [`MARGIN`], up to [`MARGIN_BYTES_MAX`]. The margin lies in the link's queue, where it covers the time in which
-//!   either host does something else. It is also what finds more bandwidth: where there is some, the queue is empty and an
-//!   epoch delivers the whole window in the least round trip, so that the rate grows by a quarter each.
+//! - **Window**: rate times the least round trip, and a *margin*: an eighth of that, and [`MARGIN_SCALE`] times the root of
+//!   the rate, up to [`MARGIN_BYTES_MAX`]. The margin lies in the link's queue, where it covers the time in which either
+//!   host does something else. It is also what finds more bandwidth: where there is some, the queue is empty and an epoch
+//!   delivers the whole window in the least round trip. And it is what makes connections share a link: each gets of it
+//!   what it has of the queue, and by the root the slower one has more of that than its share.
 //! - **Start**: the window grows by what is acknowledged, until the round trip of a whole epoch has grown by a margin, or
 //!   three epochs brought less than a quarter more, or loss sets in.
 //! - **Loss** of up to [`LOSS_MAX`] is the link's. More is a queue that does not hold the margin: that becomes smaller by
 //!   30%, and the rate is that of the epoch; with every epoch without, the margin grows by 5%.
-//! - **The least round trip** is that of the last ten to twenty seconds. Every ten the window is halved for an epoch, so
-//!   that it can be seen without a queue.
+//! - **The least round trip** is that of the last ten to twenty seconds. Every ten, all connections of a peer at once have
+//!   half of it in flight for an epoch, so that it can be seen without a queue.
 //!
 //! quinn paces at 5/4 of window over round trip. Tested on a model of a link (`pace/model.rs`).
 
@@ -43,15 +44,19 @@ const EPOCH_PACKETS_MIN: u64 = 50;
 const EPOCH_MAX: Duration = Duration::from_secs(1);
 /// Epochs whose rates are remembered.
 const RATES: usize = 10;
-/// What a busy host needs to come back to a connection. A guess, and less than the queue of any router.
-const MARGIN: Duration = Duration::from_millis(10);
-/// Above it, the margin is a quarter of what is in flight or nothing: sockets hold not much more.
+/// Bytes for the root of one byte a second: 10 ms of 100 Mbit/s, which is several turns of a busy host, and 3 ms of 1 Gbit/s,
+/// 32 ms of 10 Mbit/s.
+const MARGIN_SCALE: f64 = 35.0;
+/// Sockets hold not much more.
 const MARGIN_BYTES_MAX: f64 = 256.0 * 1024.0;
+/// A round trip that grows by this much, and a quarter, in the start is a queue. A guess: more than hosts are late.
+const QUEUE_MIN: Duration = Duration::from_millis(10);
 /// 2%, as in BBR's second version: above what links lose by themselves.
 const LOSS_MAX: f64 = 0.02;
 /// Fewer lost packets than these in an epoch are chance.
 const LOSS_PACKETS_MIN: u64 = 3;
-const ROUND_TRIP_WINDOW: Duration = Duration::from_secs(10);
+/// Stretches of time in which the least round trip is looked for.
+const STRETCH_S: u64 = 10;
 /// 64 packets: a fifth of a second at 3 Mbit/s, a fifth of what a 200 Mbit/s path holds in 20 ms.
 const WINDOW_FIRST: u64 = 64 * 1200;
 const WINDOW_PACKETS_MIN: u64 = 4;
@@ -76,22 +81,34 @@ pub(super) fn rate_of(connection: &Connection) -> Option<Rate> {
 }
 
 /// Makes a [`Pace`] for each connection.
-#[derive(Debug, Default)]
-pub(super) struct PaceConfig;
+#[derive(Debug)]
+pub(super) struct PaceConfig {
+    began: Instant,
+}
+
+impl PaceConfig {
+    pub(super) fn new(began: Instant) -> Self {
+        Self { began }
+    }
+}
 
 impl ControllerFactory for PaceConfig {
     fn build(self: Arc<Self>, now: Instant, mtu: u16) -> Box<dyn Controller> {
-        Box::new(Pace::new(now, mtu))
+        Box::new(Pace::new(self.began, now, mtu))
     }
 }
 
 /// The state of one connection.
 #[derive(Clone, Debug)]
 pub(super) struct Pace {
+    /// Stretches of time are counted from here, for all connections of a peer.
+    began: Instant,
     packet_bytes: u64,
     window: u64,
     phase: Phase,
     epoch: Option<Epoch>,
+    /// Since when nothing has been in flight: no epoch lasts through a time without.
+    idle_since: Option<Instant>,
     /// Of the last epochs, the newest last, bytes a second.
     rates: VecDeque<f64>,
     round_trips: RoundTrips,
@@ -138,16 +155,16 @@ impl Epoch {
 /// The least round trips of the current stretch of time and of that before.
 #[derive(Clone, Copy, Debug)]
 struct RoundTrips {
-    began: Instant,
+    stretch: u64,
     before: Duration,
     now: Duration,
     latest: Duration,
 }
 
 impl RoundTrips {
-    fn new(now: Instant) -> Self {
+    fn new(stretch: u64) -> Self {
         Self {
-            began: now,
+            stretch,
             before: Duration::MAX,
             now: Duration::MAX,
             latest: Duration::ZERO,
@@ -165,14 +182,16 @@ impl RoundTrips {
 }
 
 impl Pace {
-    fn new(now: Instant, mtu: u16) -> Self {
+    fn new(began: Instant, now: Instant, mtu: u16) -> Self {
         Self {
+            began,
             packet_bytes: mtu.into(),
             window: WINDOW_FIRST,
             phase: Phase::Start { best: 0.0, flat: 0 },
             epoch: None,
+            idle_since: None,
             rates: VecDeque::with_capacity(RATES),
-            round_trips: RoundTrips::new(now),
+            round_trips: RoundTrips::new(stretch_at(began, now)),
             ease: 1.0,
             published: Rate::default(),
         }
@@ -181,6 +200,10 @@ impl Pace {
     fn acked(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool) {
         let round_trip = now.saturating_duration_since(sent);
         self.round_trips.see(round_trip);
+        let idle_for = self.idle_since.map(|since| sent.saturating_duration_since(since));
+        if idle_for.is_some_and(|time| time >= EPOCH_MIN) {
+            self.epoch = None;
+        }
         // What the first acknowledgement covers was on its way before the epoch.
         let Some(epoch) = &mut self.epoch else {
             self.epoch = Some(Epoch::new(now));
@@ -203,15 +226,12 @@ impl Pace {
         let length = now.saturating_duration_since(epoch.began);
         let packets = epoch.acked / self.packet_bytes.max(1);
         let long_enough = length >= EPOCH_MIN.max(self.round_trips.latest)
-            && (packets >= EPOCH_PACKETS_MIN || length >= EPOCH_MAX);
+            && (packets >= EPOCH_PACKETS_MIN || length >= EPOCH_MAX || self.phase == Phase::Drain);
         if long_enough {
             self.epoch_ended(now, epoch, length);
             self.epoch = Some(Epoch::new(now));
         }
-        if in_flight == 0 {
-            // Time without anything in flight says nothing.
-            self.epoch = None;
-        }
+        self.idle_since = (in_flight == 0).then_some(now);
     }
 
     fn epoch_ended(&mut self, now: Instant, epoch: Epoch, length: Duration) {
@@ -239,7 +259,7 @@ impl Pace {
                 let queue = epoch
                     .round_trip_min
                     .saturating_sub(self.round_trips.least());
-                let queues = queue >= MARGIN.max(self.round_trips.least() / 4);
+                let queues = queue >= QUEUE_MIN.max(self.round_trips.least() / 4);
                 match lossy || queues || flat >= 3 {
                     true => Phase::Cruise,
                     false => Phase::Start {
@@ -248,8 +268,8 @@ impl Pace {
                     },
                 }
             }
-            Phase::Cruise if now.duration_since(self.round_trips.began) >= ROUND_TRIP_WINDOW => {
-                self.round_trips.began = now;
+            Phase::Cruise if stretch_at(self.began, now) != self.round_trips.stretch => {
+                self.round_trips.stretch = stretch_at(self.began, now);
                 self.round_trips.before = self.round_trips.now;
                 self.round_trips.now = Duration::MAX;
                 Phase::Drain
@@ -259,11 +279,12 @@ impl Pace {
         self.published
             .0
             .store(self.rate() as u64, Ordering::Relaxed);
-        let window = self.rate_window();
+        let rate = self.rate();
+        let held = rate * self.round_trips.least().as_secs_f64();
         match self.phase {
             Phase::Start { .. } => {}
-            Phase::Cruise => self.window = window,
-            Phase::Drain => self.window = window / 2,
+            Phase::Cruise => self.window = (held + self.ease * margin(rate, held)) as u64,
+            Phase::Drain => self.window = (held / 2.0) as u64,
         }
         self.window = self.window.max(WINDOW_PACKETS_MIN * self.packet_bytes);
     }
@@ -273,13 +294,6 @@ impl Pace {
         self.rates.iter().copied().fold(0.0, f64::max)
     }
 
-    fn rate_window(&self) -> u64 {
-        let rate = self.rate();
-        let held = rate * self.round_trips.least().as_secs_f64();
-        let margin = (held / 4.0).max((rate * MARGIN.as_secs_f64()).min(MARGIN_BYTES_MAX));
-        (held + self.ease * margin) as u64
-    }
-
     fn lost(&mut self, now: Instant, bytes: u64, persistent: bool) {
         if persistent {
             // Nothing came through for long: whatever was known of the path is void.
@@ -287,12 +301,22 @@ impl Pace {
             let mtu = u16::try_from(self.packet_bytes).unwrap_or(u16::MAX);
             *self = Self {
                 published,
-                ..Self::new(now, mtu)
+                ..Self::new(self.began, now, mtu)
             };
         } else if let Some(epoch) = &mut self.epoch {
             epoch.lost += bytes;
         }
     }
+}
+
+/// What a window has beyond `held`, which the link holds without a queue at `rate` bytes a second.
+fn margin(rate: f64, held: f64) -> f64 {
+    held / 8.0 + (MARGIN_SCALE * rate.sqrt()).min(MARGIN_BYTES_MAX)
+}
+
+/// In which stretch of time `now` lies.
+fn stretch_at(began: Instant, now: Instant) -> u64 {
+    now.saturating_duration_since(began).as_secs() / STRETCH_S
 }
 
 impl Controller for Pace {

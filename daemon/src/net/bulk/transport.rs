@@ -2,7 +2,7 @@
 
 use std::net::UdpSocket;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig};
 use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
@@ -76,7 +76,7 @@ pub(super) fn transport_config(limits: &BulkLimits) -> Result<TransportConfig, T
         Congestion::Cubic => Arc::new(CubicConfig::default()),
         Congestion::Bbr => Arc::new(BbrConfig::default()),
         Congestion::NewReno => Arc::new(NewRenoConfig::default()),
-        Congestion::Paced => Arc::new(PaceConfig),
+        Congestion::Paced => Arc::new(PaceConfig::new(Instant::now())),
     };
     let mut transport = TransportConfig::default();
     transport

@@ -4,6 +4,8 @@
 use super::*;
 
 const PACKET: u64 = 1452;
+/// Ethernet, IPv4 and UDP.
+const HEADERS: u64 = 42;
 const MBIT: f64 = 1e6 / 8.0;
 
 #[derive(Clone, Copy)]
@@ -24,52 +26,65 @@ struct Packet {
     lost: bool,
 }
 
-/// What one run came to.
+/// What one run came to, for one flow or all of them.
 #[derive(Debug)]
 struct Carried {
-    /// Of the link's rate, in the time that was looked at.
+    /// Of the link's rate.
     share: f64,
     /// Of the packets.
     lost: f64,
+    /// Mean wait of a packet at the bottleneck.
     queue_ms: f64,
+}
+
+/// One connection over the link.
+struct Flow {
+    pace: Pace,
+    in_flight: VecDeque<Packet>,
+    /// Of the pacer, in bytes: quinn's, with bursts of ten packets or two milliseconds.
+    tokens: f64,
+    smoothed: f64,
+    delivered: u64,
+    dropped: u64,
+    sent: u64,
+    waited: f64,
 }
 
 struct Model {
     link: Link,
-    pace: Pace,
+    flows: Vec<Flow>,
     base: Instant,
     now: f64,
     /// When the bottleneck has sent all it has.
     free_at: f64,
-    in_flight: VecDeque<Packet>,
-    /// Tokens of the pacer, in bytes: quinn's, with bursts of ten packets or two milliseconds.
-    tokens: f64,
-    smoothed: f64,
     random: u64,
-    delivered: u64,
-    dropped: u64,
-    waited: f64,
-    sent: u64,
 }
 
 impl Model {
     fn new(link: Link) -> Self {
-        let base = Instant::now();
-        Self {
+        let mut model = Self {
             link,
-            pace: Pace::new(base, PACKET as u16),
-            base,
+            flows: Vec::new(),
+            base: Instant::now(),
             now: 0.0,
             free_at: 0.0,
+            random: 0x9e37_79b9_7f4a_7c15,
+        };
+        model.add_flow();
+        model
+    }
+
+    fn add_flow(&mut self) {
+        self.flows.push(Flow {
+            pace: Pace::new(self.base, self.at(self.now), PACKET as u16),
             in_flight: VecDeque::new(),
             tokens: 0.0,
-            smoothed: link.round_trip_ms / 1e3,
-            random: 0x9e37_79b9_7f4a_7c15,
+            smoothed: self.link.round_trip_ms / 1e3,
             delivered: 0,
             dropped: 0,
-            waited: 0.0,
             sent: 0,
-        }
+            waited: 0.0,
+        });
     }
 
     fn at(&self, seconds: f64) -> Instant {
@@ -83,79 +98,108 @@ impl Model {
         (self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// One turn of the sender: hears what has arrived, sends what it may.
+    /// One turn of the senders: they hear what has arrived, and send what they may.
     fn turn(&mut self) {
-        let step = self.link.turn_ms / 1e3;
-        self.now += step;
+        self.now += self.link.turn_ms / 1e3;
+        for flow in 0..self.flows.len() {
+            self.hear(flow);
+            self.send_what_fits(flow);
+        }
+    }
+
+    fn hear(&mut self, flow: usize) {
+        let (base, now_s) = (self.base, self.now);
+        let at = |seconds| base + Duration::from_secs_f64(seconds);
+        let flow = &mut self.flows[flow];
         let (mut lost, mut any) = (0, false);
-        while let Some(first) = self.in_flight.front().filter(|p| p.arrives <= self.now) {
-            let (sent, is_lost) = (first.sent, first.lost);
-            self.in_flight.pop_front();
-            if is_lost {
+        while let Some(first) = flow.in_flight.pop_front_if(|first| first.arrives <= now_s) {
+            if first.lost {
                 lost += PACKET;
                 continue;
             }
             any = true;
-            self.delivered += PACKET;
-            self.smoothed += (self.now - sent - self.smoothed) / 8.0;
-            let (now, sent) = (self.at(self.now), self.at(sent));
-            self.pace.acked(now, sent, PACKET, false);
+            flow.delivered += PACKET;
+            flow.smoothed += (now_s - first.sent - flow.smoothed) / 8.0;
+            flow.pace.acked(at(now_s), at(first.sent), PACKET, false);
         }
-        let (now, in_flight) = (self.at(self.now), self.in_flight.len() as u64 * PACKET);
         if any {
-            self.pace.acks_ended(now, in_flight);
+            let in_flight = flow.in_flight.len() as u64 * PACKET;
+            flow.pace.acks_ended(at(now_s), in_flight);
         }
         if lost > 0 {
-            self.dropped += lost;
-            self.pace.lost(now, lost, false);
-        }
-        let window = self.pace.window();
-        let rate = 1.25 * window as f64 / self.smoothed;
-        let burst = (rate * 1.6e-3).clamp(10.0 * PACKET as f64, 256.0 * PACKET as f64);
-        self.tokens = (self.tokens + rate * step).min(burst.max(rate * step));
-        while self.tokens >= PACKET as f64 && (self.in_flight.len() as u64 + 1) * PACKET < window {
-            self.tokens -= PACKET as f64;
-            self.send();
+            flow.dropped += lost;
+            flow.pace.lost(at(now_s), lost, false);
         }
     }
 
-    fn send(&mut self) {
+    fn send_what_fits(&mut self, place: usize) {
+        let step = self.link.turn_ms / 1e3;
+        let flow = &mut self.flows[place];
+        let window = flow.pace.window();
+        let rate = 1.25 * window as f64 / flow.smoothed;
+        let burst = (rate * 1.6e-3).clamp(10.0 * PACKET as f64, 256.0 * PACKET as f64);
+        flow.tokens = (flow.tokens + rate * step).min(burst.max(rate * step));
+        loop {
+            let flow = &mut self.flows[place];
+            let full = (flow.in_flight.len() as u64 + 1) * PACKET >= window;
+            if full || flow.tokens < PACKET as f64 {
+                return;
+            }
+            flow.tokens -= PACKET as f64;
+            let (packet, waits) = self.admit();
+            let flow = &mut self.flows[place];
+            flow.sent += 1;
+            flow.waited += waits;
+            flow.in_flight.push_back(packet);
+        }
+    }
+
+    /// A packet that comes to the bottleneck now, and how long it waits there.
+    fn admit(&mut self) -> (Packet, f64) {
         let link = self.link;
-        let (bucket_s, packet_s) = (
-            link.bucket / link.bytes_per_s,
-            (PACKET as f64 + 42.0) / link.bytes_per_s,
-        );
         // A bucket that has filled lets through that much at once.
-        self.free_at = self.free_at.max(self.now - bucket_s);
+        self.free_at = self.free_at.max(self.now - link.bucket / link.bytes_per_s);
         let waits = (self.free_at - self.now).max(0.0);
         let full = waits * link.bytes_per_s > link.queue;
         let lost = full || self.chance() < link.loss;
         if !full {
-            self.free_at += packet_s;
-            self.waited += waits;
+            self.free_at += (PACKET + HEADERS) as f64 / link.bytes_per_s;
         }
-        self.sent += 1;
         let arrives = self.free_at.max(self.now) + link.round_trip_ms / 1e3;
-        self.in_flight.push_back(Packet {
-            arrives,
-            sent: self.now,
-            lost,
-        });
+        let sent = self.now;
+        (Packet { arrives, sent, lost }, if full { 0.0 } else { waits })
     }
 
+    /// All flows together.
     fn run(&mut self, seconds: f64) -> Carried {
+        let each = self.run_each(seconds);
+        let count = each.len() as f64;
+        let sum = |of: fn(&Carried) -> f64| each.iter().map(of).sum::<f64>();
+        Carried {
+            share: sum(|flow| flow.share),
+            lost: sum(|flow| flow.lost) / count,
+            queue_ms: sum(|flow| flow.queue_ms) / count,
+        }
+    }
+
+    fn run_each(&mut self, seconds: f64) -> Vec<Carried> {
         let end = self.now + seconds;
-        (self.delivered, self.dropped, self.waited, self.sent) = (0, 0, 0.0, 0);
+        for flow in &mut self.flows {
+            (flow.delivered, flow.dropped, flow.sent, flow.waited) = (0, 0, 0, 0.0);
+        }
         while self.now < end {
             self.turn();
         }
-        let wire = self.delivered as f64 * (PACKET as f64 + 42.0) / PACKET as f64;
-        let sent = (self.sent as f64).max(1.0);
-        Carried {
-            share: wire / seconds / self.link.bytes_per_s,
-            lost: self.dropped as f64 / PACKET as f64 / sent,
-            queue_ms: self.waited / sent * 1e3,
-        }
+        let carried = self.flows.iter().map(|flow| {
+            let packets = (flow.delivered / PACKET) as f64;
+            let (sent, lost) = ((flow.sent as f64).max(1.0), flow.dropped / PACKET);
+            Carried {
+                share: packets * (PACKET + HEADERS) as f64 / seconds / self.link.bytes_per_s,
+                lost: lost as f64 / sent,
+                queue_ms: flow.waited / sent * 1e3,
+            }
+        });
+        carried.collect()
     }
 }
 
@@ -255,22 +299,37 @@ fn path_that_becomes_longer_is_filled_again_and_a_dead_one_starts_anew() {
     let then = model.run(20.0);
     assert!(then.share > 0.9, "{then:?}");
     let now = model.at(model.now);
-    model.pace.lost(now, PACKET, true);
-    assert_eq!(model.pace.window(), WINDOW_FIRST);
+    model.flows[0].pace.lost(now, PACKET, true);
+    assert_eq!(model.flows[0].pace.window(), WINDOW_FIRST);
 }
 
 #[test]
 fn application_that_sends_little_neither_lowers_the_rate_nor_widens_the_window() {
     let mut model = Model::new(veth());
     model.run(5.0);
-    let (rate, window) = (model.pace.rate(), model.pace.window());
+    let (rate, window) = (model.flows[0].pace.rate(), model.flows[0].pace.window());
     let mut now = model.now;
     for _ in 0..1000 {
         now += 0.005;
         let (now, sent) = (model.at(now), model.at(now - 0.0002));
-        model.pace.acked(now, sent, PACKET, true);
-        model.pace.acks_ended(now, PACKET);
+        model.flows[0].pace.acked(now, sent, PACKET, true);
+        model.flows[0].pace.acks_ended(now, PACKET);
     }
-    assert_eq!(model.pace.rate(), rate);
-    assert!(model.pace.window() <= window);
+    assert_eq!(model.flows[0].pace.rate(), rate);
+    assert!(model.flows[0].pace.window() <= window);
+}
+
+#[test]
+fn connections_share_a_link_and_fill_it_together() {
+    for link in [veth(), long()] {
+        let mut model = Model::new(link);
+        model.run(5.0);
+        model.add_flow();
+        model.run(20.0);
+        let each = model.run_each(20.0);
+        let total: f64 = each.iter().map(|flow| flow.share).sum();
+        assert!(total > 0.93, "{each:?}");
+        assert!(each.iter().all(|flow| flow.share > 0.2 * total), "{each:?}");
+        assert!(each.iter().all(|flow| flow.lost < 0.005), "{each:?}");
+    }
 }
