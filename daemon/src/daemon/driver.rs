@@ -35,7 +35,7 @@ use super::peer_id;
 use super::residuals::Residuals;
 use super::rpc::{Call, Caller, Rpc};
 use crate::blob::BlobStore;
-use crate::net::bulk::{Bulk, FetchFailed};
+use crate::net::bulk::{Bulk, FetchFailed, Fetched};
 use crate::net::control::{ControlEvent, ControlHandle};
 use crate::status::{StatusHandle, Traffic};
 use crate::store::Store;
@@ -80,7 +80,7 @@ pub(super) struct Parts {
 enum Done {
     Frame {
         frame: FrameId,
-        result: Result<Bytes, FetchFailed>,
+        result: Result<Fetched, FetchFailed>,
     },
     Reduced(Result<Reduced, (Box<ReduceTask>, OwnerError)>),
     Residual {

@@ -40,12 +40,12 @@ impl Driver {
         match done {
             Done::Frame {
                 frame,
-                result: Ok(bytes),
+                result: Ok(fetched),
             } => {
-                let input = self.checked(frame, &bytes);
+                let input = self.checked(frame, &fetched.bytes);
                 if input == Input::FrameHeld(frame) {
                     let round = self.node.applied().map_or(RoundId(0), RoundId::next);
-                    self.keep_frame(round, frame.hash, bytes)?;
+                    self.keep_frame(round, frame.hash, fetched.bytes.clone())?;
                 }
                 self.inputs.push_back(input);
             }
