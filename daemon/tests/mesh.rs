@@ -331,7 +331,7 @@ fn three_peers_with_crash_trust_survive_the_death_of_one() {
 #[test]
 fn peers_that_train_ahead_survive_the_death_of_one_in_an_exchange() {
     let ahead = Exchange {
-        plan: "gather",
+        plan: "hier",
         overlap: 1,
     };
     let mesh = survives_the_death_of_one(4, ahead, "byzantine");

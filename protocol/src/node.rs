@@ -40,6 +40,7 @@ mod voting;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use deadline::Arrivals;
 pub use effect::{
@@ -127,10 +128,20 @@ struct Holdings {
     frames_from: RoundId,
 }
 
+/// What the worker is at, and since when.
+#[derive(Clone, Copy, Debug)]
+struct Training {
+    round: RoundId,
+    since: Time,
+}
+
 /// The exchange before the one at hand: an update that it left out and that comes later moves the deadline.
 #[derive(Clone, Debug)]
 struct LastExchange {
+    round: RoundId,
     started: Time,
+    /// The longest that frames took after their header.
+    transfer: Duration,
     left_out: BTreeSet<PeerKey>,
 }
 
@@ -181,7 +192,7 @@ pub struct Node {
     agreement: Agreement,
     exchange: Option<Exchange>,
     /// What the worker trains or has trained, until it is encoded: the round at hand, or the next one by rule `train-ahead`.
-    training: Option<RoundId>,
+    training: Option<Training>,
     frames: Frames,
     proposals: Vec<Proposal>,
     early_proposals: Vec<SignedProposal>,
@@ -377,7 +388,7 @@ impl Node {
             Input::RequestFailed(id) => self.on_request_failed(id),
             Input::UpdateReady { round, update } => self.on_update_ready(now, round, *update),
             Input::TrainingFailed(round) => {
-                self.training.take_if(|training| *training == round);
+                self.training.take_if(|training| training.round == round);
                 if let Some(exchange) = self.exchange_of(round) {
                     exchange.work = Work::None;
                 }

@@ -9,7 +9,8 @@
 //!
 //! - "update": delta = start - local, element by element in f32, where start is what training began from: theta, or with
 //!   overlap [`Replica::start_ahead`]. The error feedback takes delta in and gives one frame per shard, in the codec of
-//!   the stage that the plan says.
+//!   the stage that the plan says. With overlap that is done when the round before is applied, so that what it left out
+//!   goes with this update.
 //! - "aggregate": [`gradmesh_compression::aggregate`] for each shard over the contributions to it, in their order. A
 //!   shard whose contributions have no tokens is skipped: its theta and momentum stay as they are.
 //! - "reduce": what an owner of a shard does ([`Shape::reduce`]): e = beta e + aggregate; the frame is taken of e, what

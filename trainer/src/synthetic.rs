@@ -3,7 +3,7 @@
 //!
 //! A run names it by its model config: `{"model_type": "gradmesh-synthetic", "elements": [12500000], "step_ms": 50}`.
 //!
-//! What a round trains is a function of theta, of the tokens of its batches, which differ from peer to peer and from
+//! What a call trains is a function of theta, of the tokens of its batches, which differ from peer to peer and from
 //! round to round, and of nothing else. Each element moves by a value that is uniform in `±UPDATE_ABS_MAX`: the worst
 //! case for a codec, without the regularities of real updates. Reports have the constant loss [`LOSS`].
 

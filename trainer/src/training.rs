@@ -1,7 +1,8 @@
 //! The contract between the daemon (or the simulator) and whatever trains.
 //!
-//! **Order of a round.** `train` with the round's theta, `local` for the update, next round. The inner optimizer's
-//! state stays in the trainer between calls; `inner_state` and `set_inner_state` move it to disk or to an auditor.
+//! **Order of a round.** `train` with the round's theta, `local` for the update, next round. A round may take several calls,
+//! each from the `local` of the one before and with `first_step` where that ended. The inner optimizer's state stays in the
+//! trainer between calls; `inner_state` and `set_inner_state` move it to disk or to an auditor.
 
 use crate::model::ParameterSpec;
 
@@ -123,7 +124,7 @@ impl<F: FnMut(u32) -> Result<Batch, String>> BatchSource for F {
 /// A stretch of inner steps: a whole round, or one segment of it in an audit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TrainTask {
-    /// First step within the round; 0 except in an audit or after an early stop.
+    /// First step within the round; 0 except in an audit or after an interruption.
     pub first_step: u32,
     /// Inner steps to do.
     pub steps: u32,

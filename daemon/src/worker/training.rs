@@ -93,8 +93,11 @@ impl Machine {
         });
     }
 
-    /// Theta minus the own update of the round before `round`, whose frames are on disk.
+    /// Theta minus the own update of the round before `round`, if there is one; its frames are on disk.
     fn start_ahead(&self, round: RoundId, stage: Stage, frames: &[FrameRef]) -> Vec<f32> {
+        if frames.is_empty() {
+            return self.replica.theta().to_vec();
+        }
         let in_flight = round.previous().unwrap_or_default();
         let own = frames.iter();
         let own = own.map(|frame| self.own_frame(in_flight, &frame.hash));

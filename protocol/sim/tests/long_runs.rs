@@ -31,6 +31,8 @@ fn long_run(plan: PlanKind, kind: CodecKind, value_bits: u32, seed: u64) -> Opti
         manifest.outer.momentum_ppm = 0;
     }
     manifest.schedule.rounds_per_epoch = 50;
+    // Half of the cases train ahead.
+    manifest.exchange.overlap = (seed % 2) as u32;
     assert_eq!(manifest.validate(), []);
     options
 }

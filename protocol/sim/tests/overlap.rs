@@ -4,8 +4,9 @@ mod calm;
 
 use calm::calm;
 use gradmesh_protocol::manifest::PlanKind;
-use gradmesh_sim::Outcome;
 use gradmesh_sim::coverage::Situation;
+use gradmesh_sim::queue::Instant;
+use gradmesh_sim::{Options, Outcome};
 
 const PEERS: usize = 4;
 const STEPS: u32 = 10;
@@ -13,7 +14,7 @@ const STEPS: u32 = 10;
 const LATENCY_US: u64 = 300_000;
 
 /// A run of `rounds` rounds that each train for `train_us`.
-fn converged(plan: PlanKind, overlap: u32, train_us: u64, rounds: u64) -> Outcome {
+fn settings(plan: PlanKind, overlap: u32, train_us: u64, rounds: u64) -> Options {
     let mut options = calm(1, PEERS, 1, plan, rounds);
     for peer in &mut options.peers {
         peer.latency_us = LATENCY_US;
@@ -25,7 +26,13 @@ fn converged(plan: PlanKind, overlap: u32, train_us: u64, rounds: u64) -> Outcom
     manifest.timing.deadline_cap_ms = 60_000;
     manifest.timing.propose_ms = 20_000;
     manifest.timing.vote_ms = 5_000;
-    let outcome = calm::converged(&options);
+    options
+}
+
+/// Runs them: nobody is ever late.
+fn converged(options: &Options) -> Outcome {
+    let outcome = calm::converged(options);
+    let overlap = options.manifest.exchange.overlap;
     let missed = outcome.coverage.missed();
     assert!(
         missed.contains(&Situation::UpdateLeftOut),
@@ -35,10 +42,31 @@ fn converged(plan: PlanKind, overlap: u32, train_us: u64, rounds: u64) -> Outcom
     outcome
 }
 
+#[test]
+fn a_newcomer_falls_into_step_with_those_that_train_ahead() {
+    for train_us in [900_000, 2_700_000, 3_600_000, 5_400_000, 14_400_000] {
+        let mut options = settings(PlanKind::Gather, 1, train_us, 30);
+        options.manifest.trust.peers_min = PEERS as u32 - 1;
+        options.manifest.trust.absent_rounds_max = 3;
+        options.peers[PEERS - 1].starts = Instant(10 * train_us + 40_000_000);
+        let missed = calm::converged(&options).coverage.missed();
+        for situation in [Situation::UpdateLeftOut, Situation::Removed] {
+            assert!(
+                missed.contains(&situation),
+                "{situation:?}, training for {train_us} us"
+            );
+        }
+    }
+}
+
 /// Seconds of a round, start and end of the run apart.
 fn round_s(plan: PlanKind, overlap: u32, train_us: u64) -> f64 {
     const ROUNDS: u64 = 6;
-    let ended = |rounds| converged(plan, overlap, train_us, rounds).ended.0;
+    let ended = |rounds| {
+        converged(&settings(plan, overlap, train_us, rounds))
+            .ended
+            .0
+    };
     (ended(2 * ROUNDS) - ended(ROUNDS)) as f64 / 1e6 / ROUNDS as f64
 }
 

@@ -44,7 +44,9 @@ impl Node {
             }
             let members = self.roster.members().iter().map(|member| member.peer);
             self.last_exchange = Some(LastExchange {
+                round,
                 started: exchange.started,
+                transfer: exchange.longest_transfer(),
                 left_out: members.filter(|p| !decision.accepts_any_of(p)).collect(),
             });
             if exchange.work != Work::None && !decision.accepts_any_of(&self.me) {
@@ -53,7 +55,10 @@ impl Node {
         }
         let before = self.roster.clone();
         self.note_decided(decision);
-        if self.training <= Some(round) || !self.roster.contains(&self.me) {
+        let over = self
+            .training
+            .is_some_and(|training| training.round <= round);
+        if over || !self.roster.contains(&self.me) {
             self.stop_training();
         }
         self.report_roster(&before);

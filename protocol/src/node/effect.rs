@@ -228,11 +228,12 @@ pub enum Effect {
 pub enum Start {
     /// The state at hand.
     State,
-    /// The state at hand minus this peer's own update of the round before, which is in flight.
+    /// The state at hand, to which decisions will be applied meanwhile, minus this peer's own update of the round before, which
+    /// is in flight.
     Ahead {
         /// At which the update is encoded.
         stage: Stage,
-        /// Its frames, in the order of the shards.
+        /// Its frames, in the order of the shards; empty if nothing is in flight.
         frames: Vec<FrameRef>,
     },
 }

@@ -214,6 +214,15 @@ impl Exchange {
         arrivals.max()
     }
 
+    /// The longest that wanted frames took to come after their header.
+    pub(super) fn longest_transfer(&self) -> Duration {
+        let transfers = self.commitments.values().filter_map(|commitment| {
+            let complete_after = commitment.complete_after?;
+            Some(complete_after.saturating_sub(commitment.heard_after))
+        });
+        transfers.max().unwrap_or_default()
+    }
+
     /// Number of headers kept.
     pub(super) fn len(&self) -> usize {
         self.commitments.len()

@@ -10,6 +10,12 @@
 //! So nothing but the time of training changes for others. One who could not train ahead (it came in with r + 1, was
 //! restarted, or its training failed) trains r + 1 from the state after r, on the same data, and commits later than they do.
 //!
+//! Rule `in-step`: one who trains round r after the others have would be left out of it, and out of later rounds too, for its
+//! training of r + 1 would begin as late. So when more than half of the other members have committed and it cannot be in
+//! time, it gives r up and trains r + 1 from the state at hand, in step with the others; what it has learnt of r stays in its
+//! error feedback. It cannot be in time if a round's time from the start of its training on, and the time that frames took
+//! on their way, both of the round before, lead past the deadline.
+//!
 //! Rule `header-judged-at-home`: a header is looked at only while the exchange of its round is open, that is, while
 //! the state that it must have been trained from is this peer's own. One that comes earlier waits.
 
@@ -18,7 +24,7 @@ use std::time::Duration;
 
 use super::exchange::{Exchange, Insertion, Work};
 use super::frames::Standing;
-use super::{Arrivals, Effect, Node, Start, StateTask};
+use super::{Arrivals, Effect, Node, Start, StateTask, Training};
 use crate::hash::Hash;
 use crate::header::{FrameId, Header, SignedHeader, UpdateSummary};
 use crate::key::PeerKey;
@@ -92,40 +98,72 @@ impl Node {
             exchange.work = Work::Committed;
             self.broadcast(Gossip::Header(Box::new(header.clone())));
             self.insert_header(now, header);
-            self.train_ahead();
+            self.train_ahead(now);
         } else {
             exchange.work = Work::Training;
-            if self.training != Some(round) {
-                self.train(round, Start::State);
+            if self.training.is_none_or(|training| training.round != round) {
+                self.train(now, round, Start::State);
             }
             let stage = self.layout.plan().stage_of_updates();
             self.effects.push_back(Effect::Encode { round, stage });
         }
     }
 
-    /// Rule `train-ahead`: the own update of the round at hand is committed.
-    fn train_ahead(&mut self) {
-        let next = self.roster.round().next();
+    /// Whether the round after the one at hand is to be trained as soon as may be.
+    fn may_train_ahead(&self) -> bool {
         let manifest = &self.config.manifest;
-        let wanted = manifest.exchange.overlap > 0
-            && next.0 <= manifest.schedule.rounds
-            && self.leaving.is_none();
-        if let Some(own) = self.own_header.as_ref().filter(|_| wanted) {
+        manifest.exchange.overlap > 0
+            && self.roster.round().0 < manifest.schedule.rounds
+            && self.leaving.is_none()
+    }
+
+    /// Rule `train-ahead`: the own update of the round at hand is committed.
+    fn train_ahead(&mut self, now: Time) {
+        let may_train = self.may_train_ahead();
+        if let Some(own) = self.own_header.as_ref().filter(|_| may_train) {
             let frames = own.header.update.frames.clone();
             let stage = self.layout.plan().stage_of_updates();
-            self.train(next, Start::Ahead { stage, frames });
+            let next = self.roster.round().next();
+            self.train(now, next, Start::Ahead { stage, frames });
         }
     }
 
+    /// Rule `in-step`: another member has committed.
+    fn fall_into_step(&mut self, now: Time) {
+        let may_train = self.may_train_ahead();
+        let Some(exchange) = self.exchange.as_mut().filter(|_| may_train) else {
+            return;
+        };
+        let round = exchange.round;
+        let last = self.last_exchange.as_ref();
+        let last = last.filter(|l| l.round.next() == round && l.round != RoundId::FOUNDING);
+        let (Some(last), Some(training), Work::Training) = (last, self.training, exchange.work)
+        else {
+            return;
+        };
+        let others = self.roster.members().iter().map(|member| member.peer);
+        let others: Vec<PeerKey> = others.filter(|peer| *peer != self.me).collect();
+        let committed = others.iter().filter(|p| exchange.first_of(p).is_some());
+        let there = training.since + (exchange.started - last.started) + last.transfer;
+        if 2 * committed.count() <= others.len() || there <= exchange.deadline {
+            return;
+        }
+        exchange.work = Work::None;
+        let stage = self.layout.plan().stage_of_updates();
+        let frames = Vec::new();
+        self.stop_training();
+        self.train(now, round.next(), Start::Ahead { stage, frames });
+    }
+
     /// Has the round at hand trained, or the next one.
-    fn train(&mut self, round: RoundId, start: Start) {
+    fn train(&mut self, now: Time, round: RoundId, start: Start) {
         let late = self.config.manifest.exchange.overlap > 0 && round == self.roster.round();
         let basis = if late {
             &self.before_previous
         } else {
             &self.previous
         };
-        self.training = Some(round);
+        self.training = Some(Training { round, since: now });
         self.effects.push_back(Effect::Train {
             round,
             seed: Manifest::round_seed(&self.config.run, round, basis),
@@ -136,13 +174,13 @@ impl Node {
 
     /// What is trained, or trained and not encoded, will not be committed to.
     pub(super) fn stop_training(&mut self) {
-        if let Some(round) = self.training.take() {
-            self.effects.push_back(Effect::StopTraining(round));
+        if let Some(training) = self.training.take() {
+            self.effects.push_back(Effect::StopTraining(training.round));
         }
     }
 
     pub(super) fn on_update_ready(&mut self, now: Time, round: RoundId, update: UpdateSummary) {
-        self.training.take_if(|training| *training == round);
+        self.training.take_if(|training| training.round == round);
         let (run, peer, state_root) = (self.config.run, self.me, self.state_root);
         let Some(exchange) = self.exchange_of(round) else {
             return;
@@ -170,7 +208,7 @@ impl Node {
         self.own_header = Some(signed.clone());
         self.broadcast(Gossip::Header(Box::new(signed.clone())));
         self.insert_header(now, signed);
-        self.train_ahead();
+        self.train_ahead(now);
     }
 
     pub(super) fn on_header(&mut self, now: Time, header: SignedHeader) {
@@ -226,7 +264,10 @@ impl Node {
             return;
         };
         match exchange.insert(now, header, wanted, named) {
-            Insertion::First => self.want_frames(now, &hash),
+            Insertion::First => {
+                self.want_frames(now, &hash);
+                self.fall_into_step(now);
+            }
             Insertion::Known => {}
             Insertion::Contradiction | Insertion::Refused => {
                 if named {

@@ -130,6 +130,7 @@ impl Node {
             activity: self.activity(),
             ahead: self
                 .training
+                .map(|training| training.round)
                 .filter(|ahead| exchange.is_none_or(|e| e.round != *ahead)),
             member: self.roster.contains(&self.me),
             waiting_for,

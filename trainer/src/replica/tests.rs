@@ -277,6 +277,30 @@ fn training_ahead_starts_from_theta_minus_the_own_update() {
 }
 
 #[test]
+fn what_a_round_left_out_goes_with_the_update_that_was_trained_ahead_of_it() {
+    let mut a = replica(ReplicaConfig {
+        feedback_beta: 1.0,
+        ..dense(Outer::Plain { rate: 1.0 })
+    });
+    a.theta.fill(1.0);
+    let own = update(&mut a, &vec![0.25; ELEMENTS]);
+    let start = a.start_ahead(Stage::Update, &own.frames);
+    let start = start.expect("own frames");
+    let local = vec![0.625; ELEMENTS];
+    let left_out = OwnUpdate {
+        stage: Stage::Update,
+        frames: &own.frames,
+        accepted: &[false; 3],
+    };
+    let skipped = gathered(&[]);
+    a.apply(&skipped, Some(left_out), &[]).expect("apply");
+    let ahead = a.update(&start, &local, Stage::Update).expect("update");
+    a.apply(&gathered(&[(1, &ahead)]), None, &[])
+        .expect("apply");
+    assert_eq!(a.theta(), local, "both rounds' training, in exact numbers");
+}
+
+#[test]
 fn a_bad_frame_names_its_contribution_and_changes_nothing() {
     let mut a = replica(sparse());
     let own = update(&mut a, &values(2, 0.01));

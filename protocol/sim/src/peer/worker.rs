@@ -78,6 +78,10 @@ impl Peer {
         let theta = state_in(&self.store.state, &outside.shape);
         let start = match start {
             Start::State => theta.theta().to_vec(),
+            Start::Ahead { frames, .. } if frames.is_empty() => {
+                outside.coverage.meet(Situation::FellIntoStep);
+                theta.theta().to_vec()
+            }
             Start::Ahead { stage, frames } => {
                 let own = self.store.private.pending(next);
                 if own.is_none_or(|own| own.summary.frames != frames) {
