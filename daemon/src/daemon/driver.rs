@@ -363,8 +363,9 @@ impl Driver {
             };
             let now = self.now();
             self.node.handle(now, input);
-            if let Activity::Deciding { .. } = self.node.view(now).activity {
-                self.meter.deciding();
+            let view = self.node.view(now);
+            if let Activity::Deciding { .. } = view.activity {
+                self.meter.deciding(view.round);
             }
         }
     }

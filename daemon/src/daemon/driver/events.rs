@@ -106,7 +106,7 @@ impl Driver {
             } => {
                 self.progress = Some((round, step, steps, loss));
                 if step == steps {
-                    self.meter.trained();
+                    self.meter.trained(round);
                 }
             }
             Event::Update {
@@ -114,7 +114,7 @@ impl Driver {
                 summary,
                 frames,
             } => {
-                self.meter.commit();
+                self.meter.commit(round);
                 self.progress = None;
                 for (frame, bytes) in summary.frames.iter().zip(frames) {
                     self.keep_frame(round, frame.hash, bytes)?;

@@ -200,7 +200,9 @@ impl Pace {
     fn acked(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool) {
         let round_trip = now.saturating_duration_since(sent);
         self.round_trips.see(round_trip);
-        let idle_for = self.idle_since.map(|since| sent.saturating_duration_since(since));
+        let idle_for = self
+            .idle_since
+            .map(|since| sent.saturating_duration_since(since));
         if idle_for.is_some_and(|time| time >= EPOCH_MIN) {
             self.epoch = None;
         }

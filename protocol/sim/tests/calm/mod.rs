@@ -1,6 +1,7 @@
 //! Runs in which nothing goes wrong.
 
 use gradmesh_protocol::manifest::{CodecKind, LocalFormat, PlanKind, SiteId};
+use gradmesh_sim::options::Chosen;
 use gradmesh_sim::queue::{Clock, Instant};
 use gradmesh_sim::{Options, Outcome, Verbosity, Verdict, run};
 
@@ -13,7 +14,11 @@ pub(crate) fn calm(
     plan: PlanKind,
     rounds: u64,
 ) -> Options {
-    let mut options = Options::with_plan(seed, Some(plan));
+    let chosen = Chosen {
+        plan: Some(plan),
+        overlap: Some(0),
+    };
+    let mut options = Options::with(seed, chosen);
     assert!(options.chain.is_none(), "seed {seed}");
     options.faults.clear();
     options.faults_end = Instant::from_secs(1);
