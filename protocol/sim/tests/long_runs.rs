@@ -1,5 +1,6 @@
-//! A thousand rounds of every plan with every codec, with overlap in turns, frames and messages arriving in random order: after each round every
-//! peer has the state root that the oracle computes (rule `same-state`), and every round is decided by all.
+//! A thousand rounds of every plan with every codec, with overlap in turns, frames and messages arriving in random order:
+//! after each round every peer has the state root that the oracle computes (rule `same-state`), and every round is decided
+//! by all.
 
 mod calm;
 
