@@ -1,5 +1,6 @@
-//! A thousand rounds of every plan with every codec, frames and messages arriving in random order: after each round every
-//! peer has the state root that the oracle computes (rule `same-state`), and every round is decided by all.
+//! A thousand rounds of every plan with every codec, with overlap in turns, frames and messages arriving in random order:
+//! after each round every peer has the state root that the oracle computes (rule `same-state`), and every round is decided
+//! by all.
 
 mod calm;
 
@@ -31,7 +32,6 @@ fn long_run(plan: PlanKind, kind: CodecKind, value_bits: u32, seed: u64) -> Opti
         manifest.outer.momentum_ppm = 0;
     }
     manifest.schedule.rounds_per_epoch = 50;
-    // Half of the cases train ahead.
     manifest.exchange.overlap = (seed % 2) as u32;
     assert_eq!(manifest.validate(), []);
     options
