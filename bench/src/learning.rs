@@ -13,8 +13,7 @@
 //! benchmark   "learning"
 //! machine     {cpu, cores, commit, date, debug_assertions}; null where the system does not tell
 //! config      {peers, rounds, steps, batch_sequences, sequence_tokens, learning_rate, warmup_steps, parameters,
-//!              tokens_per_run, alpha, k, feedback_beta, reduced_k, reduced_value_bits, owner_beta, ahead, ahead_from,
-//!              sites}
+//!              tokens_per_run, alpha, k, feedback_beta, reduced_k, reduced_value_bits, owner_beta, land_after, sites}
 //! results     one object per setting and seed, in the order of their end:
 //!   setting, seed
 //!   loss             nats per token of the last theta on held-out text
@@ -319,8 +318,7 @@ fn write(
             "reduced_k": parameters.reduced_k,
             "reduced_value_bits": parameters.reduced_value_bits,
             "owner_beta": parameters.owner_beta,
-            "ahead": parameters.ahead,
-            "ahead_from": parameters.ahead_from.to_string(),
+            "land_after": parameters.land_after,
             "sites": setting::SITES,
         },
         "results": results,

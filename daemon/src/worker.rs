@@ -597,6 +597,7 @@ impl Machine {
         self.replica
             .apply(&shards, own.as_ref().map(OwnOutcome::update), groups)
             .map_err(|source| WorkerError::Apply { round, source })?;
+        self.land(round);
         self.applied = Some(round);
         (self.state_file.changed, self.private_file.changed) = (true, true);
         let state_root = self.replica.state_root();

@@ -1,5 +1,6 @@
 //! One run: peers that train, exchange and apply in one process.
 
+use std::ops::Range;
 use std::thread;
 
 use anyhow::{Context, ensure};
@@ -11,7 +12,7 @@ use gradmesh_trainer::replica::{Contribution, Reduction, Replica, RoundShard};
 use gradmesh_trainer::torch::TorchSettings;
 use gradmesh_trainer::{Architecture, InnerOptimizer, TrainTask, Trainer};
 
-use super::setting::{AheadFrom, Parameters, Plan, SITES, Setting};
+use super::setting::{Plan, SITES, Setting};
 use super::{Args, FINAL_WINDOWS, VALIDATE_EVERY, WINDOWS};
 
 /// What a run gave; see the JSON of the parent module.
@@ -33,13 +34,8 @@ struct Peer {
     hotkey: [u8; 32],
     trainer: Box<dyn Trainer>,
     replica: Replica,
-    in_flight: Option<InFlight>,
-}
-
-/// An update that is not applied yet.
-struct InFlight {
-    frames: Vec<Vec<u8>>,
-    trained: Trained,
+    /// Frames of an update that is not applied yet.
+    in_flight: Option<Vec<Vec<u8>>>,
 }
 
 /// The peers of a run and what their owners keep.
@@ -128,20 +124,44 @@ impl<'a> Mesh<'a> {
 
     /// Trains, exchanges and applies; the mean loss of the last steps.
     fn round(&mut self, round: u32, windows: &Windows<'_>) -> anyhow::Result<f64> {
-        let trained = self.train(round, windows)?;
-        // With overlap the update of the round before lands only now, when that of this one is trained.
-        self.land()?;
         let stage = self.setting.plan().stage();
+        let starts = self.peers.iter().map(|peer| peer.start(stage));
+        let starts: Vec<Vec<f32>> = starts.collect::<anyhow::Result<_>>()?;
+        let steps = self.args.steps;
+        let ahead = match self.peers[0].in_flight {
+            Some(_) => self.args.parameters.land_after.min(steps),
+            None => 0,
+        };
+        let mut trained = self.train((round, 0..ahead), windows, starts)?;
+        self.land()?;
+        if ahead < steps {
+            // Rule `land-in-flight` of the daemon's worker.
+            for (peer, trained) in self.peers.iter().zip(&mut trained) {
+                let theta = peer.replica.theta();
+                for (local, (start, theta)) in trained
+                    .local
+                    .iter_mut()
+                    .zip(trained.start.iter().zip(theta))
+                {
+                    *local += theta - start;
+                }
+                trained.start.copy_from_slice(theta);
+            }
+            let locals = trained
+                .iter_mut()
+                .map(|trained| std::mem::take(&mut trained.local));
+            let rest = self.train((round, ahead..steps), windows, locals.collect())?;
+            for (trained, rest) in trained.iter_mut().zip(rest) {
+                (trained.local, trained.loss) = (rest.local, rest.loss);
+            }
+        }
         let mut loss = 0.0;
         for (peer, trained) in self.peers.iter_mut().zip(trained) {
             let update = peer.replica.update(&trained.start, &trained.local, stage)?;
             let bytes: usize = update.frames.iter().map(Vec::len).sum();
             self.frame_bytes += bytes as u64;
             loss += trained.loss;
-            peer.in_flight = Some(InFlight {
-                frames: update.frames,
-                trained,
-            });
+            peer.in_flight = Some(update.frames);
         }
         if !self.setting.overlaps() {
             self.land()?;
@@ -149,20 +169,26 @@ impl<'a> Mesh<'a> {
         Ok(loss / self.peers.len() as f64)
     }
 
-    fn train(&mut self, round: u32, windows: &Windows<'_>) -> anyhow::Result<Vec<Trained>> {
+    /// Does these steps of a round, each peer from its place in `from`.
+    fn train(
+        &mut self,
+        (round, steps): (u32, Range<u32>),
+        windows: &Windows<'_>,
+        from: Vec<Vec<f32>>,
+    ) -> anyhow::Result<Vec<Trained>> {
         let (args, seed) = (self.args, self.seed);
-        let stage = self.setting.plan().stage();
-        let at_a_time = self.peers.len().div_ceil(args.threads);
-        let train = |peers: &mut [Peer]| {
-            let trained = peers.iter_mut().map(|peer| {
-                let start = peer.start(stage, &args.parameters)?;
-                peer.train(start, (seed, round), args, windows)
+        let mut work: Vec<(&mut Peer, Vec<f32>)> = self.peers.iter_mut().zip(from).collect();
+        let at_a_time = work.len().div_ceil(args.threads);
+        let train = |work: &mut [(&mut Peer, Vec<f32>)]| {
+            let trained = work.iter_mut().map(|(peer, from)| {
+                let from = std::mem::take(from);
+                peer.train(from, (seed, round, steps.clone()), args, windows)
             });
             trained.collect::<anyhow::Result<Vec<_>>>()
         };
-        let chunks = self.peers.chunks_mut(at_a_time);
+        let chunks = work.chunks_mut(at_a_time);
         let trained: Vec<anyhow::Result<Vec<Trained>>> = thread::scope(|scope| {
-            let threads: Vec<_> = chunks.map(|peers| scope.spawn(|| train(peers))).collect();
+            let threads: Vec<_> = chunks.map(|work| scope.spawn(|| train(work))).collect();
             let joined = threads.into_iter().map(|thread| thread.join());
             joined
                 .map(|trained| trained.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
@@ -175,7 +201,7 @@ impl<'a> Mesh<'a> {
     /// Applies the updates in flight, if there are any, and compares the state roots.
     fn land(&mut self) -> anyhow::Result<()> {
         let in_flight = self.peers.iter_mut().map(|peer| peer.in_flight.take());
-        let updates: Option<Vec<Vec<Vec<u8>>>> = in_flight.map(|own| Some(own?.frames)).collect();
+        let updates: Option<Vec<Vec<Vec<u8>>>> = in_flight.collect();
         let Some(updates) = updates else {
             return Ok(());
         };
@@ -251,7 +277,7 @@ impl<'a> Mesh<'a> {
     fn groups(&self) -> Vec<Group> {
         let peers = self.peers.len();
         let tokens = tokens_of_round(self.args);
-        let group = |id, members: std::ops::Range<usize>| Group {
+        let group = |id, members: Range<usize>| Group {
             id,
             tokens: tokens * members.len() as u64,
             members,
@@ -282,7 +308,7 @@ impl<'a> Mesh<'a> {
 /// Members that are summed together.
 struct Group {
     id: GroupId,
-    members: std::ops::Range<usize>,
+    members: Range<usize>,
     tokens: u64,
 }
 
@@ -313,38 +339,25 @@ fn tokens_of_round(args: &Args) -> u64 {
 }
 
 impl Peer {
-    /// Theta, or, with an update in flight, theta with the share `ahead` of it.
-    fn start(&self, stage: Stage, parameters: &Parameters) -> anyhow::Result<Vec<f32>> {
-        let theta = self.replica.theta();
-        let Some(own) = &self.in_flight else {
-            return Ok(theta.to_vec());
-        };
-        let ahead = |(theta, done): (&f32, f32)| theta - parameters.ahead * done;
-        Ok(match parameters.ahead_from {
-            AheadFrom::Frames => {
-                let start = self.replica.start_ahead(stage, &own.frames)?;
-                let done = theta.iter().zip(start).map(|(theta, start)| theta - start);
-                theta.iter().zip(done).map(ahead).collect()
-            }
-            AheadFrom::Local => {
-                let trained = own.trained.start.iter().zip(&own.trained.local);
-                let done = trained.map(|(start, local)| start - local);
-                theta.iter().zip(done).map(ahead).collect()
-            }
-        })
+    /// Theta, or, with an update in flight, theta without it.
+    fn start(&self, stage: Stage) -> anyhow::Result<Vec<f32>> {
+        match &self.in_flight {
+            None => Ok(self.replica.theta().to_vec()),
+            Some(own) => Ok(self.replica.start_ahead(stage, own)?),
+        }
     }
 
     fn train(
         &mut self,
         start: Vec<f32>,
-        (seed, round): (u8, u32),
+        (seed, round, steps): (u8, u32, Range<u32>),
         args: &Args,
         windows: &Windows<'_>,
     ) -> anyhow::Result<Trained> {
         let task = TrainTask {
-            first_step: 0,
-            steps: args.steps,
-            global_step: u64::from(round) * u64::from(args.steps),
+            first_step: steps.start,
+            steps: steps.end - steps.start,
+            global_step: u64::from(round) * u64::from(args.steps) + u64::from(steps.start),
         };
         let mut data_seed = vec![seed];
         data_seed.extend_from_slice(&round.to_le_bytes());
@@ -354,6 +367,13 @@ impl Peer {
             let batch = windows.training_batch(&indices);
             batch.map_err(|error| error.to_string())
         };
+        if task.steps == 0 {
+            return Ok(Trained {
+                local: start.clone(),
+                start,
+                loss: 0.0,
+            });
+        }
         let report = self
             .trainer
             .train(&start, &task, &mut batches, &mut |_| true)?;

@@ -44,28 +44,9 @@ pub(crate) struct Parameters {
     #[arg(long, default_value_t = 0.9)]
     pub(super) owner_beta: f32,
 
-    /// With overlap: how much of its own update in flight a peer takes as done
-    #[arg(long, default_value_t = 1.0)]
-    pub(super) ahead: f32,
-
-    /// With overlap: what of its own update in flight a peer takes as done
-    #[arg(long, default_value_t = AheadFrom::Frames)]
-    pub(super) ahead_from: AheadFrom,
-}
-
-/// What a peer that trains ahead subtracts from theta.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum AheadFrom {
-    /// What its frames say: what the others will see of the update.
-    Frames,
-    /// All that training changed, also what the frames leave to the error feedback.
-    Local,
-}
-
-impl fmt::Display for AheadFrom {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt_name(*self, f)
-    }
+    /// With overlap: steps of a round that are done when the round before it is applied; the exchange takes so long
+    #[arg(long, default_value_t = 2)]
+    pub(super) land_after: u32,
 }
 
 /// The name by which the command line knows `value`.

@@ -5,6 +5,11 @@
 //! middle of the next round's training that way: it waits for one step at most, and holds training up for as long as
 //! applying takes.
 //!
+//! Rule `land-in-flight`: when the state after a round is here while the next one is trained from a start of its own, the
+//! local parameters move by what theta has become less that start, and the steps that are left go on from there. The update
+//! stays what the steps did; only those before were done without what others had learnt. Training that is over stays as it is.
+//! What overlap costs in loss depends on the share of the steps that are done before: `gradmesh-bench learning --land-after`.
+//!
 //! Rule `stop-and-fold`: a training that will not be committed to ends between two steps; what was learnt goes into the error
 //! feedback. So it does when the worker ends. A training ahead leaves no other trace: after a restart the round is trained
 //! anew, with the inner optimizer's state as it was last saved.
@@ -28,7 +33,7 @@ pub(super) struct Training {
     seed: Hash,
     /// Inner steps to do.
     steps: u32,
-    /// What it began from; `None`: theta, which stays as it is until the training is over.
+    /// What it began from, unless that is theta as it is, which then stays so until the update is encoded.
     start: Option<Vec<f32>>,
     /// What was done so far.
     done: Option<Done>,
@@ -50,6 +55,18 @@ impl Training {
 
     fn is_over(&self) -> bool {
         self.steps_done() >= self.steps
+    }
+
+    /// Rule `land-in-flight`.
+    fn land(&mut self, theta: &[f32]) {
+        if self.is_over() {
+            return;
+        }
+        if let (Some(start), Some(done)) = (self.start.take(), &mut self.done) {
+            for ((local, start), theta) in done.local.iter_mut().zip(start).zip(theta) {
+                *local += theta - start;
+            }
+        }
     }
 
     /// Takes in what a call of the trainer did.
@@ -286,6 +303,13 @@ impl Machine {
         }
     }
 
+    /// Rule `land-in-flight`: `round` is applied.
+    pub(super) fn land(&mut self, round: RoundId) {
+        if let Some(training) = self.training.as_mut().filter(|t| t.round == round.next()) {
+            training.land(self.replica.theta());
+        }
+    }
+
     fn fold(&mut self, training: Training) -> Result<(), WorkerError> {
         let Some(Done { local, .. }) = training.done else {
             return Ok(());
@@ -306,5 +330,51 @@ impl Machine {
                 reason: "an own frame is missing or was changed".into(),
             })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn training(steps_done: u32) -> Training {
+        let report = TrainReport {
+            steps: steps_done,
+            tokens: 0,
+            loss_first: 0.0,
+            loss_last: 0.0,
+        };
+        Training {
+            round: RoundId(2),
+            seed: Hash::ZERO,
+            steps: 4,
+            start: Some(vec![1.0, 2.0]),
+            done: (steps_done > 0).then(|| Done {
+                report,
+                local: vec![0.5, 2.5],
+            }),
+            encode: None,
+        }
+    }
+
+    #[test]
+    fn steps_that_are_done_move_with_theta_and_those_that_are_left_start_from_it() {
+        let theta = [1.5, 1.75];
+        let mut half = training(2);
+        half.land(&theta);
+        assert_eq!(half.start, None);
+        assert_eq!(half.done.unwrap().local, [1.0, 2.25]);
+
+        let mut fresh = training(0);
+        fresh.land(&theta);
+        assert!(fresh.start.is_none() && fresh.done.is_none());
+    }
+
+    #[test]
+    fn training_that_is_over_stays_as_it_is() {
+        let mut over = training(4);
+        over.land(&[1.5, 1.75]);
+        assert_eq!(over.start, Some(vec![1.0, 2.0]));
+        assert_eq!(over.done.unwrap().local, [0.5, 2.5]);
     }
 }
