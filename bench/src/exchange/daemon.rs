@@ -100,6 +100,7 @@ impl Daemon {
             .args(["--status-listen", "127.0.0.1:0"])
             .args(["--device", "cpu", "--threads", "1"])
             .args(["--parent-pid", &std::process::id().to_string()])
+            .args(place.site.iter().flat_map(|site| ["--site", site]))
             .env("HOME", home)
             .env_remove("XDG_CONFIG_HOME")
             .env_remove("XDG_DATA_HOME");
