@@ -1,13 +1,18 @@
 //! Addresses as peers say them.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use gradmesh_protocol::wire::Contact;
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 
-/// IP address and UDP port of a listening address.
+use crate::net::control::is_relayed;
+
+/// IP address and UDP port of a listening address; none of one that leads through a relay.
 pub(super) fn udp_address(address: &Multiaddr) -> Option<SocketAddr> {
+    if is_relayed(address) {
+        return None;
+    }
     let (mut ip, mut port) = (None, None);
     for part in address {
         match part {
@@ -20,20 +25,46 @@ pub(super) fn udp_address(address: &Multiaddr) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip?, port?))
 }
 
+/// What a peer behind NAT says of its bulk plane: it connects to others, nobody connects to it.
+pub(super) const NOT_DIALLED: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
 /// Where a peer's bulk plane listens: as it says, with the address that it is connected from in place of an unspecified
-/// one.
+/// one. [`NOT_DIALLED`] as it is: a connection that the peer made serves.
 pub(super) fn bulk_address(
     contact: &Contact,
     connected_from: Option<Multiaddr>,
 ) -> Option<SocketAddr> {
     let said = contact.bulk;
-    if !said.ip().is_unspecified() {
+    if !said.ip().is_unspecified() || said.port() == 0 {
         return Some(said);
     }
-    let ip = connected_from?.iter().find_map(|part| match part {
-        Protocol::Ip4(ip) => Some(IpAddr::from(ip)),
-        Protocol::Ip6(ip) => Some(IpAddr::from(ip)),
-        _ => None,
-    })?;
-    Some(SocketAddr::new(ip, said.port()))
+    let direct = connected_from.filter(|address| !is_relayed(address))?;
+    Some(SocketAddr::new(udp_address(&direct)?.ip(), said.port()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CIRCUIT: &str = "/ip4/192.0.2.1/udp/4700/quic-v1/p2p/12D3KooWJWoaqZhDaoEFshF7Rh1bpY9ohihFhzcW6d69Lr2NASuq/p2p-circuit";
+
+    fn bulk(said: &str, from: &str) -> Option<SocketAddr> {
+        let contact = Contact {
+            control: Vec::new(),
+            bulk: said.parse().unwrap(),
+            hotkey: None,
+        };
+        bulk_address(&contact, Some(from.parse().unwrap()))
+    }
+
+    #[test]
+    fn an_unspecified_address_is_the_one_that_the_peer_comes_from_and_never_its_relay() {
+        let from = "/ip4/192.0.2.7/udp/4700/quic-v1";
+        let at = |text: &str| Some(text.parse().unwrap());
+        assert_eq!(bulk("0.0.0.0:4701", from), at("192.0.2.7:4701"));
+        assert_eq!(bulk("198.51.100.3:4701", from), at("198.51.100.3:4701"));
+        assert_eq!(bulk("0.0.0.0:4701", CIRCUIT), None);
+        assert_eq!(bulk("0.0.0.0:0", CIRCUIT), Some(NOT_DIALLED));
+        assert_eq!(udp_address(&CIRCUIT.parse().unwrap()), None);
+    }
 }

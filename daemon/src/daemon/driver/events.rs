@@ -10,8 +10,9 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::{Done, Driver, NONCE_BYTES};
-use crate::daemon::address::{bulk_address, udp_address};
+use crate::daemon::address::{NOT_DIALLED, bulk_address, udp_address};
 use crate::daemon::{peer_id, peer_key};
+use crate::net::bulk::PeerSource;
 use crate::net::control::{ControlEvent, GossipMessage, Verdict};
 use crate::status::CheckpointStatus;
 use crate::subnet;
@@ -174,9 +175,21 @@ impl Driver {
                 if let (Some(subnet), Some(address)) = (&self.subnet, udp_address(&address)) {
                     subnet.listening(address);
                 }
-                self.listening.push(address);
+                if !self.listening.contains(&address) {
+                    self.listening.push(address);
+                }
                 self.contact_due = Instant::now();
                 self.show_contact();
+            }
+            ControlEvent::NotListening(address) => {
+                self.listening.retain(|known| *known != address);
+                self.contact_due = Instant::now();
+                self.show_contact();
+            }
+            ControlEvent::PeerDirect { peer, addr } => {
+                if let Some(key) = peer_key(&peer) {
+                    self.connected.insert(key, addr);
+                }
             }
             ControlEvent::PeerConnected { peer, addr } => {
                 if let Some(key) = peer_key(&peer) {
@@ -253,6 +266,23 @@ impl Driver {
             && let Some(bulk) = bulk_address(contact, connected_from)
         {
             self.contacts.insert(from, bulk);
+            self.hold(from, PeerSource { peer, addr: bulk });
+        }
+    }
+
+    /// A peer behind NAT connects to the other members' bulk planes, since they cannot connect to its own. They say where they
+    /// listen every few seconds, so that a connection that is lost comes back.
+    fn hold(&self, key: PeerKey, member: PeerSource) {
+        if self.bulk.is_behind_nat()
+            && member.addr != NOT_DIALLED
+            && self.node.roster().contains(&key)
+        {
+            let bulk = self.bulk.clone();
+            tokio::spawn(async move {
+                if let Err(blame) = bulk.hold(member).await {
+                    tracing::debug!(peer = %member.peer, %blame, "no bulk connection for it to use");
+                }
+            });
         }
     }
 }
