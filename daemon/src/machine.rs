@@ -99,8 +99,8 @@ pub struct Machine {
     pub device: String,
     /// The site that it is in, if any.
     pub site: Option<String>,
-    /// What it can carry as an owner of shards, in Mbit/s.
-    pub capacity_mbit: u32,
+    /// What it can carry as an owner of shards, in Mbit/s, if the operator says.
+    pub capacity_mbit: Option<u32>,
     /// The chain, if one was named.
     pub chain: Option<String>,
     /// As whom it stands there.
@@ -188,7 +188,7 @@ impl Machine {
                 .unwrap_or_else(cores),
             device: device.cloned().unwrap_or_else(|| "auto".to_owned()),
             site: flags.site.as_ref().or(file.site.as_ref()).cloned(),
-            capacity_mbit: flags.capacity.or(file.capacity).unwrap_or(CAPACITY_MBIT),
+            capacity_mbit: flags.capacity.or(file.capacity),
             chain: file.chain(flags.chain.chain.as_ref()),
             wallet: file.wallet(&flags.chain.wallet),
             axon: flags.chain.axon.or(file.axon),
@@ -199,7 +199,7 @@ impl Machine {
 impl Machine {
     /// What `peer`, on this machine, says of its link when it joins a run.
     pub fn link(&self, peer: &PeerKey) -> Link {
-        let units = self.capacity_mbit / CAPACITY_UNIT_MBIT;
+        let units = self.capacity_mbit.unwrap_or(CAPACITY_MBIT) / CAPACITY_UNIT_MBIT;
         Link {
             site: match &self.site {
                 Some(name) => SiteId::named(name),

@@ -1,12 +1,13 @@
-//! Addresses as peers say them.
+//! Addresses as peers say them, and what a peer says of its own connection.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use gradmesh_protocol::manifest::Link;
 use gradmesh_protocol::wire::Contact;
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 
-use crate::net::control::is_relayed;
+use crate::net::control::{Reachability, is_relayed};
 
 /// IP address and UDP port of a listening address; none of one that leads through a relay.
 pub(super) fn udp_address(address: &Multiaddr) -> Option<SocketAddr> {
@@ -23,6 +24,26 @@ pub(super) fn udp_address(address: &Multiaddr) -> Option<SocketAddr> {
         }
     }
     Some(SocketAddr::new(ip?, port?))
+}
+
+/// How this machine is connected, as far as its operator says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// What it says of itself when it joins, as long as others can reach it.
+    pub link: Link,
+    /// Whether the operator said what it carries. Then it may own shards behind NAT too, over connections that it makes.
+    pub capacity_is_set: bool,
+}
+
+impl Connection {
+    /// What it says when it joins: a peer behind NAT owns nothing.
+    pub(super) fn link_when(&self, reachability: &Reachability) -> Link {
+        let may_own = self.capacity_is_set || !reachability.is_behind_nat();
+        Link {
+            capacity: if may_own { self.link.capacity } else { 0 },
+            ..self.link
+        }
+    }
 }
 
 /// What a peer behind NAT says of its bulk plane: it connects to others, nobody connects to it.
@@ -44,7 +65,29 @@ pub(super) fn bulk_address(
 
 #[cfg(test)]
 mod tests {
+    use gradmesh_protocol::key::PeerKey;
+
     use super::*;
+
+    #[test]
+    fn a_peer_behind_nat_owns_nothing_unless_its_operator_says_so() {
+        let link = Link::alone(&PeerKey([1; 32]));
+        let said = |capacity_is_set| Connection {
+            link,
+            capacity_is_set,
+        };
+        let behind_nat = Reachability::BehindNat { relays: Vec::new() };
+        assert_eq!(said(false).link_when(&Reachability::Public), link);
+        assert_eq!(said(false).link_when(&Reachability::Unknown), link);
+        assert_eq!(
+            said(false).link_when(&behind_nat),
+            Link {
+                capacity: 0,
+                ..link
+            }
+        );
+        assert_eq!(said(true).link_when(&behind_nat), link);
+    }
 
     const CIRCUIT: &str = "/ip4/192.0.2.1/udp/4700/quic-v1/p2p/12D3KooWJWoaqZhDaoEFshF7Rh1bpY9ohihFhzcW6d69Lr2NASuq/p2p-circuit";
 

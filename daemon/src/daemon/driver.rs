@@ -17,7 +17,7 @@ use gradmesh_protocol::figures::RoundFigures;
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::FrameId;
 use gradmesh_protocol::key::{Keypair, PeerKey};
-use gradmesh_protocol::manifest::{Link, RoundId, RunId};
+use gradmesh_protocol::manifest::{RoundId, RunId};
 use gradmesh_protocol::node::{Activity, Input, Node, NodeConfig, ReduceTask, Restored};
 use gradmesh_protocol::roster::Roster;
 use gradmesh_protocol::time::Time;
@@ -27,6 +27,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
+use super::address::Connection;
 use super::bootstrap::Prepared;
 use super::fetch::{Contacts, FetchedState, StateError};
 use super::meter::Meter;
@@ -35,8 +36,8 @@ use super::peer_id;
 use super::residuals::Residuals;
 use super::rpc::{Call, Caller, Rpc};
 use crate::blob::BlobStore;
-use crate::net::bulk::{Bulk, FetchFailed};
-use crate::net::control::{ControlEvent, ControlHandle};
+use crate::net::bulk::{Bulk, FetchFailed, Fetched};
+use crate::net::control::{ControlEvent, ControlHandle, Reachability};
 use crate::status::{StatusHandle, Traffic};
 use crate::store::Store;
 use crate::subnet::{self, Gate, SubnetLink};
@@ -57,7 +58,7 @@ const NONCE_BYTES: usize = 8;
 pub(super) struct Parts {
     pub(super) keypair: Keypair,
     /// How this peer is connected.
-    pub(super) link: Link,
+    pub(super) connection: Connection,
     pub(super) prepared: Prepared,
     pub(super) control: ControlHandle,
     pub(super) bulk: Bulk,
@@ -80,7 +81,7 @@ pub(super) struct Parts {
 enum Done {
     Frame {
         frame: FrameId,
-        result: Result<Bytes, FetchFailed>,
+        result: Result<Fetched, FetchFailed>,
     },
     Reduced(Result<Reduced, (Box<ReduceTask>, OwnerError)>),
     Residual {
@@ -119,6 +120,8 @@ pub(super) struct Driver {
     status: StatusHandle,
     events: mpsc::Receiver<ControlEvent>,
     seen: Vec<ControlEvent>,
+    connection: Connection,
+    reachability: watch::Receiver<Reachability>,
     subnet: Option<SubnetLink>,
     gate: Gate,
     exit_when_finished: bool,
@@ -184,7 +187,7 @@ impl Driver {
                 run,
                 keypair: parts.keypair.clone(),
                 shards: standing.shape.shard_count() as u32,
-                link: parts.link,
+                link: parts.connection.link,
                 frame_bytes_max: standing.frame_bytes_max(),
                 update_bytes: standing.update_bytes_max(),
                 genesis_root: standing.genesis_root,
@@ -209,6 +212,7 @@ impl Driver {
             run,
             topic: format!("gradmesh/{run}"),
             prepared: parts.prepared,
+            reachability: parts.control.reachability(),
             control: parts.control,
             bulk: parts.bulk,
             blobs: parts.blobs,
@@ -218,6 +222,7 @@ impl Driver {
             status: parts.status,
             events: parts.events,
             seen: parts.seen,
+            connection: parts.connection,
             subnet: parts.subnet,
             gate: parts.gate,
             exit_when_finished: parts.exit_when_finished,
@@ -246,6 +251,7 @@ impl Driver {
             standing,
         };
         driver.nonce = driver.fresh_nonce();
+        driver.on_reachability();
         driver.serve_what_is_here()?;
         Ok(driver)
     }
@@ -313,6 +319,10 @@ impl Driver {
                 Some(event) = next_of(&mut self.subnet) => self.on_subnet(event).await,
                 Some(call) = self.calls.recv() => {
                     self.rpc.call(&self.control, &self.run, call).await;
+                    Ok(())
+                }
+                Ok(()) = self.reachability.changed() => {
+                    self.on_reachability();
                     Ok(())
                 }
                 _ = status_tick.tick() => self.on_tick().await,

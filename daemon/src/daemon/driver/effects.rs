@@ -114,14 +114,16 @@ impl Driver {
             self.inputs.push_back(input);
             return;
         }
-        let sources = self.contacts.sources(sources);
-        if sources.is_empty() {
+        let roster = self.node.roster();
+        let sources = self.contacts.by_site(sources, &self.me, roster);
+        if sources.all.is_empty() {
             self.inputs.push_back(Input::FrameFailed(frame));
             return;
         }
+        let elements = fetch::width(self.standing.shape.config().codec(frame.stage));
         let bulk = self.bulk.clone();
         self.tasks.spawn(async move {
-            let result = fetch::frame(bulk, frame, sources).await;
+            let result = fetch::frame(bulk, frame, elements, sources).await;
             Done::Frame { frame, result }
         });
     }

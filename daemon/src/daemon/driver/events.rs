@@ -41,12 +41,12 @@ impl Driver {
         match done {
             Done::Frame {
                 frame,
-                result: Ok(bytes),
+                result: Ok(fetched),
             } => {
-                let input = self.checked(frame, &bytes);
+                let input = self.checked(frame, &fetched.bytes);
                 if input == Input::FrameHeld(frame) {
                     let round = self.node.applied().map_or(RoundId(0), RoundId::next);
-                    self.keep_frame(round, frame.hash, bytes)?;
+                    self.keep_frame(round, frame.hash, fetched.bytes.clone())?;
                 }
                 self.inputs.push_back(input);
             }
@@ -268,6 +268,16 @@ impl Driver {
             self.contacts.insert(from, bulk);
             self.hold(from, PeerSource { peer, addr: bulk });
         }
+    }
+
+    /// What is known of how others reach this peer has changed.
+    pub(super) fn on_reachability(&mut self) {
+        let reachability = self.reachability.borrow_and_update().clone();
+        self.bulk.set_behind_nat(reachability.is_behind_nat());
+        self.node.set_link(self.connection.link_when(&reachability));
+        self.status
+            .set_network(reachability.to_string(), reachability.is_behind_nat());
+        self.contact_due = Instant::now();
     }
 
     /// A peer behind NAT connects to the other members' bulk planes, since they cannot connect to its own. They say where they

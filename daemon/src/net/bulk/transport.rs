@@ -8,6 +8,7 @@ use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig
 use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use socket2::SockRef;
 
+use super::pace::PaceConfig;
 use super::{BulkLimits, TlsError};
 
 /// Largest UDP payload that MTU discovery tries. Loopback and jumbo-frame links carry it; where the path carries less,
@@ -25,6 +26,8 @@ const WINDOW_BYTES_MIN: u64 = 1024 * 1024;
 const WINDOW_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// What a peer may send over a connection before a fetch of ours uses it: requests, and nothing else worth keeping.
 const WINDOW_BYTES_UNUSED: u32 = 64 * 1024;
+/// NAT boxes forget a silent flow after 30 s or more, and so does the idle time-out: a lost packet may come twice before.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// What is asked of the kernel for either direction of the socket: 2 ms at 16 Gbit/s, or 32 ms at 1 Gbit/s. The kernel
 /// grants what `net.core.rmem_max` and `net.core.wmem_max` allow.
 const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
@@ -43,6 +46,8 @@ pub enum Congestion {
     Bbr,
     /// Takes loss for congestion and recovers by one packet a round trip (RFC 9002).
     NewReno,
+    /// By the rate that the link delivers at, allowing for busy hosts (`pace.rs`).
+    Paced,
 }
 
 /// The fattest pipe that one connection should fill.
@@ -73,6 +78,7 @@ pub(super) fn transport_config(limits: &BulkLimits) -> Result<TransportConfig, T
         Congestion::Cubic => Arc::new(CubicConfig::default()),
         Congestion::Bbr => Arc::new(BbrConfig::default()),
         Congestion::NewReno => Arc::new(NewRenoConfig::default()),
+        Congestion::Paced => Arc::new(PaceConfig),
     };
     let mut transport = TransportConfig::default();
     transport
@@ -86,6 +92,13 @@ pub(super) fn transport_config(limits: &BulkLimits) -> Result<TransportConfig, T
         .congestion_controller_factory(congestion)
         .max_idle_timeout(Some(idle))
         .keep_alive_interval(None::<Duration>);
+    Ok(transport)
+}
+
+/// The same for connections that last though nobody uses them.
+pub(super) fn lasting_transport_config(limits: &BulkLimits) -> Result<TransportConfig, TlsError> {
+    let mut transport = transport_config(limits)?;
+    transport.keep_alive_interval(Some(KEEP_ALIVE));
     Ok(transport)
 }
 

@@ -6,6 +6,7 @@
 //! share the load, and asks one that refused or went away again after [`REFUSED_FOR`].
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use libp2p::core::transport::ListenerId;
@@ -37,6 +38,24 @@ impl Reachability {
     #[must_use]
     pub fn is_behind_nat(&self) -> bool {
         matches!(self, Reachability::BehindNat { .. })
+    }
+}
+
+impl fmt::Display for Reachability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reachability::Unknown => {
+                f.write_str("nobody has tried yet whether others can reach it")
+            }
+            Reachability::Public => f.write_str("others can reach it"),
+            Reachability::BehindNat { relays } if relays.is_empty() => {
+                f.write_str("behind NAT: no relay found yet")
+            }
+            Reachability::BehindNat { relays } => {
+                let relays: Vec<String> = relays.iter().map(PeerId::to_string).collect();
+                write!(f, "behind NAT: reached through relay {}", relays.join(", "))
+            }
+        }
     }
 }
 

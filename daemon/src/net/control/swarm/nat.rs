@@ -10,9 +10,7 @@ use tokio::time::Instant;
 
 use super::Task;
 use crate::net::control::ControlEvent;
-use crate::net::control::addresses::{
-    is_quic_address, is_relayed, socket_addr, without_peer,
-};
+use crate::net::control::addresses::{is_quic_address, is_relayed, socket_addr, without_peer};
 use crate::net::control::behaviour::BehaviourEvent;
 
 /// Addresses at which others say that they reached us, at most; further ones are not told to anybody.

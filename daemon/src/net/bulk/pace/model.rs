@@ -1,0 +1,276 @@
+//! A link as arithmetic, to see what the control makes of it: one bottleneck behind a token bucket with a queue, a delay and
+//! random loss, between hosts that look at their sockets once in a while. No socket, no clock: the same numbers every time.
+
+use super::*;
+
+const PACKET: u64 = 1452;
+const MBIT: f64 = 1e6 / 8.0;
+
+#[derive(Clone, Copy)]
+struct Link {
+    bytes_per_s: f64,
+    round_trip_ms: f64,
+    /// Bytes that wait at most, and that pass at once after a pause.
+    queue: f64,
+    bucket: f64,
+    loss: f64,
+    /// How often either host does its work.
+    turn_ms: f64,
+}
+
+struct Packet {
+    arrives: f64,
+    sent: f64,
+    lost: bool,
+}
+
+/// What one run came to.
+#[derive(Debug)]
+struct Carried {
+    /// Of the link's rate, in the time that was looked at.
+    share: f64,
+    /// Of the packets.
+    lost: f64,
+    queue_ms: f64,
+}
+
+struct Model {
+    link: Link,
+    pace: Pace,
+    base: Instant,
+    now: f64,
+    /// When the bottleneck has sent all it has.
+    free_at: f64,
+    in_flight: VecDeque<Packet>,
+    /// Tokens of the pacer, in bytes: quinn's, with bursts of ten packets or two milliseconds.
+    tokens: f64,
+    smoothed: f64,
+    random: u64,
+    delivered: u64,
+    dropped: u64,
+    waited: f64,
+    sent: u64,
+}
+
+impl Model {
+    fn new(link: Link) -> Self {
+        let base = Instant::now();
+        Self {
+            link,
+            pace: Pace::new(base, PACKET as u16),
+            base,
+            now: 0.0,
+            free_at: 0.0,
+            in_flight: VecDeque::new(),
+            tokens: 0.0,
+            smoothed: link.round_trip_ms / 1e3,
+            random: 0x9e37_79b9_7f4a_7c15,
+            delivered: 0,
+            dropped: 0,
+            waited: 0.0,
+            sent: 0,
+        }
+    }
+
+    fn at(&self, seconds: f64) -> Instant {
+        self.base + Duration::from_secs_f64(seconds)
+    }
+
+    fn chance(&mut self) -> f64 {
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        (self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// One turn of the sender: hears what has arrived, sends what it may.
+    fn turn(&mut self) {
+        let step = self.link.turn_ms / 1e3;
+        self.now += step;
+        let (mut lost, mut any) = (0, false);
+        while let Some(first) = self.in_flight.front().filter(|p| p.arrives <= self.now) {
+            let (sent, is_lost) = (first.sent, first.lost);
+            self.in_flight.pop_front();
+            if is_lost {
+                lost += PACKET;
+                continue;
+            }
+            any = true;
+            self.delivered += PACKET;
+            self.smoothed += (self.now - sent - self.smoothed) / 8.0;
+            let (now, sent) = (self.at(self.now), self.at(sent));
+            self.pace.acked(now, sent, PACKET, false);
+        }
+        let (now, in_flight) = (self.at(self.now), self.in_flight.len() as u64 * PACKET);
+        if any {
+            self.pace.acks_ended(now, in_flight);
+        }
+        if lost > 0 {
+            self.dropped += lost;
+            self.pace.lost(now, lost, false);
+        }
+        let window = self.pace.window();
+        let rate = 1.25 * window as f64 / self.smoothed;
+        let burst = (rate * 1.6e-3).clamp(10.0 * PACKET as f64, 256.0 * PACKET as f64);
+        self.tokens = (self.tokens + rate * step).min(burst.max(rate * step));
+        while self.tokens >= PACKET as f64 && (self.in_flight.len() as u64 + 1) * PACKET < window {
+            self.tokens -= PACKET as f64;
+            self.send();
+        }
+    }
+
+    fn send(&mut self) {
+        let link = self.link;
+        let (bucket_s, packet_s) = (
+            link.bucket / link.bytes_per_s,
+            (PACKET as f64 + 42.0) / link.bytes_per_s,
+        );
+        // A bucket that has filled lets through that much at once.
+        self.free_at = self.free_at.max(self.now - bucket_s);
+        let waits = (self.free_at - self.now).max(0.0);
+        let full = waits * link.bytes_per_s > link.queue;
+        let lost = full || self.chance() < link.loss;
+        if !full {
+            self.free_at += packet_s;
+            self.waited += waits;
+        }
+        self.sent += 1;
+        let arrives = self.free_at.max(self.now) + link.round_trip_ms / 1e3;
+        self.in_flight.push_back(Packet {
+            arrives,
+            sent: self.now,
+            lost,
+        });
+    }
+
+    fn run(&mut self, seconds: f64) -> Carried {
+        let end = self.now + seconds;
+        (self.delivered, self.dropped, self.waited, self.sent) = (0, 0, 0.0, 0);
+        while self.now < end {
+            self.turn();
+        }
+        let wire = self.delivered as f64 * (PACKET as f64 + 42.0) / PACKET as f64;
+        let sent = (self.sent as f64).max(1.0);
+        Carried {
+            share: wire / seconds / self.link.bytes_per_s,
+            lost: self.dropped as f64 / PACKET as f64 / sent,
+            queue_ms: self.waited / sent * 1e3,
+        }
+    }
+}
+
+/// Virtual Ethernet behind a token bucket, between hosts on one busy machine.
+fn veth() -> Link {
+    let bytes_per_s = 100.0 * MBIT;
+    Link {
+        bytes_per_s,
+        round_trip_ms: 0.2,
+        queue: bytes_per_s * 0.05,
+        bucket: 65_536.0,
+        loss: 0.0,
+        turn_ms: 3.0,
+    }
+}
+
+/// An ocean.
+fn long() -> Link {
+    let bytes_per_s = 200.0 * MBIT;
+    Link {
+        bytes_per_s,
+        round_trip_ms: 100.0,
+        queue: bytes_per_s * 0.1,
+        bucket: 0.0,
+        loss: 0.001,
+        turn_ms: 1.0,
+    }
+}
+
+#[test]
+fn short_link_behind_a_token_bucket_is_filled_though_hosts_are_slow() {
+    let mut model = Model::new(veth());
+    let first = model.run(1.0);
+    assert!(first.share > 0.97, "{first:?}");
+    let then = model.run(30.0);
+    assert!(then.share > 0.98 && then.lost < 0.001, "{then:?}");
+    assert!(then.queue_ms < 20.0, "{then:?}");
+}
+
+#[test]
+fn random_loss_on_a_long_link_costs_what_is_lost_and_little_more() {
+    let mut model = Model::new(long());
+    let first = model.run(2.0);
+    assert!(first.share > 0.6, "{first:?}");
+    let then = model.run(30.0);
+    assert!(then.share > 0.93 && then.lost < 0.003, "{then:?}");
+    assert!(then.queue_ms < 40.0, "{then:?}");
+}
+
+#[test]
+fn queue_that_is_too_short_for_the_margin_is_not_flooded() {
+    let mut model = Model::new(Link {
+        queue: 30.0 * PACKET as f64,
+        loss: 0.0,
+        ..long()
+    });
+    model.run(3.0);
+    let then = model.run(30.0);
+    assert!(then.share > 0.85 && then.lost < 0.03, "{then:?}");
+}
+
+#[test]
+fn slow_link_is_not_buried() {
+    let bytes_per_s = 2.0 * MBIT;
+    let mut model = Model::new(Link {
+        bytes_per_s,
+        round_trip_ms: 60.0,
+        queue: bytes_per_s * 0.2,
+        loss: 0.01,
+        ..long()
+    });
+    model.run(5.0);
+    let then = model.run(60.0);
+    assert!(then.share > 0.9 && then.lost < 0.03, "{then:?}");
+}
+
+#[test]
+fn rate_that_changes_is_followed_both_ways() {
+    let mut model = Model::new(long());
+    model.run(5.0);
+    model.link.bytes_per_s /= 4.0;
+    model.run(2.0);
+    let less = model.run(10.0);
+    assert!(less.share > 0.9 && less.lost < 0.02, "{less:?}");
+    model.link.bytes_per_s *= 4.0;
+    model.run(3.0);
+    let more = model.run(10.0);
+    assert!(more.share > 0.9, "{more:?}");
+}
+
+#[test]
+fn path_that_becomes_longer_is_filled_again_and_a_dead_one_starts_anew() {
+    let mut model = Model::new(long());
+    model.run(5.0);
+    model.link.round_trip_ms = 200.0;
+    model.run(30.0);
+    let then = model.run(20.0);
+    assert!(then.share > 0.9, "{then:?}");
+    let now = model.at(model.now);
+    model.pace.lost(now, PACKET, true);
+    assert_eq!(model.pace.window(), WINDOW_FIRST);
+}
+
+#[test]
+fn application_that_sends_little_neither_lowers_the_rate_nor_widens_the_window() {
+    let mut model = Model::new(veth());
+    model.run(5.0);
+    let (rate, window) = (model.pace.rate(), model.pace.window());
+    let mut now = model.now;
+    for _ in 0..1000 {
+        now += 0.005;
+        let (now, sent) = (model.at(now), model.at(now - 0.0002));
+        model.pace.acked(now, sent, PACKET, true);
+        model.pace.acks_ended(now, PACKET);
+    }
+    assert_eq!(model.pace.rate(), rate);
+    assert!(model.pace.window() <= window);
+}
