@@ -33,6 +33,7 @@
 //!   wan_bytes_per_site      in an emulated network, of each site that has peers: {site, peers, received, bound}, where
 //!                           received is what entered it from other sites in a round, mean over rounds, as the router
 //!                           counts IP packets, and bound what has to; of other systems, with their meeting. Else empty
+//!   behind_nat              of gradmesh: how many peers say in the end that nobody can connect to them; null otherwise
 //!   seconds                 per round, in order
 //!   bound_s                 bound_bytes_per_peer over the rate of the link; null on loopback
 //!   cpu_s                   user and system time of all processes of all peers in a round, mean; of gradmesh with

@@ -26,6 +26,9 @@ pub(super) struct Status {
     pub(super) problem: Option<String>,
     pub(super) applied: Option<u64>,
     pub(super) ticket: Option<String>,
+    /// Whether nobody can connect to it directly.
+    #[serde(default)]
+    pub(super) behind_nat: bool,
     pub(super) history: Vec<Round>,
 }
 

@@ -22,6 +22,8 @@ pub(super) struct Sample {
     pub(super) bytes_per_peer: f64,
     /// What entered each site of the row from other sites.
     pub(super) wan_bytes: Vec<u64>,
+    /// Peers that say that nobody can connect to them.
+    pub(super) behind_nat: usize,
     pub(super) roots_equal: bool,
     /// Of gradmesh alone.
     pub(super) phases: Option<Phases>,
@@ -131,6 +133,7 @@ impl Row {
                 "received": received,
                 "bound": bound,
             })).collect::<Vec<_>>(),
+            "behind_nat": is_ours.then(|| self.samples.last().map(|sample| sample.behind_nat)),
             "seconds": all(|sample| sample.seconds),
             "bound_s": self.bound_s(),
             "cpu_s": self.mean(|sample| sample.cpu_s),
@@ -377,6 +380,7 @@ mod tests {
             cpu_s: 2.0 * seconds,
             bytes_per_peer: 5e7,
             wan_bytes: Vec::new(),
+            behind_nat: 1,
             roots_equal: system == System::Gradmesh,
             phases: (system == System::Gradmesh).then_some(Phases {
                 encode: 0.5,
@@ -418,6 +422,8 @@ mod tests {
         let [ours, hivemind, gloo] = [0, 1, 2].map(|row| &json["results"][row]);
         assert_eq!(ours["seconds"], json!([4.2, 4.1, 4.4]));
         assert_eq!(ours["bound_s"], 4.0);
+        assert_eq!(ours["behind_nat"], 1);
+        assert_eq!(hivemind["behind_nat"], Value::Null);
         assert_eq!(ours["phase_seconds"]["encode"], json!([0.5, 0.5, 0.5]));
         assert_eq!(hivemind["roots_equal"], false);
         assert_eq!(hivemind["plan"], Value::Null);

@@ -141,6 +141,11 @@ mod tests {
     }
 
     #[test]
+    fn a_lasting_connection_is_heard_of_twice_before_it_would_end() {
+        assert!(2 * KEEP_ALIVE < BulkLimits::default().idle_timeout);
+    }
+
+    #[test]
     fn socket_buffers_are_no_smaller_than_before() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let before = SockRef::from(&socket).recv_buffer_size().unwrap();

@@ -1,0 +1,29 @@
+//! Peers that nobody can connect to.
+
+use super::*;
+
+/// Where a peer behind NAT is told to be.
+const NOWHERE: &str = "0.0.0.0:0";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_nobody_can_connect_to_is_asked_over_the_connection_that_it_holds() {
+    let (ours, theirs) = (pattern(MIB, 1), pattern(10, 2));
+    let (inside, at_home) = peer(claims(hash_of(&ours), ours.clone()));
+    let (outside, source) = peer(claims(hash_of(&theirs), theirs.clone()));
+    let at_home = PeerSource {
+        addr: NOWHERE.parse().unwrap(),
+        ..at_home
+    };
+    let length = Length::Exactly(MIB as u64);
+    let asked = outside.fetch(hash_of(&ours), length, &[at_home], deadline());
+    assert_eq!(asked.await.unwrap_err().error, FetchError::Exhausted);
+
+    inside.set_behind_nat(true);
+    inside.hold(source).await.unwrap();
+    // Once one request is answered, the other end has taken note of the connection.
+    let theirs_hash = hash_of(&theirs);
+    let fetched = inside.fetch(theirs_hash, Length::AtMost(10), &[source], deadline());
+    assert_eq!(fetched.await.unwrap().bytes, theirs);
+    let asked = outside.fetch(hash_of(&ours), length, &[at_home], deadline());
+    assert_eq!(asked.await.unwrap().bytes, ours);
+}
