@@ -8,7 +8,8 @@ use std::process::Command;
 use gradmesh_bench::netns;
 use serde_json::Value;
 
-/// Peers take a site each in turn: two that can be reached, a home behind a common box, a flat behind a symmetric one.
+/// Peers take a site each in turn: two that can be reached, a home of two peers behind a common box, a flat
+/// behind a symmetric one.
 const TOPOLOGY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/nat.toml");
 const ROUNDS: usize = 3;
 
@@ -53,6 +54,13 @@ fn assert_trained(case: &Value, behind_nat: u64) {
 fn a_peer_behind_nat_trains_with_peers_that_can_be_reached() {
     if can_run("a_peer_behind_nat_trains_with_peers_that_can_be_reached") {
         assert_trained(&trained("gather", "3"), 1);
+    }
+}
+
+#[test]
+fn a_site_behind_nat_sums_inside_and_exchanges_outside() {
+    if can_run("a_site_behind_nat_sums_inside_and_exchanges_outside") {
+        assert_trained(&trained("hier", "5"), 3);
     }
 }
 

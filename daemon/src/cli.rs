@@ -62,7 +62,7 @@ pub struct PeerArgs {
     #[arg(long, value_name = "DEVICE", value_parser = check_device)]
     pub device: Option<String>,
     /// Peers that name the same site are joined by a fast network: a frame enters a site once, and the plan `hier` sums
-    /// inside it first [default: a site of its own]
+    /// inside it first. `auto`: the site of the nearest member within 2 ms [default: a site of its own]
     #[arg(long, value_name = "NAME")]
     pub site: Option<String>,
     /// What this peer can carry as an owner of shards, in Mbit/s; 0 owns nothing [default: 100, behind NAT 0]

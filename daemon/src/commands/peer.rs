@@ -33,6 +33,7 @@ pub(super) async fn run_daemon(
     let connection = Connection {
         link: settings.link(&super::keypair(&dir)?.public()),
         capacity_is_set: settings.capacity_mbit.is_some(),
+        finds_site: settings.finds_site(),
     };
     let options = DaemonOptions {
         dir: dir.path().to_owned(),

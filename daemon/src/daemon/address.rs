@@ -33,6 +33,8 @@ pub struct Connection {
     pub link: Link,
     /// Whether the operator said what it carries. Then it may own shards behind NAT too, over connections that it makes.
     pub capacity_is_set: bool,
+    /// Whether it joins the site of a near member.
+    pub finds_site: bool,
 }
 
 impl Connection {
@@ -46,17 +48,17 @@ impl Connection {
     }
 }
 
-/// What a peer behind NAT says of its bulk plane: it connects to others, nobody connects to it.
+/// Where the bulk plane of a peer behind NAT listens, for those outside: it connects to them, they do not connect to it.
 pub(super) const NOT_DIALLED: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// Where a peer's bulk plane listens: as it says, with the address that it is connected from in place of an unspecified
-/// one. [`NOT_DIALLED`] as it is: a connection that the peer made serves.
+/// one. `None` if it is connected through a relay and does not say an address of its own.
 pub(super) fn bulk_address(
     contact: &Contact,
     connected_from: Option<Multiaddr>,
 ) -> Option<SocketAddr> {
     let said = contact.bulk;
-    if !said.ip().is_unspecified() || said.port() == 0 {
+    if !said.ip().is_unspecified() {
         return Some(said);
     }
     let direct = connected_from.filter(|address| !is_relayed(address))?;
@@ -75,6 +77,7 @@ mod tests {
         let said = |capacity_is_set| Connection {
             link,
             capacity_is_set,
+            finds_site: false,
         };
         let behind_nat = Reachability::BehindNat { relays: Vec::new() };
         assert_eq!(said(false).link_when(&Reachability::Public), link);
@@ -107,7 +110,6 @@ mod tests {
         assert_eq!(bulk("0.0.0.0:4701", from), at("192.0.2.7:4701"));
         assert_eq!(bulk("198.51.100.3:4701", from), at("198.51.100.3:4701"));
         assert_eq!(bulk("0.0.0.0:4701", CIRCUIT), None);
-        assert_eq!(bulk("0.0.0.0:0", CIRCUIT), Some(NOT_DIALLED));
         assert_eq!(udp_address(&CIRCUIT.parse().unwrap()), None);
     }
 }

@@ -17,9 +17,10 @@ use gradmesh_protocol::figures::RoundFigures;
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::FrameId;
 use gradmesh_protocol::key::{Keypair, PeerKey};
-use gradmesh_protocol::manifest::{RoundId, RunId};
+use gradmesh_protocol::manifest::{Link, RoundId, RunId};
 use gradmesh_protocol::node::{Activity, Input, Node, NodeConfig, ReduceTask, Restored};
 use gradmesh_protocol::roster::Roster;
+use gradmesh_protocol::site::site_of_newcomer;
 use gradmesh_protocol::time::Time;
 use gradmesh_protocol::wire::{DecisionRecord, Gossip};
 use libp2p::Multiaddr;
@@ -134,6 +135,8 @@ pub(super) struct Driver {
     calls: mpsc::Receiver<Call>,
     tasks: JoinSet<Done>,
     contacts: Contacts,
+    /// The shortest round trip to each connected peer, in microseconds.
+    round_trips: BTreeMap<PeerKey, u64>,
     /// The address from which each peer is connected.
     connected: BTreeMap<PeerKey, Multiaddr>,
     listening: Vec<Multiaddr>,
@@ -234,6 +237,7 @@ impl Driver {
             calls,
             tasks: JoinSet::new(),
             contacts: Contacts::default(),
+            round_trips: BTreeMap::new(),
             connected: BTreeMap::new(),
             listening: Vec::new(),
             snapshots: VecDeque::new(),
@@ -371,12 +375,25 @@ impl Driver {
             let Some(input) = self.inputs.pop_front() else {
                 return Ok(());
             };
+            self.node.set_link(self.link_now());
             let now = self.now();
             self.node.handle(now, input);
             if let Activity::Deciding { .. } = self.node.view(now).activity {
                 self.meter.deciding();
             }
         }
+    }
+
+    /// What this peer says of its link if it joins now.
+    fn link_now(&self) -> Link {
+        let mut link = self.connection.link_when(&self.reachability.borrow());
+        if self.connection.finds_site {
+            let round_trips = self.round_trips.iter().map(|(peer, us)| (*peer, *us));
+            let roster = self.node.roster();
+            let site_of = |peer: &PeerKey| roster.member(peer).map(|member| member.link.site);
+            link.site = site_of_newcomer(link.site, round_trips, site_of);
+        }
+        link
     }
 
     async fn on_tick(&mut self) -> anyhow::Result<()> {

@@ -13,7 +13,7 @@ use super::{Done, Driver, NONCE_BYTES};
 use crate::daemon::address::{NOT_DIALLED, bulk_address, udp_address};
 use crate::daemon::{peer_id, peer_key};
 use crate::net::bulk::PeerSource;
-use crate::net::control::{ControlEvent, GossipMessage, Verdict};
+use crate::net::control::{ControlEvent, GossipMessage, Verdict, is_relayed};
 use crate::status::CheckpointStatus;
 use crate::subnet;
 use crate::worker::{Command, Event};
@@ -201,11 +201,19 @@ impl Driver {
                 if let Some(key) = peer_key(&peer) {
                     self.connected.remove(&key);
                     self.contacts.remove(&key);
+                    self.round_trips.remove(&key);
                     self.inputs.push_back(Input::PeerDown(key));
                 }
             }
             ControlEvent::PeerSubscribed { .. } => self.contact_due = Instant::now(),
-            ControlEvent::PeerAddresses { .. } | ControlEvent::PeerRtt { .. } => {}
+            ControlEvent::PeerRtt { peer, rtt } => {
+                if let Some(key) = peer_key(&peer).filter(|key| self.connected.contains_key(key)) {
+                    let micros = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
+                    let shortest = self.round_trips.entry(key).or_insert(micros);
+                    *shortest = micros.min(*shortest);
+                }
+            }
+            ControlEvent::PeerAddresses { .. } => {}
             ControlEvent::Gossip(message) => self.on_gossip(message).await?,
             ControlEvent::Request { peer, token, bytes } => {
                 self.on_request(peer, token, &bytes).await?;
@@ -255,18 +263,27 @@ impl Driver {
             .iter()
             .filter_map(|address| address.parse().ok())
             .collect();
+        let is_outside = addresses.iter().any(is_relayed);
         if !self.connected.contains_key(&from)
             && let Err(error) = self.control.keep(peer, addresses).await
         {
             tracing::debug!(%peer, %error, "not kept");
         }
         // A peer that is not connected yet says it again once it is.
-        let connected_from = self.connected.get(&from).cloned();
-        if connected_from.is_some()
-            && let Some(bulk) = bulk_address(contact, connected_from)
-        {
-            self.contacts.insert(from, bulk);
-            self.hold(from, PeerSource { peer, addr: bulk });
+        let Some(connected_from) = self.connected.get(&from).cloned() else {
+            return;
+        };
+        // One that is reached through relays cannot be dialled, but for those behind the same box.
+        let roster = self.node.roster();
+        let site = roster.member(&from).map(|member| member.link.site);
+        let is_mate = site == Some(self.link_now().site);
+        let bulk = match is_outside && !is_mate {
+            true => Some(NOT_DIALLED),
+            false => bulk_address(contact, Some(connected_from)),
+        };
+        if let Some(addr) = bulk {
+            self.contacts.insert(from, addr);
+            self.hold(from, PeerSource { peer, addr });
         }
     }
 
@@ -274,7 +291,6 @@ impl Driver {
     pub(super) fn on_reachability(&mut self) {
         let reachability = self.reachability.borrow_and_update().clone();
         self.bulk.set_behind_nat(reachability.is_behind_nat());
-        self.node.set_link(self.connection.link_when(&reachability));
         self.status
             .set_network(reachability.to_string(), reachability.is_behind_nat());
         self.contact_due = Instant::now();

@@ -10,7 +10,6 @@ use gradmesh_protocol::wire::{
 use libp2p::PeerId;
 
 use super::Driver;
-use crate::daemon::address::NOT_DIALLED;
 use crate::net::control::ResponseToken;
 use crate::worker::Snapshot;
 
@@ -139,10 +138,7 @@ impl Driver {
         let control = self.listening.iter().map(ToString::to_string);
         Contact {
             control: control.take(ADDRESSES_MAX).collect(),
-            bulk: match self.bulk.is_behind_nat() {
-                true => NOT_DIALLED,
-                false => self.bulk.local_addr(),
-            },
+            bulk: self.bulk.local_addr(),
             hotkey: self.subnet.as_ref().map(|subnet| subnet.hotkey().0),
         }
     }

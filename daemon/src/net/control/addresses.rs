@@ -84,7 +84,8 @@ pub(super) fn socket_addr(addr: &Multiaddr) -> Option<SocketAddr> {
         return None;
     };
     let well_formed = matches!(parts.next(), Some(Protocol::QuicV1))
-        && matches!(parts.next(), None | Some(Protocol::P2p(_)));
+        && matches!(parts.next(), None | Some(Protocol::P2p(_)))
+        && parts.next().is_none();
     well_formed.then_some(SocketAddr::new(ip, port))
 }
 
