@@ -274,9 +274,9 @@ impl Driver {
             return;
         };
         // One that is reached through relays cannot be dialled, but for those behind the same box.
-        let roster = self.node.roster();
-        let site = roster.member(&from).map(|member| member.link.site);
-        let is_mate = site == Some(self.link_now().site);
+        let site_of = |peer: &PeerKey| Some(self.node.roster().member(peer)?.link.site);
+        let own = site_of(&self.me).unwrap_or(self.link_now().site);
+        let is_mate = site_of(&from) == Some(own);
         let bulk = match is_outside && !is_mate {
             true => Some(NOT_DIALLED),
             false => bulk_address(contact, Some(connected_from)),
@@ -291,6 +291,7 @@ impl Driver {
     pub(super) fn on_reachability(&mut self) {
         let reachability = self.reachability.borrow_and_update().clone();
         self.bulk.set_behind_nat(reachability.is_behind_nat());
+        self.node.set_link(self.link_now());
         self.status
             .set_network(reachability.to_string(), reachability.is_behind_nat());
         self.contact_due = Instant::now();
