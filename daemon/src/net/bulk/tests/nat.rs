@@ -15,15 +15,21 @@ async fn a_peer_that_nobody_can_connect_to_is_asked_over_the_connection_that_it_
         ..at_home
     };
     let length = Length::Exactly(MIB as u64);
-    let asked = outside.fetch(hash_of(&ours), length, &[at_home], deadline());
-    assert_eq!(asked.await.unwrap_err().error, FetchError::Exhausted);
+    let (ours_hash, theirs_hash) = (hash_of(&ours), hash_of(&theirs));
+    let asked = outside
+        .fetch(ours_hash, length, &[at_home], deadline())
+        .await;
+    assert_eq!(asked.unwrap_err().error, FetchError::Exhausted);
 
     inside.set_behind_nat(true);
     inside.hold(source).await.unwrap();
     // Once one request is answered, the other end has taken note of the connection.
-    let theirs_hash = hash_of(&theirs);
-    let fetched = inside.fetch(theirs_hash, Length::AtMost(10), &[source], deadline());
-    assert_eq!(fetched.await.unwrap().bytes, theirs);
-    let asked = outside.fetch(hash_of(&ours), length, &[at_home], deadline());
-    assert_eq!(asked.await.unwrap().bytes, ours);
+    let fetched = inside
+        .fetch(theirs_hash, Length::AtMost(10), &[source], deadline())
+        .await;
+    assert_eq!(fetched.unwrap().bytes, theirs);
+    let asked = outside
+        .fetch(ours_hash, length, &[at_home], deadline())
+        .await;
+    assert_eq!(asked.unwrap().bytes, ours);
 }
