@@ -30,6 +30,10 @@
 //!   bytes_per_peer          received by a peer in a round, mean over rounds and peers, as network interfaces count it,
 //!                           headers included; without root, loopback counts whatever else is on it
 //!   bound_bytes_per_peer    what it has to receive at least (bounds.rs)
+//!   wan_bytes_per_site      in an emulated network, of each site that has peers: {site, peers, received, bound}, where
+//!                           received is what entered it from other sites in a round, mean over rounds, as the router
+//!                           counts IP packets, and bound what has to; of other systems, with their meeting. Else empty
+//!   behind_nat              of gradmesh: how many peers say in the end that nobody can connect to them; null otherwise
 //!   seconds                 per round, in order
 //!   bound_s                 bound_bytes_per_peer over the rate of the link; null on loopback
 //!   cpu_s                   user and system time of all processes of all peers in a round, mean; of gradmesh with
@@ -98,7 +102,8 @@ pub(crate) struct Args {
     /// Who sends what to whom
     #[arg(long, value_name = "PLAN", value_enum, default_value = "auto")]
     plan: Plan,
-    /// What lies between the peers: loopback, veth:RATE such as veth:100mbit (root), or wan:FILE
+    /// What lies between the peers: loopback, veth:RATE such as veth:100mbit (root), or wan:FILE with an emulated network,
+    /// such as bench/examples/two-sites.toml, whose sites take a peer each in turn (root)
     #[arg(long, value_name = "LINK", default_value = "loopback")]
     link: Link,
     /// Rounds that count, of each system
@@ -230,12 +235,14 @@ impl Case<'_> {
         let turns = Turns(turns);
         for turn in turns.0.iter_mut() {
             self.warm_up(turn, &network, home.path()).await;
+            turn.row.sites.clone_from(&network.sites);
         }
+        ours.sites.clone_from(&network.sites);
         let outcome = self.alternate(ours, turns.0, &network, home.path()).await;
         // What the others lack because gradmesh failed or rounds did not count.
         for turn in turns.0.iter_mut() {
             while turn.row.samples.len() < self.args.rounds as usize {
-                let Some(sample) = turn.round().await else {
+                let Some(sample) = turn.round(&network).await else {
                     break;
                 };
                 turn.keep(sample);
@@ -285,12 +292,13 @@ impl Case<'_> {
             let mut others = Vec::new();
             if counts {
                 for turn in turns.iter_mut() {
-                    others.push(turn.round().await);
+                    others.push(turn.round(network).await);
                 }
             }
-            let before = mesh.count();
+            let (before, wan_before) = (mesh.count(), network.wan_bytes());
             let undisturbed = mesh.is_training(round).await?;
             let sample = mesh.wait_applied(round, before).await?;
+            let wan_bytes = network.wan_bytes_since(&wan_before);
             ours.rss_bytes = Some(mesh.rss_bytes_max());
             if !counts {
                 continue;
@@ -309,8 +317,12 @@ impl Case<'_> {
                 );
                 continue;
             };
-            ours.samples.push(sample);
+            let sample = Sample {
+                wan_bytes,
+                ..sample
+            };
             say_sample(ours, &sample);
+            ours.samples.push(sample);
             for (turn, sample) in turns.iter_mut().zip(others) {
                 if let Some(sample) = sample {
                     turn.keep(sample);
@@ -343,7 +355,7 @@ impl Case<'_> {
         }
         for _ in 0..WARM_UP {
             let began = Instant::now();
-            turn.round().await;
+            turn.round(network).await;
             turn.round_s = turn.round_s.max(began.elapsed().as_secs_f64());
         }
     }
@@ -358,6 +370,7 @@ impl Case<'_> {
             },
             peers: self.peers,
             link: self.args.link.clone(),
+            sites: Vec::new(),
             parameters: self.elements.iter().sum(),
             samples: Vec::new(),
             rss_bytes: None,
@@ -387,12 +400,16 @@ impl Drop for Turns<'_> {
 
 impl Turn {
     /// A round, unless the group has failed.
-    async fn round(&mut self) -> Option<Sample> {
+    async fn round(&mut self, network: &Network) -> Option<Sample> {
         let group = self.group.as_mut()?;
+        let wan_before = network.wan_bytes();
         match group.round().await {
             Ok(sample) => {
                 self.row.rss_bytes = Some(group.rss_bytes_max());
-                Some(sample)
+                Some(Sample {
+                    wan_bytes: network.wan_bytes_since(&wan_before),
+                    ..sample
+                })
             }
             Err(error) => {
                 self.fail(&error);
@@ -402,8 +419,8 @@ impl Turn {
     }
 
     fn keep(&mut self, sample: Sample) {
-        self.row.samples.push(sample);
         say_sample(&self.row, &sample);
+        self.row.samples.push(sample);
     }
 
     fn fail(&mut self, error: &anyhow::Error) {
@@ -424,7 +441,7 @@ fn say_sample(row: &Row, sample: &Sample) {
     } else {
         "differ"
     };
-    let count = row.samples.len();
+    let count = row.samples.len() + 1;
     say(&format!(
         "{} {count}: {:.3} s, CPU {:.2} s, roots {roots}",
         row.name(),

@@ -24,7 +24,11 @@
 //! A site may also have an uplink and a downlink of its own rate, which all its hosts share and every packet to or from
 //! another site passes: `uplink -> link -> downlink`. Inside a site every host sends through a line of its own (`lan`).
 //!
-//! Nothing here parses more of a packet than its IP destination.
+//! A site may lie behind a NAT box (`nat.rs`), in the emulator only: what leaves the site has the box's outer address, and
+//! what comes in passes if something was sent there before. Holes are opened when a packet leaves the site and looked for
+//! when one arrives, so that two sites can punch them as through real boxes.
+//!
+//! Apart from that nothing here parses more of a packet than its IP destination.
 
 pub mod capacity;
 pub mod check;
@@ -32,6 +36,7 @@ pub mod cli;
 mod counters;
 mod emulator;
 mod fabric;
+mod nat;
 mod relay;
 mod router;
 mod shaper;
@@ -41,6 +46,8 @@ mod tun;
 pub use counters::{Counters, HostCounters, Lateness, PairCounters, Tally};
 pub use emulator::{Emulator, EmulatorError, Host};
 pub use fabric::Fabric;
+pub use nat::{TCP_IDLE, UDP_IDLE};
 pub use relay::{RelayError, UdpRelay};
 pub use shaper::{Line, Shaper, Verdict};
-pub use topology::{HOSTS_MAX, Link, Rate, SITES_MAX, Site, Topology, TopologyError};
+pub use topology::{HOSTS_MAX, Link, NatKind, Rate, SITES_MAX, Site, Topology, TopologyError};
+pub use tun::DEVICE;

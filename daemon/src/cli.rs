@@ -62,10 +62,10 @@ pub struct PeerArgs {
     #[arg(long, value_name = "DEVICE", value_parser = check_device)]
     pub device: Option<String>,
     /// Peers that name the same site are joined by a fast network: a frame enters a site once, and the plan `hier` sums
-    /// inside it first [default: a site of its own]
+    /// inside it first. `auto`: the site of the nearest member within 2 ms [default: a site of its own]
     #[arg(long, value_name = "NAME")]
     pub site: Option<String>,
-    /// What this peer can carry as an owner of shards, in Mbit/s; 0 owns nothing [default: 100]
+    /// What this peer can carry as an owner of shards, in Mbit/s; 0 owns nothing [default: 100, behind NAT 0]
     #[arg(long, value_name = "MBIT")]
     pub capacity: Option<u32>,
     /// End when the run is finished, instead of serving those who still need its last rounds

@@ -4,7 +4,7 @@
 //! other peers), starts the worker, and hands everything to the driver, which carries the node's inputs and
 //! effects until the run is left or the operator stops it.
 
-mod address;
+pub mod address;
 mod bootstrap;
 mod driver;
 mod fetch;
@@ -16,18 +16,20 @@ mod rpc;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::key::{Keypair, PeerKey};
-use gradmesh_protocol::manifest::{Chain, Link, RoundId, RunId, SignedManifest};
+use gradmesh_protocol::manifest::{Chain, RoundId, RunId, SignedManifest};
 use gradmesh_protocol::ticket::Ticket;
 use libp2p::{Multiaddr, PeerId};
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 
 use crate::blob::BlobStore;
 use crate::net::bulk::{Bulk, BulkConfig, BulkLimits};
-use crate::net::control::{Control, ControlConfig, ControlLimits};
+use crate::net::control::{Control, ControlConfig, ControlLimits, Reachability};
 use crate::net::identity::NodeKey;
 use crate::run_settings::RunSettings;
 use crate::state_dir::StateDir;
@@ -35,11 +37,15 @@ use crate::status::{Identity, StatusHandle, server};
 use crate::store::Store;
 use crate::subnet::{self, Gate, SubnetLink};
 use crate::worker::{Worker, WorkerConfig};
+use address::Connection;
 use bootstrap::Bootstrap;
 use driver::{Driver, Parts};
 
 /// Frames in memory: the rounds in flight must fit. A guess: 64 peers' updates of a 1 B parameter model at 18 MB each.
 const FRAMES_BYTES_MAX: u64 = 2 << 30;
+
+/// How long a newcomer waits to be told whether others reach it: an attempt that nobody answers takes five seconds.
+const REACHABILITY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a daemon is started with.
 pub struct DaemonOptions {
@@ -58,7 +64,7 @@ pub struct DaemonOptions {
     /// Why it is started.
     pub role: Role,
     /// How it is connected: what it says when it joins.
-    pub link: Link,
+    pub connection: Connection,
     /// As whom it stands on the chain; needed in a run on a subnet.
     pub chain: Option<subnet::Access>,
     /// Whether to end once the run is finished and the others have it too.
@@ -250,9 +256,18 @@ pub async fn run(options: DaemonOptions, mut stop: watch::Receiver<bool>) -> any
         (Some(subnet), None) if prepared.launches => subnet.launched(standing.genesis_root)?,
         (Some(_), None) | (None, _) => {}
     }
+    if standing.applied.is_none() && !prepared.launches {
+        // What it says when it joins depends on it. Found out while manifest and data came, unless it is behind NAT.
+        let mut reachability = control.reachability();
+        let known = reachability.wait_for(|known| *known != Reachability::Unknown);
+        tokio::select! {
+            _ = timeout(REACHABILITY_TIMEOUT, known) => {}
+            _ = stop.wait_for(|stop| *stop) => return Ok(()),
+        }
+    }
     let driver = Driver::new(Parts {
         keypair,
-        link: options.link,
+        connection: options.connection,
         prepared,
         control,
         bulk,

@@ -25,6 +25,8 @@ pub const BULK_LISTEN: &str = "0.0.0.0:4701";
 pub const STATUS_LISTEN: &str = "127.0.0.1:4702";
 /// What a peer is taken to carry unless it says otherwise, in Mbit/s: a home connection of today. A guess.
 pub const CAPACITY_MBIT: u32 = 100;
+/// In place of a site's name: that of a near member.
+pub const SITE_FOUND: &str = "auto";
 /// The unit of a link's capacity on the wire, in Mbit/s.
 const CAPACITY_UNIT_MBIT: u32 = 10;
 /// What is logged: rounds and membership, and from libraries only what is wrong.
@@ -99,8 +101,8 @@ pub struct Machine {
     pub device: String,
     /// The site that it is in, if any.
     pub site: Option<String>,
-    /// What it can carry as an owner of shards, in Mbit/s.
-    pub capacity_mbit: u32,
+    /// What it can carry as an owner of shards, in Mbit/s, if the operator says.
+    pub capacity_mbit: Option<u32>,
     /// The chain, if one was named.
     pub chain: Option<String>,
     /// As whom it stands there.
@@ -188,7 +190,7 @@ impl Machine {
                 .unwrap_or_else(cores),
             device: device.cloned().unwrap_or_else(|| "auto".to_owned()),
             site: flags.site.as_ref().or(file.site.as_ref()).cloned(),
-            capacity_mbit: flags.capacity.or(file.capacity).unwrap_or(CAPACITY_MBIT),
+            capacity_mbit: flags.capacity.or(file.capacity),
             chain: file.chain(flags.chain.chain.as_ref()),
             wallet: file.wallet(&flags.chain.wallet),
             axon: flags.chain.axon.or(file.axon),
@@ -197,13 +199,18 @@ impl Machine {
 }
 
 impl Machine {
-    /// What `peer`, on this machine, says of its link when it joins a run.
+    /// Whether it is to join the site of a near member.
+    pub fn finds_site(&self) -> bool {
+        self.site.as_deref() == Some(SITE_FOUND)
+    }
+
+    /// What `peer`, on this machine, says of its link when it joins a run, unless it finds a site.
     pub fn link(&self, peer: &PeerKey) -> Link {
-        let units = self.capacity_mbit / CAPACITY_UNIT_MBIT;
+        let units = self.capacity_mbit.unwrap_or(CAPACITY_MBIT) / CAPACITY_UNIT_MBIT;
         Link {
             site: match &self.site {
-                Some(name) => SiteId::named(name),
-                None => SiteId::alone(peer),
+                Some(name) if !self.finds_site() => SiteId::named(name),
+                Some(_) | None => SiteId::alone(peer),
             },
             capacity: u16::try_from(units).unwrap_or(u16::MAX),
         }
@@ -262,6 +269,10 @@ mod tests {
         let here = link("site = \"lab\"\ncapacity = 1000", 1);
         assert_eq!(here.site, link("site = \"lab\"", 2).site);
         assert_ne!(here.site, link("site = \"home\"", 1).site);
+        assert_eq!(
+            link("site = \"auto\"", 1).site,
+            SiteId::alone(&PeerKey([1; 32]))
+        );
         assert_eq!(here.capacity, 100);
         assert_eq!(link("capacity = 9", 1).capacity, 0);
         assert_eq!(link("capacity = 4000000000", 1).capacity, u16::MAX);

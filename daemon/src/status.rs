@@ -395,6 +395,12 @@ pub struct Status {
     pub ticket: Option<String>,
     /// Where this daemon listens.
     pub addresses: Vec<String>,
+    /// Whether others can reach it, and how, in words.
+    #[serde(default)]
+    pub network: String,
+    /// Whether nobody can connect to it directly.
+    #[serde(default)]
+    pub behind_nat: bool,
     /// The newest checkpoint.
     pub checkpoint: Option<CheckpointStatus>,
     /// Whether the last round of the run is applied.
@@ -548,6 +554,14 @@ impl StatusHandle {
         self.set(|status| {
             status.addresses = addresses;
             status.ticket = ticket;
+        });
+    }
+
+    /// Whether others can reach it, in words, and whether that is not directly.
+    pub fn set_network(&self, words: String, behind_nat: bool) {
+        self.set(|status| {
+            status.network = words;
+            status.behind_nat = behind_nat;
         });
     }
 

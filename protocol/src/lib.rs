@@ -18,6 +18,7 @@ pub mod reduction;
 pub mod registry;
 pub mod roster;
 pub mod score;
+pub mod site;
 pub mod ticket;
 pub mod time;
 pub mod wire;

@@ -411,6 +411,11 @@ impl Node {
         self.advance(now);
     }
 
+    /// From now on it says this of its link when it asks to join; a member's link stays as it is.
+    pub fn set_link(&mut self, link: Link) {
+        self.config.link = link;
+    }
+
     /// Does what is due at `now`.
     pub fn handle_timeout(&mut self, now: Time) {
         self.agreement.handle_timeout(now);

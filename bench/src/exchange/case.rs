@@ -199,6 +199,13 @@ impl Link {
     }
 }
 
+/// A site of an emulated network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Site {
+    pub(super) name: String,
+    pub(super) peers: u32,
+}
+
 /// Rates as tc writes them.
 const RATES: [(&str, u64); 3] = [
     ("gbit", 1_000_000_000),

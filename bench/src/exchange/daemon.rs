@@ -26,6 +26,9 @@ pub(super) struct Status {
     pub(super) problem: Option<String>,
     pub(super) applied: Option<u64>,
     pub(super) ticket: Option<String>,
+    /// Whether nobody can connect to it directly.
+    #[serde(default)]
+    pub(super) behind_nat: bool,
     pub(super) history: Vec<Round>,
 }
 
@@ -100,6 +103,7 @@ impl Daemon {
             .args(["--status-listen", "127.0.0.1:0"])
             .args(["--device", "cpu", "--threads", "1"])
             .args(["--parent-pid", &std::process::id().to_string()])
+            .args(place.site.iter().flat_map(|site| ["--site", site]))
             .env("HOME", home)
             .env_remove("XDG_CONFIG_HOME")
             .env_remove("XDG_DATA_HOME");

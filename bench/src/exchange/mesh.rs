@@ -181,6 +181,8 @@ impl Mesh {
             seconds: applied - committed,
             cpu_s: after.cpu_s - before.cpu_s,
             bytes_per_peer: (after.received_bytes - before.received_bytes) / peers as f64,
+            wan_bytes: Vec::new(),
+            behind_nat: statuses.iter().filter(|status| status.behind_nat).count(),
             roots_equal: rounds
                 .iter()
                 .all(|r| r.root.is_some() && r.root == rounds[0].root),

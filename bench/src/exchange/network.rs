@@ -1,4 +1,5 @@
-//! Where peers run: on this machine's loopback, or each in a network namespace with a link of limited rate.
+//! Where peers run: on this machine's loopback, or each in a network namespace, with a link of limited rate or in an
+//! emulated wide-area network.
 //!
 //! With root even loopback is a namespace of its own, so that the counters of its interface count the peers alone.
 //! Without root, namespaces cannot be made; loopback is then the machine's own.
@@ -9,11 +10,13 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Stdio;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
+use gradmesh_bench::netns;
+use gradmesh_bench::wan::{Emulator, Topology};
 use rustix::process::geteuid;
 use tokio::process::Command;
 
-use super::case::Link;
+use super::case::{Link, Site};
 
 /// Names of namespaces begin with this and the process id.
 const PREFIX: &str = "gradmesh-bench";
@@ -27,6 +30,8 @@ const QUEUE_MS: u32 = 50;
 const BURST_BYTES_MIN: u64 = 64 << 10;
 /// A limiter that is woken this often has to let through what came due since: the slowest usual timer of kernels.
 const TIMER_HZ: u64 = 250;
+/// The device of every host in an emulated network.
+const WAN_INTERFACE: &str = gradmesh_bench::wan::DEVICE;
 
 /// Where one peer runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +40,8 @@ pub(super) struct Place {
     netns: Option<String>,
     pub(super) address: Ipv4Addr,
     pub(super) interface: &'static str,
+    /// The name of its site, where there are sites.
+    pub(super) site: Option<String>,
 }
 
 impl Place {
@@ -65,10 +72,12 @@ impl Place {
 }
 
 /// Places for some peers; their namespaces go when this is dropped, which is to be after the processes in them.
-#[derive(Debug)]
 pub(super) struct Network {
     pub(super) places: Vec<Place>,
+    /// Of an emulated network, with the number of peers in each; those without any are left out.
+    pub(super) sites: Vec<Site>,
     namespaces: Vec<String>,
+    emulator: Option<Emulator>,
 }
 
 impl Network {
@@ -77,7 +86,9 @@ impl Network {
     pub(super) async fn make(link: &Link, peers: u32) -> anyhow::Result<Network> {
         let mut network = Network {
             places: Vec::new(),
+            sites: Vec::new(),
             namespaces: Vec::new(),
+            emulator: None,
         };
         match link {
             Link::Loopback => network.loopback(peers).await?,
@@ -87,11 +98,37 @@ impl Network {
                 }
                 network.bridge(peers, *bits_per_s).await?;
             }
-            Link::Wan(_) => {
-                bail!("{link}: daemons cannot be started in the emulator from here yet")
+            Link::Wan(file) => {
+                let text = fs::read_to_string(file).with_context(|| link.to_string())?;
+                let topology = Topology::from_toml(&text).with_context(|| link.to_string())?;
+                network.wide_area(&topology, peers)?;
             }
         }
         Ok(network)
+    }
+
+    /// What entered each of [`Network::sites`] from other sites since the counters were `before`, in bytes of IP packets.
+    pub(super) fn wan_bytes_since(&self, before: &[u64]) -> Vec<u64> {
+        let now = self.wan_bytes();
+        now.iter()
+            .zip(before)
+            .map(|(now, before)| now - before)
+            .collect()
+    }
+
+    /// What entered each of [`Network::sites`] from other sites so far, in bytes of IP packets.
+    pub(super) fn wan_bytes(&self) -> Vec<u64> {
+        let Some(emulator) = &self.emulator else {
+            return Vec::new();
+        };
+        let counters = emulator.counters();
+        let indices = self
+            .sites
+            .iter()
+            .filter_map(|site| emulator.topology().site_index(&site.name));
+        indices
+            .map(|site| counters.wan_delivered(site).bytes)
+            .collect()
     }
 
     async fn loopback(&mut self, peers: u32) -> anyhow::Result<()> {
@@ -104,6 +141,7 @@ impl Network {
             netns,
             address: Ipv4Addr::LOCALHOST,
             interface: "lo",
+            site: None,
         };
         self.places = vec![place; peers as usize];
         Ok(())
@@ -134,8 +172,40 @@ impl Network {
                 netns: Some(netns),
                 address,
                 interface: "eth0",
+                site: None,
             });
         }
+        Ok(())
+    }
+
+    /// The hosts of `topology`, of which the peers take one at each site in turn.
+    fn wide_area(&mut self, topology: &Topology, peers: u32) -> anyhow::Result<()> {
+        netns::available().context("an emulated network cannot be had here")?;
+        let taken = taken_in_turn(&topology.host_sites(), peers as usize);
+        ensure!(
+            taken.len() == peers as usize,
+            "{peers} peers, but the network has {} hosts",
+            taken.len()
+        );
+        let emulator = Emulator::start(topology)?;
+        for host in taken {
+            let host = &emulator.hosts()[host];
+            let site = &topology.sites[host.site].name;
+            match self.sites.iter_mut().find(|known| known.name == *site) {
+                Some(known) => known.peers += 1,
+                None => self.sites.push(Site {
+                    name: site.clone(),
+                    peers: 1,
+                }),
+            }
+            self.places.push(Place {
+                netns: Some(host.namespace.name().to_owned()),
+                address: host.address,
+                interface: WAN_INTERFACE,
+                site: Some(site.clone()),
+            });
+        }
+        self.emulator = Some(emulator);
         Ok(())
     }
 
@@ -163,6 +233,25 @@ impl Drop for Network {
             }
         }
     }
+}
+
+/// The first `count` hosts when sites take turns, each with its hosts in order; fewer when there are not so many.
+/// `site_of`: the site of every host.
+fn taken_in_turn(site_of: &[usize], count: usize) -> Vec<usize> {
+    let mut seen = Vec::new();
+    let mut hosts: Vec<(usize, usize)> = Vec::new();
+    for (host, &site) in site_of.iter().enumerate() {
+        seen.resize(seen.len().max(site + 1), 0);
+        hosts.push((seen[site], host));
+        seen[site] += 1;
+    }
+    // Hosts are in the order of their sites.
+    hosts.sort_unstable();
+    hosts
+        .into_iter()
+        .map(|(_, host)| host)
+        .take(count)
+        .collect()
 }
 
 async fn ip(words: &str) -> anyhow::Result<()> {
@@ -203,6 +292,13 @@ fn received_in(table: &str, interface: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sites_take_turns_in_taking_peers() {
+        let site_of = [0, 0, 0, 1, 2, 2];
+        assert_eq!(taken_in_turn(&site_of, 3), [0, 3, 4]);
+        assert_eq!(taken_in_turn(&site_of, 9), [0, 3, 4, 1, 5, 2]);
+    }
 
     #[test]
     fn the_first_counter_of_an_interface_is_what_it_received() {

@@ -160,6 +160,8 @@ impl Group {
             seconds: ended - started,
             cpu_s: after.0 - before.0,
             bytes_per_peer: (after.1 - before.1) / self.members.len() as f64,
+            wan_bytes: Vec::new(),
+            behind_nat: 0,
             roots_equal: roots.iter().all(|root| root.root == roots[0].root),
             phases: None,
         })

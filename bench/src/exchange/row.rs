@@ -1,9 +1,11 @@
 //! What was measured of one case, and how it is told: JSON, a table, a page.
 
+use std::cmp::Ordering;
+
 use serde_json::{Value, json};
 
 use super::bounds;
-use super::case::{CodecName, Link, Plan, System};
+use super::case::{CodecName, Link, Plan, Site, System};
 use crate::origin::Origin;
 use crate::report::{Bar, Bars, Lines, Page, Scale, Series, median, table};
 
@@ -11,13 +13,17 @@ use crate::report::{Bar, Bars, Lines, Page, Scale, Series, median, table};
 const VERSION: u32 = 1;
 
 /// One round.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Sample {
     pub(super) seconds: f64,
     /// Of all peers together.
     pub(super) cpu_s: f64,
     /// Received, mean over the peers.
     pub(super) bytes_per_peer: f64,
+    /// What entered each site of the row from other sites.
+    pub(super) wan_bytes: Vec<u64>,
+    /// Peers that say that nobody can connect to them.
+    pub(super) behind_nat: usize,
     pub(super) roots_equal: bool,
     /// Of gradmesh alone.
     pub(super) phases: Option<Phases>,
@@ -40,6 +46,8 @@ pub(super) struct Row {
     pub(super) codec: CodecName,
     pub(super) peers: u32,
     pub(super) link: Link,
+    /// Of an emulated network.
+    pub(super) sites: Vec<Site>,
     pub(super) parameters: u64,
     pub(super) samples: Vec<Sample>,
     pub(super) rss_bytes: Option<u64>,
@@ -62,6 +70,20 @@ impl Row {
 
     fn bound_s(&self) -> Option<f64> {
         Some(self.bound_bytes() / self.link.bytes_per_s()?)
+    }
+
+    /// Of each site: what entered it from others in a round, mean over the rounds, and what has to.
+    fn wan_bytes(&self) -> Vec<(&Site, Option<f64>, f64)> {
+        let update = self.codec.update_bytes_min(self.parameters);
+        let of_site = |(index, site)| {
+            let received = self.mean(|sample| {
+                let bytes: Option<&u64> = sample.wan_bytes.get(index);
+                bytes.map_or(0.0, |bytes| *bytes as f64)
+            });
+            let bound = bounds::wan_bytes(self.system, self.plan, &self.sites, site, update);
+            (site, received, bound)
+        };
+        self.sites.iter().enumerate().map(of_site).collect()
     }
 
     fn median(&self, of: impl Fn(&Sample) -> f64) -> Option<f64> {
@@ -105,6 +127,13 @@ impl Row {
             "parameters": self.parameters,
             "bytes_per_peer": self.mean(|sample| sample.bytes_per_peer),
             "bound_bytes_per_peer": self.bound_bytes(),
+            "wan_bytes_per_site": self.wan_bytes().into_iter().map(|(site, received, bound)| json!({
+                "site": site.name,
+                "peers": site.peers,
+                "received": received,
+                "bound": bound,
+            })).collect::<Vec<_>>(),
+            "behind_nat": is_ours.then(|| self.samples.last().map(|sample| sample.behind_nat)),
             "seconds": all(|sample| sample.seconds),
             "bound_s": self.bound_s(),
             "cpu_s": self.mean(|sample| sample.cpu_s),
@@ -135,7 +164,7 @@ pub(super) struct Report {
     pub(super) rows: Vec<Row>,
 }
 
-const HEADS: [&str; 14] = [
+const HEADS: [&str; 16] = [
     "system",
     "codec",
     "link",
@@ -145,6 +174,8 @@ const HEADS: [&str; 14] = [
     "bound s",
     "encode s",
     "MB/peer",
+    "WAN MB/site",
+    "bound MB",
     "CPU s",
     "RSS MB",
     "roots",
@@ -174,7 +205,7 @@ impl Report {
             "exchange: {} MB of f32 per peer, {} rounds each, systems in turn\n\
              machine: {}, cores: {}\ncommit: {}, date: {}\n\
              s: median, from the last update ready to the last peer done, encoding apart; CPU: of all peers in a round; \
-             MB/peer: received\n\n{}",
+             MB/peer: received; WAN MB/site: received from other sites, of the site with the most\n\n{}",
             self.megabytes,
             self.rounds,
             or_unknown(&origin.cpu),
@@ -257,6 +288,10 @@ impl Report {
                 .iter()
                 .map(|sample| sample.seconds)
                 .min_by(f64::total_cmp);
+            let wan = row.wan_bytes();
+            let most_wan = wan
+                .iter()
+                .max_by(|(_, a, _), (_, b, _)| a.partial_cmp(b).unwrap_or(Ordering::Equal));
             let roots = row
                 .roots_equal()
                 .map(|equal| if equal { "equal" } else { "differ" });
@@ -270,6 +305,11 @@ impl Report {
                 number(row.bound_s(), 3),
                 number(row.phase(|phases| phases.encode), 3),
                 number(row.mean(|sample| sample.bytes_per_peer / 1e6), 2),
+                number(
+                    most_wan.and_then(|(_, received, _)| received.map(|bytes| bytes / 1e6)),
+                    2,
+                ),
+                number(most_wan.map(|(_, _, bound)| bound / 1e6), 2),
                 number(cpu(row), 2),
                 number(row.rss_bytes.map(|bytes| bytes as f64 / 1e6), 0),
                 roots.unwrap_or("-").to_owned(),
@@ -339,6 +379,8 @@ mod tests {
             seconds,
             cpu_s: 2.0 * seconds,
             bytes_per_peer: 5e7,
+            wan_bytes: Vec::new(),
+            behind_nat: 1,
             roots_equal: system == System::Gradmesh,
             phases: (system == System::Gradmesh).then_some(Phases {
                 encode: 0.5,
@@ -353,6 +395,7 @@ mod tests {
             codec: "dense-f32".parse().unwrap(),
             peers: 2,
             link: "veth:100mbit".parse().unwrap(),
+            sites: Vec::new(),
             parameters: 12_500_000,
             samples: samples.collect(),
             rss_bytes: Some(1),
@@ -379,6 +422,8 @@ mod tests {
         let [ours, hivemind, gloo] = [0, 1, 2].map(|row| &json["results"][row]);
         assert_eq!(ours["seconds"], json!([4.2, 4.1, 4.4]));
         assert_eq!(ours["bound_s"], 4.0);
+        assert_eq!(ours["behind_nat"], 1);
+        assert_eq!(hivemind["behind_nat"], Value::Null);
         assert_eq!(ours["phase_seconds"]["encode"], json!([0.5, 0.5, 0.5]));
         assert_eq!(hivemind["roots_equal"], false);
         assert_eq!(hivemind["plan"], Value::Null);
@@ -399,6 +444,31 @@ mod tests {
             text.ends_with("gloo, 2 peers, veth:100mbit: no <luck>\n"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn what_enters_a_site_stands_beside_its_bound() {
+        let site = |name: &str| Site {
+            name: name.to_owned(),
+            peers: 3,
+        };
+        let mut row = row(System::Gradmesh, &[4.0, 4.0]);
+        row.plan = Plan::Hier;
+        row.sites = vec![site("a"), site("b")];
+        row.samples[0].wan_bytes = vec![60_000_000, 52_000_000];
+        row.samples[1].wan_bytes = vec![50_000_000, 52_000_000];
+        assert_eq!(
+            row.to_json()["wan_bytes_per_site"],
+            json!([
+                {"site": "a", "peers": 3, "received": 55e6, "bound": 50e6},
+                {"site": "b", "peers": 3, "received": 52e6, "bound": 50e6},
+            ])
+        );
+        let report = Report {
+            rows: vec![row],
+            ..report()
+        };
+        assert_eq!(report.cells()[0][9..11], ["55.00", "50.00"]);
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub struct PairCounters {
     pub lost: Tally,
     /// Dropped by a full queue: of the link, of the uplink or downlink, or of the router itself.
     pub overflowed: Tally,
-    /// Not taken by the receiving host's device.
+    /// Not taken by the receiving host's device, or by the NAT box of its site.
     pub refused: Tally,
 }
 
@@ -45,7 +45,7 @@ pub struct HostCounters {
     pub sent: Tally,
     /// Received from it.
     pub delivered: Tally,
-    /// Addressed to nobody: another network, multicast, or not IPv4.
+    /// Addressed to nobody: another network, multicast, a host behind a NAT box, or not IPv4.
     pub unroutable: Tally,
     /// Dropped by the host's own device, because the router did not read in time. Anything but zero says that this machine is
     /// too slow for the traffic; always zero in the relay, which cannot know.

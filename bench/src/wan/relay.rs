@@ -47,6 +47,12 @@ pub enum RelayError {
         /// Of the topology.
         hosts: usize,
     },
+    /// A site behind a NAT box: hosts on loopback have no addresses of their own.
+    #[error("site {site:?} has a NAT box, which takes network namespaces")]
+    Nat {
+        /// The first such site.
+        site: String,
+    },
     /// An endpoint that is not on IPv4 loopback.
     #[error("{endpoint} is not an address of 127.0.0.0/8")]
     NotLoopback {
@@ -91,6 +97,10 @@ impl UdpRelay {
             return Err(RelayError::NotLoopback {
                 endpoint: *endpoint,
             });
+        }
+        if let Some(site) = topology.sites.iter().find(|site| site.nat.is_some()) {
+            let site = site.name.clone();
+            return Err(RelayError::Nat { site });
         }
         let wire = Arc::new(RelayWire::new(endpoints)?);
         let fabric = Arc::new(Fabric::new(topology));
@@ -199,10 +209,10 @@ impl Wire for RelayWire {
         })
     }
 
-    fn deliver(&self, from: usize, to: usize, packet: &[u8]) -> io::Result<()> {
+    fn deliver(&self, from: usize, to: usize, packet: &mut [u8]) -> io::Result<()> {
         self.seat(to, from)
             .socket
-            .send_to(packet, self.endpoints[to])?;
+            .send_to(&*packet, self.endpoints[to])?;
         Ok(())
     }
 

@@ -49,8 +49,8 @@ pub(super) trait Wire: Send + Sync + 'static {
     /// Hands a packet over to host `to`.
     ///
     /// # Errors
-    /// If its device does not take it.
-    fn deliver(&self, from: usize, to: usize, packet: &[u8]) -> io::Result<()>;
+    /// If its device does not take it, or what lies before it.
+    fn deliver(&self, from: usize, to: usize, packet: &mut [u8]) -> io::Result<()>;
 
     /// Largest packet that can be read.
     fn packet_bytes_max(&self) -> usize;
@@ -355,7 +355,7 @@ impl<W: Wire> Carrier<W> {
                 }
             }
         }
-        match self.wire.deliver(from, to, &flight.packet) {
+        match self.wire.deliver(from, to, &mut flight.packet) {
             Ok(()) => {
                 let late_ns = now_ns - flight.due_ns.min(now_ns);
                 self.fabric.delivered(from, to, bytes, late_ns);

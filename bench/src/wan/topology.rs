@@ -174,6 +174,16 @@ fn rate_faults(rate: Option<Rate>, what: &str, faults: &mut Vec<String>) {
     }
 }
 
+/// How a NAT box maps what is behind it; `nat.rs` has the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NatKind {
+    /// One outer port for an inner one, whoever it talks to: two such boxes can be punched through.
+    PortRestricted,
+    /// Another outer port for every destination: between two such boxes only a relay helps.
+    Symmetric,
+}
+
 /// Hosts joined by a fast network.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Site {
@@ -187,6 +197,8 @@ pub struct Site {
     pub uplink: Option<Rate>,
     /// Shared by all that its hosts receive from other sites.
     pub downlink: Option<Rate>,
+    /// What lies between its hosts and other sites; its hosts share one outer address then, and cannot be reached by their own.
+    pub nat: Option<NatKind>,
 }
 
 impl Site {
@@ -199,6 +211,16 @@ impl Site {
             lan: Link::default(),
             uplink: None,
             downlink: None,
+            nat: None,
+        }
+    }
+
+    /// The same site behind a NAT box.
+    #[must_use]
+    pub fn with_nat(self, kind: NatKind) -> Self {
+        Self {
+            nat: Some(kind),
+            ..self
         }
     }
 
@@ -216,7 +238,7 @@ impl Site {
 /// Sites and what lies between them.
 ///
 /// Hosts are numbered from zero in the order of the sites; host `n` of site `s` (both from zero) is called `SITE-n` and has
-/// the address `10.(s + 1).x.y` with `x.y` = `n + 1`.
+/// the address `10.(s + 1).x.y` with `x.y` = `n + 1`. The NAT box of site `s` has the outer address `198.18.(s + 1).1`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Topology {
     /// In the order in which hosts are numbered.
@@ -379,6 +401,11 @@ impl Topology {
             .enumerate()
             .flat_map(|(index, site)| std::iter::repeat_n(index, site.hosts))
             .collect()
+    }
+
+    /// The address that hosts of `site` have outside when it has a NAT box. The range is that of RFC 2544, for measurements.
+    pub(super) fn outer_address(site: u8) -> Ipv4Addr {
+        Ipv4Addr::new(198, 18, site + 1, 1)
     }
 
     /// Name and address of every host.

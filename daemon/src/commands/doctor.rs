@@ -12,10 +12,11 @@ use libp2p::multiaddr::Protocol;
 use serde::Serialize;
 
 use super::subnet::told;
-use super::{print_json, wallet};
+use super::{print_json, running, wallet};
 use crate::cli::{DoctorArgs, GlobalArgs, WalletArgs};
 use crate::machine::{Machine, MachineFile, cores};
 use crate::state_dir::StateDir;
+use crate::status::client;
 use crate::terminal::{bytes, say};
 
 /// Less free disk than this is a fault: a 1 B parameter checkpoint takes 4 GB as f32.
@@ -70,6 +71,7 @@ pub(super) async fn run(
     findings.extend(settings.listen.iter().map(control_port));
     findings.push(udp_port("bulk port", settings.bulk_listen, "--bulk-listen"));
     findings.push(status_port(settings.status_listen));
+    findings.push(network(global).await);
     if let Some(network) = &settings.chain {
         findings.push(chain(network).await);
         findings.push(hotkey(&settings.wallet));
@@ -101,6 +103,52 @@ pub(super) async fn run(
         );
     }
     Ok(())
+}
+
+/// Where packets to others would leave from: an address for examples (RFC 5737), to which nothing is sent.
+const ELSEWHERE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
+
+/// Whether others can reach this machine: what a running daemon has found out, else what its address tells.
+async fn network(global: &GlobalArgs) -> Finding {
+    const CHECK: &str = "network";
+    if let Ok((_, address)) = running(global).await
+        && let Ok(status) = client::status(&address.url).await
+    {
+        let verdict = match status.behind_nat {
+            true => Verdict::Warn,
+            false => Verdict::Ok,
+        };
+        return finding(CHECK, verdict, status.network);
+    }
+    let own = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|socket| {
+        socket.connect(ELSEWHERE)?;
+        socket.local_addr()
+    });
+    match own.map(|own| own.ip()) {
+        Ok(IpAddr::V4(own)) if is_shared(own) => finding(
+            CHECK,
+            Verdict::Warn,
+            format!(
+                "{own} is a private address: unless its ports are forwarded, this machine is behind NAT. It can join runs, \
+                 is reached through a relay among their peers, and owns no shards; a run that it launches is reached by \
+                 its own network only"
+            ),
+        ),
+        Ok(own) => finding(CHECK, Verdict::Ok, format!("{own} is a public address")),
+        Err(error) => finding(
+            CHECK,
+            Verdict::Warn,
+            format!("no way out of this machine: {error}"),
+        ),
+    }
+}
+
+/// Whether many machines may have the same address: private networks (RFC 1918), those behind carriers' NAT (RFC 6598),
+/// and links without any (RFC 3927).
+fn is_shared(address: Ipv4Addr) -> bool {
+    let [first, second, ..] = address.octets();
+    let behind_carrier = first == 100 && (64..128).contains(&second);
+    address.is_private() || address.is_link_local() || behind_carrier
 }
 
 /// Whether the chain that the operator named answers.
@@ -261,6 +309,21 @@ mod tests {
             udp_port("bulk port", address, "--bulk-listen").verdict,
             Verdict::Ok
         );
+    }
+
+    #[test]
+    fn addresses_that_many_machines_may_have_are_behind_nat() {
+        for (address, shared) in [
+            ("10.1.2.3", true),
+            ("192.168.0.7", true),
+            ("172.31.0.1", true),
+            ("100.64.0.1", true),
+            ("100.128.0.1", false),
+            ("169.254.1.1", true),
+            ("203.0.113.9", false),
+        ] {
+            assert_eq!(is_shared(address.parse().unwrap()), shared, "{address}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::print_json;
+use crate::daemon::address::Connection;
 use crate::daemon::{self, DaemonOptions, Role};
 use crate::machine::Machine;
 use crate::state_dir::StateDir;
@@ -29,7 +30,11 @@ pub(super) async fn run_daemon(
     json: bool,
 ) -> anyhow::Result<()> {
     let launches = matches!(role, Role::Launch { .. });
-    let link = settings.link(&super::keypair(&dir)?.public());
+    let connection = Connection {
+        link: settings.link(&super::keypair(&dir)?.public()),
+        capacity_is_set: settings.capacity_mbit.is_some(),
+        finds_site: settings.finds_site(),
+    };
     let options = DaemonOptions {
         dir: dir.path().to_owned(),
         listen: settings.listen,
@@ -37,7 +42,7 @@ pub(super) async fn run_daemon(
         status_listen: settings.status_listen,
         threads: settings.threads,
         device: settings.device,
-        link,
+        connection,
         role,
         chain,
         exit_when_finished,

@@ -64,6 +64,9 @@ fn render(status: &Status) -> String {
     if let Some(problem) = &status.problem {
         line("problem", problem.clone());
     }
+    if !status.network.is_empty() {
+        line("network", status.network.clone());
+    }
     let number = |round: Option<u64>| round.map_or("-".to_owned(), |round| round.to_string());
     let root = status
         .state_root

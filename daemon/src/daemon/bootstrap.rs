@@ -363,6 +363,8 @@ impl Bootstrap {
             }
             ControlEvent::Response { .. } | ControlEvent::Gossip(_) => {}
             event @ (ControlEvent::Listening(_)
+            | ControlEvent::NotListening(_)
+            | ControlEvent::PeerDirect { .. }
             | ControlEvent::PeerConnected { .. }
             | ControlEvent::PeerDisconnected { .. }
             | ControlEvent::PeerAddresses { .. }

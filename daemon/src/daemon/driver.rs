@@ -20,6 +20,7 @@ use gradmesh_protocol::key::{Keypair, PeerKey};
 use gradmesh_protocol::manifest::{Link, RoundId, RunId};
 use gradmesh_protocol::node::{Activity, Input, Node, NodeConfig, ReduceTask, Restored};
 use gradmesh_protocol::roster::Roster;
+use gradmesh_protocol::site::site_of_newcomer;
 use gradmesh_protocol::time::Time;
 use gradmesh_protocol::wire::{DecisionRecord, Gossip};
 use libp2p::Multiaddr;
@@ -27,6 +28,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
+use super::address::Connection;
 use super::bootstrap::Prepared;
 use super::fetch::{Contacts, FetchedState, StateError};
 use super::meter::Meter;
@@ -36,7 +38,7 @@ use super::residuals::Residuals;
 use super::rpc::{Call, Caller, Rpc};
 use crate::blob::BlobStore;
 use crate::net::bulk::{Bulk, FetchFailed, Fetched};
-use crate::net::control::{ControlEvent, ControlHandle};
+use crate::net::control::{ControlEvent, ControlHandle, Reachability};
 use crate::status::{StatusHandle, Traffic};
 use crate::store::Store;
 use crate::subnet::{self, Gate, SubnetLink};
@@ -57,7 +59,7 @@ const NONCE_BYTES: usize = 8;
 pub(super) struct Parts {
     pub(super) keypair: Keypair,
     /// How this peer is connected.
-    pub(super) link: Link,
+    pub(super) connection: Connection,
     pub(super) prepared: Prepared,
     pub(super) control: ControlHandle,
     pub(super) bulk: Bulk,
@@ -119,6 +121,8 @@ pub(super) struct Driver {
     status: StatusHandle,
     events: mpsc::Receiver<ControlEvent>,
     seen: Vec<ControlEvent>,
+    connection: Connection,
+    reachability: watch::Receiver<Reachability>,
     subnet: Option<SubnetLink>,
     gate: Gate,
     exit_when_finished: bool,
@@ -131,6 +135,8 @@ pub(super) struct Driver {
     calls: mpsc::Receiver<Call>,
     tasks: JoinSet<Done>,
     contacts: Contacts,
+    /// The shortest round trip to each connected peer, in microseconds.
+    round_trips: BTreeMap<PeerKey, u64>,
     /// The address from which each peer is connected.
     connected: BTreeMap<PeerKey, Multiaddr>,
     listening: Vec<Multiaddr>,
@@ -184,7 +190,7 @@ impl Driver {
                 run,
                 keypair: parts.keypair.clone(),
                 shards: standing.shape.shard_count() as u32,
-                link: parts.link,
+                link: parts.connection.link,
                 frame_bytes_max: standing.frame_bytes_max(),
                 update_bytes: standing.update_bytes_max(),
                 genesis_root: standing.genesis_root,
@@ -209,6 +215,7 @@ impl Driver {
             run,
             topic: format!("gradmesh/{run}"),
             prepared: parts.prepared,
+            reachability: parts.control.reachability(),
             control: parts.control,
             bulk: parts.bulk,
             blobs: parts.blobs,
@@ -218,6 +225,7 @@ impl Driver {
             status: parts.status,
             events: parts.events,
             seen: parts.seen,
+            connection: parts.connection,
             subnet: parts.subnet,
             gate: parts.gate,
             exit_when_finished: parts.exit_when_finished,
@@ -229,6 +237,7 @@ impl Driver {
             calls,
             tasks: JoinSet::new(),
             contacts: Contacts::default(),
+            round_trips: BTreeMap::new(),
             connected: BTreeMap::new(),
             listening: Vec::new(),
             snapshots: VecDeque::new(),
@@ -246,6 +255,7 @@ impl Driver {
             standing,
         };
         driver.nonce = driver.fresh_nonce();
+        driver.on_reachability();
         driver.serve_what_is_here()?;
         Ok(driver)
     }
@@ -315,6 +325,10 @@ impl Driver {
                     self.rpc.call(&self.control, &self.run, call).await;
                     Ok(())
                 }
+                Ok(()) = self.reachability.changed() => {
+                    self.on_reachability();
+                    Ok(())
+                }
                 _ = status_tick.tick() => self.on_tick().await,
                 () = sleep_until(wake) => {
                     let now = self.now();
@@ -361,6 +375,7 @@ impl Driver {
             let Some(input) = self.inputs.pop_front() else {
                 return Ok(());
             };
+            self.node.set_link(self.link_now());
             let now = self.now();
             self.node.handle(now, input);
             let view = self.node.view(now);
@@ -368,6 +383,18 @@ impl Driver {
                 self.meter.deciding(view.round);
             }
         }
+    }
+
+    /// What this peer says of its link if it joins now.
+    fn link_now(&self) -> Link {
+        let mut link = self.connection.link_when(&self.reachability.borrow());
+        if self.connection.finds_site {
+            let round_trips = self.round_trips.iter().map(|(peer, us)| (*peer, *us));
+            let roster = self.node.roster();
+            let site_of = |peer: &PeerKey| roster.member(peer).map(|member| member.link.site);
+            link.site = site_of_newcomer(link.site, round_trips, site_of);
+        }
+        link
     }
 
     async fn on_tick(&mut self) -> anyhow::Result<()> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Link, Rate, Site, Topology, TopologyError};
+use super::{Link, NatKind, Rate, Site, Topology, TopologyError};
 
 impl Topology {
     /// Reads and validates a topology.
@@ -47,6 +47,7 @@ struct SiteFile {
     lan: LinkFile,
     uplink_mbit: Option<f64>,
     downlink_mbit: Option<f64>,
+    nat: Option<NatKind>,
 }
 
 fn one() -> usize {
@@ -114,6 +115,7 @@ impl From<SiteFile> for Site {
             lan: Link::from(file.lan),
             uplink: file.uplink_mbit.map(|mbit| rate(mbit, None)),
             downlink: file.downlink_mbit.map(|mbit| rate(mbit, None)),
+            nat: file.nat,
         }
     }
 }
@@ -163,8 +165,19 @@ mod tests {
         assert_eq!(topology.link(home, ams), topology.between);
         assert_eq!(topology.sites[home].uplink, Some(Rate::mbit(40)));
         let hosts: Vec<_> = topology.hosts().collect();
+        assert_eq!(topology.sites[home].nat, Some(NatKind::PortRestricted));
         assert_eq!(hosts[4].0, "nyc-1");
         assert_eq!(hosts[4].2, Ipv4Addr::new(10, 2, 0, 2));
+    }
+
+    #[test]
+    fn the_other_examples_are_valid() {
+        let two = Topology::from_toml(include_str!("../../../examples/two-sites.toml"));
+        assert_eq!(two.expect("valid").host_sites(), [0, 0, 0, 1, 1, 1]);
+        let nat = Topology::from_toml(include_str!("../../../examples/nat.toml")).expect("valid");
+        let boxes = nat.sites.iter().filter_map(|site| site.nat);
+        let boxes: Vec<_> = boxes.collect();
+        assert_eq!(boxes, [NatKind::PortRestricted, NatKind::Symmetric]);
     }
 
     #[test]

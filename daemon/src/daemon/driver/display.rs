@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::{Driver, End};
 use crate::daemon::peer_id;
+use crate::net::control::is_relayed;
 use crate::net::traffic;
 use crate::status::{PeerStatus, Phase, RoundStatus, StatusHandle, Traffic, nats};
 
@@ -142,7 +143,10 @@ impl Driver {
         let addresses: Vec<String> = self
             .listening
             .iter()
-            .map(|address| address.clone().with(Protocol::P2p(peer)).to_string())
+            .map(|address| match is_relayed(address) {
+                true => address.to_string(),
+                false => address.clone().with(Protocol::P2p(peer)).to_string(),
+            })
             .collect();
         let ticket = self.prepared.launches.then(|| {
             let mut listed = addresses.clone();

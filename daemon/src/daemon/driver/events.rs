@@ -10,9 +10,10 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::{Done, Driver, NONCE_BYTES};
-use crate::daemon::address::{bulk_address, udp_address};
+use crate::daemon::address::{NOT_DIALLED, bulk_address, udp_address};
 use crate::daemon::{peer_id, peer_key};
-use crate::net::control::{ControlEvent, GossipMessage, Verdict};
+use crate::net::bulk::PeerSource;
+use crate::net::control::{ControlEvent, GossipMessage, Verdict, is_relayed};
 use crate::status::CheckpointStatus;
 use crate::subnet;
 use crate::worker::{Command, Event};
@@ -174,9 +175,21 @@ impl Driver {
                 if let (Some(subnet), Some(address)) = (&self.subnet, udp_address(&address)) {
                     subnet.listening(address);
                 }
-                self.listening.push(address);
+                if !self.listening.contains(&address) {
+                    self.listening.push(address);
+                }
                 self.contact_due = Instant::now();
                 self.show_contact();
+            }
+            ControlEvent::NotListening(address) => {
+                self.listening.retain(|known| *known != address);
+                self.contact_due = Instant::now();
+                self.show_contact();
+            }
+            ControlEvent::PeerDirect { peer, addr } => {
+                if let Some(key) = peer_key(&peer) {
+                    self.connected.insert(key, addr);
+                }
             }
             ControlEvent::PeerConnected { peer, addr } => {
                 if let Some(key) = peer_key(&peer) {
@@ -188,11 +201,19 @@ impl Driver {
                 if let Some(key) = peer_key(&peer) {
                     self.connected.remove(&key);
                     self.contacts.remove(&key);
+                    self.round_trips.remove(&key);
                     self.inputs.push_back(Input::PeerDown(key));
                 }
             }
             ControlEvent::PeerSubscribed { .. } => self.contact_due = Instant::now(),
-            ControlEvent::PeerAddresses { .. } | ControlEvent::PeerRtt { .. } => {}
+            ControlEvent::PeerRtt { peer, rtt } => {
+                if let Some(key) = peer_key(&peer).filter(|key| self.connected.contains_key(key)) {
+                    let micros = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
+                    let shortest = self.round_trips.entry(key).or_insert(micros);
+                    *shortest = micros.min(*shortest);
+                }
+            }
+            ControlEvent::PeerAddresses { .. } => {}
             ControlEvent::Gossip(message) => self.on_gossip(message).await?,
             ControlEvent::Request { peer, token, bytes } => {
                 self.on_request(peer, token, &bytes).await?;
@@ -242,17 +263,53 @@ impl Driver {
             .iter()
             .filter_map(|address| address.parse().ok())
             .collect();
+        let is_outside = addresses.iter().any(is_relayed);
         if !self.connected.contains_key(&from)
             && let Err(error) = self.control.keep(peer, addresses).await
         {
             tracing::debug!(%peer, %error, "not kept");
         }
         // A peer that is not connected yet says it again once it is.
-        let connected_from = self.connected.get(&from).cloned();
-        if connected_from.is_some()
-            && let Some(bulk) = bulk_address(contact, connected_from)
+        let Some(connected_from) = self.connected.get(&from).cloned() else {
+            return;
+        };
+        // One that is reached through relays cannot be dialled, but for those behind the same box.
+        let site_of = |peer: &PeerKey| Some(self.node.roster().member(peer)?.link.site);
+        let own = site_of(&self.me).unwrap_or(self.link_now().site);
+        let is_mate = site_of(&from) == Some(own);
+        let bulk = match is_outside && !is_mate {
+            true => Some(NOT_DIALLED),
+            false => bulk_address(contact, Some(connected_from)),
+        };
+        if let Some(addr) = bulk {
+            self.contacts.insert(from, addr);
+            self.hold(from, PeerSource { peer, addr });
+        }
+    }
+
+    /// What is known of how others reach this peer has changed.
+    pub(super) fn on_reachability(&mut self) {
+        let reachability = self.reachability.borrow_and_update().clone();
+        self.bulk.set_behind_nat(reachability.is_behind_nat());
+        self.node.set_link(self.link_now());
+        self.status
+            .set_network(reachability.to_string(), reachability.is_behind_nat());
+        self.contact_due = Instant::now();
+    }
+
+    /// A peer behind NAT connects to the other members' bulk planes, since they cannot connect to its own. They say where they
+    /// listen every few seconds, so that a connection that is lost comes back.
+    fn hold(&self, key: PeerKey, member: PeerSource) {
+        if self.bulk.is_behind_nat()
+            && member.addr != NOT_DIALLED
+            && self.node.roster().contains(&key)
         {
-            self.contacts.insert(from, bulk);
+            let bulk = self.bulk.clone();
+            tokio::spawn(async move {
+                if let Err(blame) = bulk.hold(member).await {
+                    tracing::debug!(peer = %member.peer, %blame, "no bulk connection for it to use");
+                }
+            });
         }
     }
 }

@@ -36,6 +36,7 @@ use std::fmt;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -328,6 +329,9 @@ struct Inner {
     endpoint: Endpoint,
     keypair: Keypair,
     transport: Arc<TransportConfig>,
+    /// Of connections made while this peer is behind NAT.
+    lasting_transport: Arc<TransportConfig>,
+    behind_nat: AtomicBool,
     limits: BulkLimits,
     source: Arc<dyn BlobSource>,
     allow: Allow,
@@ -350,6 +354,16 @@ struct Inner {
     fetch_memory: Semaphore,
 }
 
+impl Inner {
+    /// The settings of connections that this peer makes.
+    fn transport(&self) -> Arc<TransportConfig> {
+        Arc::clone(match self.behind_nat.load(Ordering::Relaxed) {
+            true => &self.lasting_transport,
+            false => &self.transport,
+        })
+    }
+}
+
 impl Bulk {
     /// Listens and serves blobs of `source` to the peers that `allow` admits. Must be called within a tokio runtime.
     ///
@@ -366,6 +380,7 @@ impl Bulk {
             _ => BulkError::Listen { addr, source },
         };
         let transport = Arc::new(transport::transport_config(&config.limits)?);
+        let lasting_transport = Arc::new(transport::lasting_transport_config(&config.limits)?);
         let server = tls::server_config(&config.keypair, Arc::clone(&transport))?;
         let socket = UdpSocket::bind(addr).map_err(listen_error)?;
         let buffers = transport::enlarge_buffers(&socket).map_err(listen_error)?;
@@ -383,6 +398,8 @@ impl Bulk {
             endpoint,
             keypair: config.keypair,
             transport,
+            lasting_transport,
+            behind_nat: AtomicBool::new(false),
             limits,
             source,
             allow,
@@ -434,6 +451,31 @@ impl Bulk {
     /// [`FetchFailed`].
     pub async fn fetch_order(&self, order: &Order<'_>) -> Result<Fetched, FetchFailed> {
         fetch::fetch(&self.inner, order).await
+    }
+
+    /// Says whether nobody can connect to this peer. Connections that it makes then last, so that others can ask it over them.
+    pub fn set_behind_nat(&self, behind_nat: bool) {
+        let before = self.inner.behind_nat.swap(behind_nat, Ordering::Relaxed);
+        if behind_nat && !before {
+            // Those made so far would not last.
+            self.inner.links.close_idle();
+        }
+    }
+
+    /// What [`Bulk::set_behind_nat`] said.
+    #[must_use]
+    pub fn is_behind_nat(&self) -> bool {
+        self.inner.behind_nat.load(Ordering::Relaxed)
+    }
+
+    /// Connects to `source` unless there is a connection, for it to use: it cannot connect to a peer behind NAT.
+    ///
+    /// # Errors
+    /// Why there is no connection.
+    pub async fn hold(&self, source: PeerSource) -> Result<(), Blame> {
+        let links = &self.inner.links;
+        let lease = links.lease(&self.inner, source.peer, source.addr, 0).await;
+        lease.map(drop)
     }
 
     /// Accepts no further connection, gives streams that are being served two seconds to end, closes all

@@ -26,6 +26,8 @@ const WINDOW_BYTES_MIN: u64 = 1024 * 1024;
 const WINDOW_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// What a peer may send over a connection before a fetch of ours uses it: requests, and nothing else worth keeping.
 const WINDOW_BYTES_UNUSED: u32 = 64 * 1024;
+/// NAT boxes forget a silent flow after 30 s or more, and so does the idle time-out: a lost packet may come twice before.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// What is asked of the kernel for either direction of the socket: 2 ms at 16 Gbit/s, or 32 ms at 1 Gbit/s. The kernel
 /// grants what `net.core.rmem_max` and `net.core.wmem_max` allow.
 const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
@@ -93,6 +95,13 @@ pub(super) fn transport_config(limits: &BulkLimits) -> Result<TransportConfig, T
     Ok(transport)
 }
 
+/// The same for connections that last though nobody uses them.
+pub(super) fn lasting_transport_config(limits: &BulkLimits) -> Result<TransportConfig, TlsError> {
+    let mut transport = transport_config(limits)?;
+    transport.keep_alive_interval(Some(KEEP_ALIVE));
+    Ok(transport)
+}
+
 /// What the kernel granted, in bytes as it counts them: twice what was asked for on Linux, for its own bookkeeping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketBuffers {
@@ -129,6 +138,11 @@ mod tests {
         assert_eq!(window(200_000_000, 100), 2_500_000);
         assert_eq!(window(1_000_000, 10), 1024 * 1024);
         assert_eq!(window(u64::MAX, u64::MAX), 64 * 1024 * 1024);
+    }
+
+    #[test]
+    fn a_lasting_connection_is_heard_of_twice_before_it_would_end() {
+        assert!(2 * KEEP_ALIVE < BulkLimits::default().idle_timeout);
     }
 
     #[test]

@@ -15,6 +15,7 @@
 //! | gossip to a slow peer | [`GOSSIP_QUEUE_MAX`] messages | libp2p drops the oldest kind first; lazy gossip repairs |
 //! | connections | [`CONNECTIONS_MAX`] | further ones are refused, save those of kept peers |
 //! | banned peers | [`BANNED_MAX`] | the oldest ban is lifted |
+//! | reservations and circuits as a relay | named in `behaviour.rs` | refused; the peer asks another relay |
 //!
 //! # What gossip promises
 //!
@@ -28,10 +29,22 @@
 //! [`PublishError::NoSubscribers`], nothing is remembered of it and the same bytes may be published again. A peer
 //! whose subscription arrives after a message was sent does not get that message; who must reach all of a known set
 //! waits for [`ControlEvent::PeerSubscribed`] or asks [`ControlHandle::subscribers`].
+//!
+//! # Peers behind NAT
+//!
+//! A peer asks those that it connects to whether they can connect to it (AutoNAT). If nobody can, it reserves a place at
+//! relays among them, says so, and others connect to it through those; then both sides try to punch a hole, and the
+//! relayed connection goes once a direct one stands (DCUtR). Every peer relays that is not behind NAT itself.
+//! [`ControlHandle::reachability`] tells.
 
+mod addresses;
+mod behaviour;
 mod codec;
 mod keep;
+mod observed;
 mod outbox;
+mod paths;
+mod reach;
 mod swarm;
 
 use std::fmt;
@@ -43,9 +56,11 @@ use bytes::Bytes;
 use libp2p::identity::Keypair;
 use libp2p::request_response::ResponseChannel;
 use libp2p::{Multiaddr, PeerId};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
+pub use addresses::is_relayed;
 use codec::Reply;
+pub use reach::Reachability;
 
 /// Commands that wait for the task. Small: the task empties the queue as fast as it can.
 pub const COMMANDS_MAX: usize = 256;
@@ -62,8 +77,9 @@ pub const DIALS_MAX: usize = 64;
 pub const GOSSIP_QUEUE_MAX: usize = 256;
 /// Established connections, kept peers not counted.
 pub const CONNECTIONS_MAX: u32 = 256;
-/// Connections to one peer: two from a simultaneous dial, one that is about to time out, one spare.
-pub const CONNECTIONS_PER_PEER_MAX: u32 = 4;
+/// Connections to one peer: two from a simultaneous dial, one that is about to time out, one through a relay, one that
+/// only tries whether it can be made, one spare.
+pub const CONNECTIONS_PER_PEER_MAX: u32 = 6;
 /// Bans remembered.
 pub const BANNED_MAX: usize = 4096;
 
@@ -135,10 +151,15 @@ pub struct ResponseToken {
 /// What the owner hears.
 #[derive(Debug)]
 pub enum ControlEvent {
-    /// The plane listens on this address (port filled in). May be dropped when the owner lags.
+    /// The plane listens on this address (port filled in), or is reached by it through a relay. May be dropped when the
+    /// owner lags.
     Listening(Multiaddr),
+    /// It does no more. May be dropped.
+    NotListening(Multiaddr),
     /// The first connection to `peer`. Never dropped.
     PeerConnected { peer: PeerId, addr: Multiaddr },
+    /// `peer`, which was connected through a relay only, is now connected directly. May be dropped.
+    PeerDirect { peer: PeerId, addr: Multiaddr },
     /// The last connection to `peer` ended. Never dropped.
     PeerDisconnected { peer: PeerId },
     /// Where `peer` says that it can be reached, at most 16 QUIC addresses; its word, unchecked. May be dropped.
@@ -315,7 +336,8 @@ impl Control {
         let (event_sender, events) = mpsc::channel(EVENTS_MAX);
         let peer = config.keypair.public().to_peer_id();
         let limits = config.limits;
-        let task = swarm::Task::new(config, commands, event_sender)?;
+        let (told_reach, reach) = watch::channel(Reachability::default());
+        let task = swarm::Task::new(config, commands, event_sender, told_reach)?;
         tokio::spawn(task.run());
         let handle = ControlHandle {
             peer,
@@ -323,6 +345,7 @@ impl Control {
             commands: command_sender,
             requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
             next_request: Arc::new(AtomicU64::new(0)),
+            reach,
         };
         Ok((handle, events))
     }
@@ -336,6 +359,7 @@ pub struct ControlHandle {
     commands: mpsc::Sender<Command>,
     requests: Arc<Semaphore>,
     next_request: Arc<AtomicU64>,
+    reach: watch::Receiver<Reachability>,
 }
 
 #[derive(Debug)]
@@ -387,6 +411,12 @@ impl ControlHandle {
     #[must_use]
     pub fn peer_id(&self) -> PeerId {
         self.peer
+    }
+
+    /// Whether others can reach this peer, as far as is known, and word of changes.
+    #[must_use]
+    pub fn reachability(&self) -> watch::Receiver<Reachability> {
+        self.reach.clone()
     }
 
     /// Connects to `peer` at one of `addrs` or at an address that discovery knows. Returns when the connection

@@ -1,84 +1,41 @@
 //! The task that owns the swarm: commands in, libp2p events in, [`ControlEvent`]s out.
 
+mod nat;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::hash::{BuildHasher, RandomState};
-use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::ops::ControlFlow;
 use std::time::Duration;
 
 use bytes::Bytes;
-use libp2p::allow_block_list::{self, BlockedPeers};
-use libp2p::connection_limits::{self, ConnectionLimits};
-use libp2p::core::transport::TransportError;
+use libp2p::core::ConnectedPoint;
 use libp2p::futures::StreamExt;
-use libp2p::kad::store::MemoryStore;
-use libp2p::multiaddr::Protocol;
-use libp2p::request_response::{self, OutboundFailure, OutboundRequestId, ProtocolSupport};
+use libp2p::request_response::{self, OutboundFailure, OutboundRequestId};
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::swarm::{ConnectionId, NetworkBehaviour, SwarmEvent};
-use libp2p::{
-    Multiaddr, PeerId, StreamProtocol, Swarm, SwarmBuilder, gossipsub, identify, kad, ping,
-};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use libp2p::swarm::{ConnectionId, SwarmEvent};
+use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, identify, kad, ping};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
-use super::codec::{Reply, RpcCodec};
+use super::addresses::{is_relayed, is_usable, listen_error};
+use super::behaviour::{Behaviour, BehaviourEvent, KAD_PROTOCOL, build_swarm, gossip_id};
+use super::codec::Reply;
 use super::keep::{ADDRESSES_MAX, KeepList, KeepListFull, Redial};
 use super::outbox::Outbox;
+use super::paths::Paths;
+use super::reach::{Reach, Reachability};
 use super::{
-    BANNED_MAX, CONNECTIONS_MAX, CONNECTIONS_PER_PEER_MAX, Command, ControlConfig, ControlEvent,
-    DIALS_MAX, DialError, GOSSIP_QUEUE_MAX, GossipId, GossipMessage, KeepError, PublishError,
-    REQUEST_STREAMS_MAX, Refusal, RequestFailure, RequestId, ResponseToken, SpawnError, Verdict,
+    BANNED_MAX, Command, ControlConfig, ControlEvent, DIALS_MAX, DialError, GossipId,
+    GossipMessage, KeepError, PublishError, Refusal, RequestFailure, RequestId, ResponseToken,
+    SpawnError, Verdict,
 };
 use crate::net::traffic;
 
-const IDENTIFY_PROTOCOL: &str = "/gradmesh/id/1";
-const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/gradmesh/kad/1");
-const RPC_PROTOCOL: StreamProtocol = StreamProtocol::new("/gradmesh/rpc/1");
-const GOSSIP_PROTOCOL_PREFIX: &str = "/gradmesh/gossip";
-
-/// A mesh of a few peers forms within two of these; twice a second costs nothing at this size.
-const GOSSIP_HEARTBEAT: Duration = Duration::from_millis(400);
-/// Heartbeats for which a message waits for the owner's verdict: about five seconds.
-const GOSSIP_HISTORY: usize = 12;
-/// Time that a message may wait for a slow link before it is dropped.
-const GOSSIP_QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Pause before a peer that left the mesh may come back. The default of a minute would leave a small mesh with too
-/// few links for many rounds.
-const GOSSIP_PRUNE_BACKOFF: Duration = Duration::from_secs(5);
-/// Room for signature, key, topic and framing beside the bytes of a message; they take less than 300 bytes.
-const GOSSIP_ENVELOPE_BYTES: usize = 4096;
-
-/// Flow control of one stream and one connection: a full response in flight, and a few side by side. The product of
-/// 100 ms and 100 Mbit/s is 1.2 MB.
-const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
-/// Connections outside the gossip mesh are kept this long without a request: who is connected stays connected. Dead
-/// ones are found by QUIC itself after ten seconds.
-const CONNECTION_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
-const CONNECTIONS_PENDING_MAX: u32 = 64;
-
-const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Lookups for kept peers in flight; a further one is left to the next failure.
 const LOOKUPS_MAX: usize = 8;
-/// How often requests whose outcome libp2p lost are looked for.
+/// How often requests whose outcome libp2p lost are looked for, and relays that are missing.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// Time that closing all connections may take.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
-
-/// The order of fields is the order in which libp2p asks them about a new connection: those that may refuse one come
-/// first, so that no other field takes note of a connection that is then refused.
-#[derive(NetworkBehaviour)]
-pub(super) struct Behaviour {
-    limits: connection_limits::Behaviour,
-    banned: allow_block_list::Behaviour<BlockedPeers>,
-    identify: identify::Behaviour,
-    kad: kad::Behaviour<MemoryStore>,
-    gossip: gossipsub::Behaviour,
-    rpc: request_response::Behaviour<RpcCodec>,
-    ping: ping::Behaviour,
-}
 
 pub(super) struct Task {
     swarm: Swarm<Behaviour>,
@@ -93,6 +50,12 @@ pub(super) struct Task {
     incarnations: HashMap<PeerId, [u8; 32]>,
     bans: VecDeque<PeerId>,
     gossip_bytes_max: usize,
+    /// Both ends of every open connection.
+    endpoints: HashMap<ConnectionId, ConnectedPoint>,
+    paths: Paths,
+    reach: Reach,
+    told_reach: watch::Sender<Reachability>,
+    kad_server: bool,
 }
 
 struct PendingDial {
@@ -112,6 +75,7 @@ impl Task {
         config: ControlConfig,
         commands: mpsc::Receiver<Command>,
         events: mpsc::Sender<ControlEvent>,
+        told_reach: watch::Sender<Reachability>,
     ) -> Result<Self, SpawnError> {
         let mut swarm = build_swarm(&config)?;
         for addr in &config.listen {
@@ -123,6 +87,7 @@ impl Task {
             swarm.add_external_address(addr.clone());
         }
         let mut task = Self {
+            reach: Reach::new(*swarm.local_peer_id()),
             swarm,
             commands,
             outbox: Outbox::new(events),
@@ -134,6 +99,10 @@ impl Task {
             incarnations: HashMap::new(),
             bans: VecDeque::new(),
             gossip_bytes_max: config.limits.gossip_bytes_max,
+            endpoints: HashMap::new(),
+            paths: Paths::default(),
+            told_reach,
+            kad_server: config.kad_server,
         };
         for topic in config.topics {
             task.subscribe(topic);
@@ -166,7 +135,10 @@ impl Task {
                 }
                 () = &mut owner_gone => break None,
                 () = redial, if due.is_some() => self.redial(),
-                _ = sweep.tick() => self.sweep_requests(),
+                _ = sweep.tick() => {
+                    self.sweep_requests();
+                    self.sweep_connections();
+                }
             }
         };
         self.close().await;
@@ -462,8 +434,23 @@ impl Task {
             })) => {
                 self.offer(ControlEvent::PeerRtt { peer, rtt }, "rtt");
             }
+            SwarmEvent::Behaviour(event) => self.on_reach_event(event),
             SwarmEvent::NewListenAddr { address, .. } => {
-                self.offer(ControlEvent::Listening(address), "listening");
+                // One through a relay is told once the relay has confirmed it.
+                if !is_relayed(&address) {
+                    self.offer(ControlEvent::Listening(address), "listening");
+                }
+            }
+            SwarmEvent::ExpiredListenAddr { address, .. } => {
+                if !is_relayed(&address) {
+                    self.offer(ControlEvent::NotListening(address), "listening");
+                }
+            }
+            SwarmEvent::ExternalAddrConfirmed { address } => self.on_confirmed(address),
+            SwarmEvent::ExternalAddrExpired { address } => {
+                if is_relayed(&address) {
+                    self.offer(ControlEvent::NotListening(address), "listening");
+                }
             }
             SwarmEvent::ConnectionEstablished {
                 peer_id: peer,
@@ -475,26 +462,39 @@ impl Task {
                 if let Some(dial) = self.dials.remove(&connection_id) {
                     let _ = dial.done.send(Ok(()));
                 }
+                let now = Instant::now();
+                let addr = endpoint.get_remote_address().clone();
+                let relayed = endpoint.is_relayed();
+                let is_first_direct = self.paths.opened(peer, connection_id, relayed, now);
+                self.endpoints.insert(connection_id, endpoint);
                 if num_established.get() == 1 {
-                    self.keep.connected(&peer, Instant::now());
-                    let addr = endpoint.get_remote_address().clone();
+                    self.keep.connected(&peer, now);
                     self.outbox
                         .push(ControlEvent::PeerConnected { peer, addr }, None);
                     self.gauge_peers();
+                } else if is_first_direct {
+                    tracing::debug!(%peer, %addr, "a direct connection takes the place of a relayed one");
+                    self.offer(ControlEvent::PeerDirect { peer, addr }, "addresses");
                 }
             }
             SwarmEvent::ConnectionClosed {
                 peer_id: peer,
-                num_established: 0,
+                connection_id,
+                num_established,
                 cause,
                 ..
             } => {
-                tracing::debug!(%peer, ?cause, "peer disconnected");
-                self.incarnations.remove(&peer);
-                self.keep.disconnected(&peer, Instant::now());
-                self.outbox
-                    .push(ControlEvent::PeerDisconnected { peer }, None);
-                self.gauge_peers();
+                self.endpoints.remove(&connection_id);
+                self.paths.closed(&peer, connection_id);
+                if num_established == 0 {
+                    tracing::debug!(%peer, ?cause, "peer disconnected");
+                    self.reach.lost(&peer);
+                    self.incarnations.remove(&peer);
+                    self.keep.disconnected(&peer, Instant::now());
+                    self.outbox
+                        .push(ControlEvent::PeerDisconnected { peer }, None);
+                    self.gauge_peers();
+                }
             }
             SwarmEvent::OutgoingConnectionError {
                 connection_id,
@@ -517,8 +517,17 @@ impl Task {
                 tracing::debug!(%error, "incoming connection failed");
             }
             SwarmEvent::ListenerClosed {
-                addresses, reason, ..
-            } => tracing::warn!(?addresses, ?reason, "stopped listening"),
+                listener_id,
+                addresses,
+                reason,
+            } => {
+                if self.reach.closed(listener_id, Instant::now()) {
+                    tracing::debug!(?addresses, ?reason, "a reservation at a relay has ended");
+                    self.tell_reach();
+                } else {
+                    tracing::warn!(?addresses, ?reason, "stopped listening");
+                }
+            }
             SwarmEvent::ListenerError { error, .. } => tracing::debug!(%error, "listener error"),
             // The rest tells of progress that the events above sum up; the enum is open for extension.
             _ => {}
@@ -528,8 +537,8 @@ impl Task {
     fn on_identify(&mut self, event: identify::Event) {
         let identify::Event::Received {
             peer_id: peer,
+            connection_id,
             info,
-            ..
         } = event
         else {
             return;
@@ -546,10 +555,11 @@ impl Task {
             let _ = self.swarm.disconnect_peer_id(peer);
             return;
         }
+        self.on_observed(peer, connection_id, &info);
         let addrs: Vec<Multiaddr> = info
             .listen_addrs
             .into_iter()
-            .filter(is_quic_address)
+            .filter(is_usable)
             .take(ADDRESSES_MAX)
             .collect();
         if info.protocols.contains(&KAD_PROTOCOL) {
@@ -585,7 +595,7 @@ impl Task {
             | Err(kad::GetClosestPeersError::Timeout { peers, .. }) => peers,
         };
         for info in found.into_iter().filter(|info| info.peer_id == peer) {
-            let addrs: Vec<Multiaddr> = info.addrs.into_iter().filter(is_quic_address).collect();
+            let addrs: Vec<Multiaddr> = info.addrs.into_iter().filter(is_usable).collect();
             self.keep.learned(&peer, &addrs);
         }
     }
@@ -706,172 +716,12 @@ impl Task {
     }
 }
 
-fn build_swarm(config: &ControlConfig) -> Result<Swarm<Behaviour>, SpawnError> {
-    let settings = |error: &dyn std::fmt::Display| SpawnError::Settings(error.to_string());
-    let behaviour = behaviour(config).map_err(SpawnError::Settings)?;
-    let swarm = SwarmBuilder::with_existing_identity(config.keypair.clone())
-        .with_tokio()
-        .with_quic_config(|mut quic| {
-            quic.max_stream_data = STREAM_WINDOW_BYTES;
-            quic.max_connection_data = CONNECTION_WINDOW_BYTES;
-            quic
-        })
-        .with_behaviour(|_| behaviour)
-        .map_err(|error| settings(&error))?
-        .with_swarm_config(|swarm| swarm.with_idle_connection_timeout(CONNECTION_IDLE_TIMEOUT))
-        .build();
-    Ok(swarm)
-}
-
-fn behaviour(config: &ControlConfig) -> Result<Behaviour, String> {
-    let peer = config.keypair.public().to_peer_id();
-    let limits = ConnectionLimits::default()
-        .with_max_established(Some(CONNECTIONS_MAX))
-        .with_max_established_per_peer(Some(CONNECTIONS_PER_PEER_MAX))
-        .with_max_pending_incoming(Some(CONNECTIONS_PENDING_MAX))
-        .with_max_pending_outgoing(Some(CONNECTIONS_PENDING_MAX));
-
-    // The last number tells this start of the peer from an earlier one; see `Task::on_identify`.
-    let agent = format!(
-        "gradmesh/{} {:016x}",
-        env!("CARGO_PKG_VERSION"),
-        RandomState::new().hash_one(peer.to_bytes())
-    );
-    let identify = identify::Config::new(IDENTIFY_PROTOCOL.to_owned(), config.keypair.public())
-        .with_agent_version(agent)
-        .with_push_listen_addr_updates(true);
-
-    let mut kad_config = kad::Config::new(KAD_PROTOCOL);
-    kad_config
-        .set_query_timeout(LOOKUP_TIMEOUT)
-        // Only the routing table is used. With filtering on, records that others store here are dropped unread.
-        .set_record_filtering(kad::StoreInserts::FilterBoth);
-    let mut kad = kad::Behaviour::with_config(peer, MemoryStore::new(peer), kad_config);
-    kad.set_mode(Some(if config.kad_server {
-        kad::Mode::Server
-    } else {
-        kad::Mode::Client
-    }));
-
-    let rpc = request_response::Behaviour::with_codec(
-        RpcCodec {
-            request_bytes_max: config.limits.request_bytes_max,
-            response_bytes_max: config.limits.response_bytes_max,
-        },
-        [(RPC_PROTOCOL, ProtocolSupport::Full)],
-        request_response::Config::default()
-            .with_request_timeout(config.limits.request_timeout)
-            .with_max_concurrent_streams(REQUEST_STREAMS_MAX),
-    );
-
-    Ok(Behaviour {
-        limits: connection_limits::Behaviour::new(limits),
-        banned: allow_block_list::Behaviour::default(),
-        identify: identify::Behaviour::new(identify),
-        kad,
-        gossip: gossip(config)?,
-        rpc,
-        ping: ping::Behaviour::default(),
-    })
-}
-
-fn gossip(config: &ControlConfig) -> Result<gossipsub::Behaviour, String> {
-    let gossip_config = gossipsub::ConfigBuilder::default()
-        .protocol_id_prefix(GOSSIP_PROTOCOL_PREFIX)
-        .validation_mode(gossipsub::ValidationMode::Strict)
-        .validate_messages()
-        .message_id_fn(message_id)
-        .max_transmit_size(config.limits.gossip_bytes_max + GOSSIP_ENVELOPE_BYTES)
-        .heartbeat_initial_delay(Duration::from_millis(100))
-        .heartbeat_interval(GOSSIP_HEARTBEAT)
-        // Up to seven peers mesh fully; of more, each keeps six links, between four and twelve.
-        .mesh_n(6)
-        .mesh_n_low(4)
-        .mesh_n_high(12)
-        .mesh_outbound_min(2)
-        .flood_publish(true)
-        .prune_backoff(GOSSIP_PRUNE_BACKOFF)
-        .unsubscribe_backoff(Duration::from_secs(1))
-        .history_length(GOSSIP_HISTORY)
-        .history_gossip(5)
-        .connection_handler_queue_len(GOSSIP_QUEUE_MAX)
-        .publish_queue_duration(GOSSIP_QUEUE_TIMEOUT)
-        .forward_queue_duration(GOSSIP_QUEUE_TIMEOUT)
-        .build()
-        .map_err(|error| error.to_string())?;
-    gossipsub::Behaviour::new(
-        gossipsub::MessageAuthenticity::Signed(config.keypair.clone()),
-        gossip_config,
-    )
-    .map_err(str::to_owned)
-}
-
-/// BLAKE3 over (topic, author, bytes), each behind its length; the module doc of `control` says why the author.
-fn message_id(message: &gossipsub::Message) -> gossipsub::MessageId {
-    let author = message.source.map(PeerId::to_bytes).unwrap_or_default();
-    let mut hasher = blake3::Hasher::new();
-    for part in [message.topic.as_str().as_bytes(), &author, &message.data] {
-        hasher.update(&(part.len() as u64).to_le_bytes());
-        hasher.update(part);
-    }
-    gossipsub::MessageId::new(hasher.finalize().as_bytes())
-}
-
-fn gossip_id(id: &gossipsub::MessageId) -> Option<GossipId> {
-    <[u8; 32]>::try_from(id.0.as_slice()).ok().map(GossipId)
-}
-
 fn dial_opts(peer: PeerId, addrs: Vec<Multiaddr>, condition: PeerCondition) -> DialOpts {
     DialOpts::peer_id(peer)
         .addresses(addrs)
         .condition(condition)
         .extend_addresses_through_behaviour()
         .build()
-}
-
-/// Whether our transport can dial `addr`.
-fn is_quic_address(addr: &Multiaddr) -> bool {
-    socket_addr(addr).is_some_and(|socket| socket.port() != 0 && !socket.ip().is_unspecified())
-}
-
-/// What kept `addr` from being listened on. libp2p hides the error of `bind` in types that cannot be named, so the
-/// port is tried once more to get at it.
-fn listen_error(addr: &Multiaddr, error: &TransportError<io::Error>) -> SpawnError {
-    let addr = addr.clone();
-    let Some(socket) = socket_addr(&addr) else {
-        let reason = "not of the form /ip4|ip6/ADDRESS/udp/PORT/quic-v1".to_owned();
-        return SpawnError::Listen { addr, reason };
-    };
-    match UdpSocket::bind(socket) {
-        Err(bind) if bind.kind() == io::ErrorKind::AddrInUse => SpawnError::AddressInUse {
-            addr,
-            port: socket.port(),
-        },
-        Err(bind) => SpawnError::Listen {
-            addr,
-            reason: bind.to_string(),
-        },
-        Ok(_) => SpawnError::Listen {
-            addr,
-            reason: format!("{error:?}"),
-        },
-    }
-}
-
-/// The UDP address in front of `/quic-v1`, if `addr` has the form that our transport can use.
-fn socket_addr(addr: &Multiaddr) -> Option<SocketAddr> {
-    let mut parts = addr.iter();
-    let ip: IpAddr = match parts.next()? {
-        Protocol::Ip4(ip) => ip.into(),
-        Protocol::Ip6(ip) => ip.into(),
-        _ => return None,
-    };
-    let Some(Protocol::Udp(port)) = parts.next() else {
-        return None;
-    };
-    let well_formed = matches!(parts.next(), Some(Protocol::QuicV1))
-        && matches!(parts.next(), None | Some(Protocol::P2p(_)));
-    well_formed.then_some(SocketAddr::new(ip, port))
 }
 
 fn count_bytes(protocol: &'static str, direction: &'static str, bytes: usize) {

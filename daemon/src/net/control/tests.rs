@@ -562,3 +562,19 @@ async fn stopped_plane_says_so() {
         Err(PublishError::Stopped(Stopped))
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_learns_from_whom_it_dials_that_others_reach_it() {
+    let (asked, asking) = (node().await, node().await);
+    let addrs = vec![asked.addr.clone()];
+    asking
+        .handle
+        .dial(asked.handle.peer_id(), addrs)
+        .await
+        .unwrap();
+    let mut reachability = asking.handle.reachability();
+    let known = reachability.wait_for(|known| *known == Reachability::Public);
+    timeout(PATIENCE, known).await.expect("in time").unwrap();
+    // Nobody was dialled by the other one, so nobody could be asked.
+    assert_eq!(*asked.handle.reachability().borrow(), Reachability::Unknown);
+}

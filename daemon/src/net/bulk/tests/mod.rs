@@ -3,6 +3,7 @@
 mod blame;
 mod held;
 mod limits;
+mod nat;
 mod packed;
 mod parallel;
 
