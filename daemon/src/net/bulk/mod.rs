@@ -38,7 +38,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
-use quinn::{Endpoint, TokioRuntime, TransportConfig, VarInt};
+use quinn::{Endpoint, ServerConfig, TokioRuntime, VarInt};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
@@ -46,6 +46,7 @@ use crate::blob::{BlobHash, BlobSource};
 use links::Links;
 use pulse::Pulses;
 pub use tls::TlsError;
+use transport::Transports;
 pub use transport::{Congestion, PipeTarget, SocketBuffers};
 
 /// Application close codes.
@@ -278,7 +279,8 @@ pub struct Bulk {
 struct Inner {
     endpoint: Endpoint,
     keypair: Keypair,
-    transport: Arc<TransportConfig>,
+    transports: Transports,
+    server: ServerConfig,
     limits: BulkLimits,
     source: Arc<dyn BlobSource>,
     allow: Allow,
@@ -310,14 +312,14 @@ impl Bulk {
             io::ErrorKind::AddrInUse => BulkError::AddressInUse { addr },
             _ => BulkError::Listen { addr, source },
         };
-        let transport = Arc::new(transport::transport_config(&config.limits)?);
-        let server = tls::server_config(&config.keypair, Arc::clone(&transport))?;
+        let transports = Transports::new(&config.limits)?;
+        let server = tls::server_config(&config.keypair)?;
         let socket = UdpSocket::bind(addr).map_err(listen_error)?;
         let buffers = transport::enlarge_buffers(&socket).map_err(listen_error)?;
         tracing::debug!(?buffers, "bulk socket");
         let endpoint = Endpoint::new(
             tls::endpoint_config(&config.keypair)?,
-            Some(server),
+            Some(server.clone()),
             socket,
             Arc::new(TokioRuntime),
         )
@@ -327,7 +329,8 @@ impl Bulk {
         let inner = Arc::new(Inner {
             endpoint,
             keypair: config.keypair,
-            transport,
+            transports,
+            server,
             limits,
             source,
             allow,
