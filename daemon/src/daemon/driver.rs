@@ -28,14 +28,14 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::bootstrap::Prepared;
-use super::fetch::{Contacts, FetchedState, StateError};
+use super::fetch::{Contacts, FetchedState, FrameError, StateError};
 use super::meter::Meter;
 use super::owner::{Owner, OwnerError, Reduced};
 use super::peer_id;
 use super::residuals::Residuals;
 use super::rpc::{Call, Caller, Rpc};
 use crate::blob::BlobStore;
-use crate::net::bulk::{Bulk, FetchFailed};
+use crate::net::bulk::Bulk;
 use crate::net::control::{ControlEvent, ControlHandle};
 use crate::status::{StatusHandle, Traffic};
 use crate::store::Store;
@@ -80,7 +80,9 @@ pub(super) struct Parts {
 enum Done {
     Frame {
         frame: FrameId,
-        result: Result<Bytes, FetchFailed>,
+        /// Under which it lies on disk.
+        round: RoundId,
+        result: Result<Bytes, FrameError>,
     },
     Reduced(Result<Reduced, (Box<ReduceTask>, OwnerError)>),
     Residual {

@@ -7,7 +7,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use gradmesh_compression::TILE_ELEMENTS;
+use gradmesh_compression::{DecodeError, TILE_ELEMENTS};
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::FrameId;
 use gradmesh_protocol::key::PeerKey;
@@ -15,12 +15,14 @@ use gradmesh_protocol::manifest::RoundId;
 use gradmesh_protocol::merkle;
 use gradmesh_protocol::wire::{Request, Response};
 use gradmesh_trainer::data::DataManifest;
-use tokio::task::JoinSet;
+use gradmesh_trainer::replica::Shape;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use super::rpc::Caller;
 use super::{peer_id, rpc};
 use crate::net::bulk::{Blame, Bulk, FetchFailed, FetchReport, Length, PeerSource};
+use crate::worker::{Disk, DiskError};
 
 /// A frame that takes longer is asked for again, from the next source first. A guess: 18 MB over 10 Mbit/s.
 const FRAME_TIMEOUT: Duration = Duration::from_secs(20);
@@ -67,16 +69,63 @@ impl Contacts {
     }
 }
 
+/// Why a frame is not at hand.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FrameError {
+    #[error(transparent)]
+    Fetch(#[from] FetchFailed),
+    #[error(transparent)]
+    Malformed(#[from] FrameFault),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error("the task ended: {0}")]
+    Task(#[from] JoinError),
+}
+
+/// Why bytes with the right hash are not the frame that a header names: its author is at fault.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FrameFault {
+    #[error("it has {found} bytes, its header says {named}")]
+    Length { found: u64, named: u64 },
+    #[error("it does not decode: {0}")]
+    Content(#[from] DecodeError),
+}
+
+/// Fetches a frame, checks it and writes it to disk as one of `round`, away from the thread that listens: frames that
+/// arrive together are checked together.
+pub(super) async fn frame_to_disk(
+    bulk: Bulk,
+    shape: Arc<Shape>,
+    disk: Disk,
+    round: RoundId,
+    id: FrameId,
+    sources: Vec<PeerSource>,
+) -> Result<Bytes, FrameError> {
+    let bytes = frame(bulk, id, sources).await?;
+    let kept = tokio::task::spawn_blocking(move || {
+        check(&shape, &id, &bytes)?;
+        disk.write_frame(round, &id.hash, &bytes)?;
+        Ok(bytes)
+    });
+    kept.await?
+}
+
+/// Whether `bytes`, whose hash is right, are the frame `id`.
+pub(super) fn check(shape: &Shape, id: &FrameId, bytes: &[u8]) -> Result<(), FrameFault> {
+    let found = bytes.len() as u64;
+    if found != id.bytes {
+        let named = id.bytes;
+        return Err(FrameFault::Length { found, named });
+    }
+    Ok(shape.check_frame(id.stage, id.shard as usize, bytes)?)
+}
+
 /// Fetches the bytes of a frame from `sources`, as many as its header says.
 ///
 /// Fewer when that is the header's fault. A source that says so proves nothing; its bytes do, once their hash is right.
 /// Therefore sources that claim a shorter blob are asked for it when nobody has one of the right length. More bytes
 /// than the header says are never asked for.
-pub(super) async fn frame(
-    bulk: Bulk,
-    frame: FrameId,
-    sources: Vec<PeerSource>,
-) -> Result<Bytes, FetchFailed> {
+async fn frame(bulk: Bulk, frame: FrameId, sources: Vec<PeerSource>) -> Result<Bytes, FetchFailed> {
     let deadline = Instant::now() + FRAME_TIMEOUT;
     let hash = frame.hash.0;
     let length = Length::Exactly(frame.bytes);
