@@ -1,6 +1,5 @@
 """A rank of torch.distributed over gloo, which averages with all_reduce; see member.py for what it is told and says."""
 
-import argparse
 import contextlib
 import datetime
 import os
@@ -31,15 +30,11 @@ class Rank:
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rank", type=int, required=True)
-    parser.add_argument("--peers", type=int, required=True)
-    parser.add_argument("--elements", required=True, help="of each tensor, separated by commas")
+    parser = member.options()
     parser.add_argument("--interface", required=True, help="name of the network interface")
     parser.add_argument("--address", required=True, help="of the first rank")
     parser.add_argument("--port", type=int, required=True, help="of the first rank's store; 0 for a free one")
     arguments = parser.parse_args()
-    elements = [int(count) for count in arguments.elements.split(",")]
     os.environ["GLOO_SOCKET_IFNAME"] = arguments.interface
     torch.set_num_threads(1)
     patience = datetime.timedelta(minutes=10)
@@ -53,7 +48,7 @@ def main():
         "gloo", store=store, rank=arguments.rank, world_size=arguments.peers, timeout=patience
     )
     member.say(ready=True)
-    member.serve(Rank(elements, arguments.peers), arguments.rank)
+    member.serve(Rank(arguments.elements, arguments.peers), arguments.rank)
 
 
 if __name__ == "__main__":

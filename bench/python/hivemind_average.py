@@ -3,7 +3,6 @@
 A group is formed before the clock starts: matchmaking waits by design, and a peer that trains does it in the background.
 """
 
-import argparse
 import pathlib
 import time
 
@@ -53,15 +52,11 @@ class Peer:
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rank", type=int, required=True)
-    parser.add_argument("--peers", type=int, required=True)
-    parser.add_argument("--elements", required=True, help="of each tensor, separated by commas")
+    parser = member.options()
     parser.add_argument("--address", required=True, help="where this peer listens")
     parser.add_argument("--join", action="append", help="multiaddress of the first peer; absent for that peer itself")
     parser.add_argument("--sockets", required=True, type=pathlib.Path, help="directory for sockets, with a short path")
     arguments = parser.parse_args()
-    elements = [int(count) for count in arguments.elements.split(",")]
     torch.set_num_threads(1)
     # They would stay behind in /tmp when the process is killed.
     P2P._UNIX_SOCKET_PREFIX = f"/unix{arguments.sockets}/{arguments.rank}-"
@@ -76,7 +71,7 @@ def main():
         nat_port_map=False,
     )
     maddrs = [str(maddr) for maddr in dht.get_visible_maddrs()]
-    peer = Peer(elements, arguments.peers, dht)
+    peer = Peer(arguments.elements, arguments.peers, dht)
     member.say(ready=True, maddrs=maddrs)
     member.serve(peer, arguments.rank)
 

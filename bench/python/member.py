@@ -11,6 +11,7 @@ Times are those of the monotonic clock, which all processes of a machine share. 
 comes about, the whole process group is killed: the libraries start processes of their own.
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -21,6 +22,19 @@ import threading
 import time
 
 import torch
+
+
+def options():
+    """A parser of the options that every member has; a script adds its own."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rank", type=int, required=True)
+    parser.add_argument("--peers", type=int, required=True)
+    parser.add_argument("--elements", type=counts, required=True, help="of each tensor, separated by commas")
+    return parser
+
+
+def counts(text):
+    return [int(count) for count in text.split(",")]
 
 
 def tensors(elements):

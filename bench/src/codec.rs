@@ -34,11 +34,11 @@
 //! zstd        one object for each payload, order of its bytes and level; only with the demo's updates, of whose last round
 //!             the payloads are:
 //!   codec                           "zstd PAYLOAD ORDER level LEVEL"
-//!   payload, order, level           what was compressed; "bytes" as they lie, or "planes": the lowest byte of all
-//!                                   elements, then the next
+//!   payload, order, level           what was compressed; "bytes" as they lie, or "planes": the high bytes of the
+//!                                   elements alone, as between peers
 //!   ratio                           compressed bytes / bytes
 //!   compress_bytes_per_s, decompress_bytes_per_s
-//!                                   of the payload, the way to planes and back included; best of three
+//!                                   of the payload, taking it apart and together included; best of three
 //! ```
 //!
 //! The bound on the indices holds on average when all sets of k indices are equally likely, as they are in noise. It leaves
@@ -644,7 +644,7 @@ fn page(origin: &Origin, rows: &[Row], zstd_rows: &[PlanesRow]) -> String {
     }
     if !zstd_rows.is_empty() {
         page.heading("zstd");
-        page.paragraph("Of the demo's last round; planes: the lowest byte of every element first.");
+        page.paragraph("Of the demo's last round; planes: the high byte of every element alone, the others as they are.");
         let cells: Vec<_> = zstd_rows.iter().map(PlanesRow::cells).collect();
         page.table(2, &PlanesRow::HEADS, &cells);
     }

@@ -1,10 +1,11 @@
-//! Where a general compressor pays: zstd over frames and checkpoints, as their bytes lie and as byte planes (first the
-//! lowest byte of every element, then the next).
+//! Where a general compressor pays: zstd over frames and checkpoints, as their bytes lie and over their high bytes alone.
 
 use std::hint::black_box;
+use std::io;
 use std::time::Instant;
 
 use anyhow::Context;
+use gradmesh_compression::planes::{self, Packer, Unpacker, Width};
 use serde_json::{Value, json};
 
 const LEVELS: [i32; 2] = [1, 3];
@@ -68,43 +69,53 @@ impl PlanesRow {
     }
 }
 
-/// Compresses every payload in every order and level. Speeds count the bytes of the payload, and the way to planes and
-/// back.
+/// Compresses every payload: as its bytes lie at every level, and as `gradmesh_compression::planes` does it. Speeds count
+/// the bytes of the payload.
 pub(crate) fn measure(payloads: &[Payload]) -> anyhow::Result<Vec<PlanesRow>> {
     let mut rows = Vec::new();
     for payload in payloads {
-        for planes in [false, true] {
-            if planes && payload.element_bytes == 1 {
-                continue;
-            }
-            for level in LEVELS {
-                rows.push(measure_one(payload, planes, level)?);
-            }
+        for level in LEVELS {
+            let pack = |bytes: &[u8]| zstd::bulk::compress(bytes, level);
+            let unpack = |packed: &[u8], whole| zstd::bulk::decompress(packed, whole);
+            rows.push(measure_one(payload, false, level, pack, unpack)?);
         }
+        let width = match payload.element_bytes {
+            2 => Width::Bf16,
+            4 => Width::F32,
+            _ => continue,
+        };
+        let skip = payload.bytes.len() % width.bytes();
+        let (mut packer, mut unpacker) = (Packer::new(), Unpacker::new());
+        let pack = |bytes: &[u8]| {
+            let mut packed = Vec::new();
+            packer.pack(bytes, width, skip, &mut packed);
+            Ok(packed)
+        };
+        let unpack = |packed: &[u8], whole| {
+            let unpacked = unpacker.unpack(packed, whole, width, skip);
+            unpacked.map_err(io::Error::other)
+        };
+        rows.push(measure_one(payload, true, planes::LEVEL, pack, unpack)?);
     }
     Ok(rows)
 }
 
-fn measure_one(payload: &Payload, planes: bool, level: i32) -> anyhow::Result<PlanesRow> {
+fn measure_one(
+    payload: &Payload,
+    planes: bool,
+    level: i32,
+    mut pack: impl FnMut(&[u8]) -> io::Result<Vec<u8>>,
+    mut unpack: impl FnMut(&[u8], usize) -> io::Result<Vec<u8>>,
+) -> anyhow::Result<PlanesRow> {
     let whole = payload.bytes.len();
     let (mut compress_s, mut decompress_s, mut compressed) = (f64::MAX, f64::MAX, Vec::new());
     for _ in 0..REPEATS {
         let start = Instant::now();
-        compressed = if planes {
-            zstd::bulk::compress(&to_planes(&payload.bytes, payload.element_bytes), level)
-        } else {
-            zstd::bulk::compress(&payload.bytes, level)
-        }
-        .context("zstd")?;
+        compressed = pack(&payload.bytes).context("zstd")?;
         compress_s = compress_s.min(start.elapsed().as_secs_f64());
 
         let start = Instant::now();
-        let back = zstd::bulk::decompress(&compressed, whole).context("zstd")?;
-        let back = if planes {
-            from_planes(&back, payload.element_bytes)
-        } else {
-            back
-        };
+        let back = unpack(&compressed, whole).context("zstd")?;
         decompress_s = decompress_s.min(start.elapsed().as_secs_f64());
         assert!(
             black_box(back) == payload.bytes,
@@ -119,45 +130,4 @@ fn measure_one(payload: &Payload, planes: bool, level: i32) -> anyhow::Result<Pl
         compress_bytes_per_s: whole as f64 / compress_s,
         decompress_bytes_per_s: whole as f64 / decompress_s,
     })
-}
-
-fn to_planes(bytes: &[u8], element_bytes: usize) -> Vec<u8> {
-    let mut planes = Vec::with_capacity(bytes.len());
-    for plane in 0..element_bytes {
-        planes.extend(bytes.iter().skip(plane).step_by(element_bytes));
-    }
-    planes
-}
-
-fn from_planes(planes: &[u8], element_bytes: usize) -> Vec<u8> {
-    let mut bytes = vec![0; planes.len()];
-    let mut rest = planes.iter();
-    for plane in 0..element_bytes.min(bytes.len()) {
-        // The places on the left, so that no byte is drawn for a place that there is not.
-        for (byte, &of_plane) in bytes[plane..]
-            .iter_mut()
-            .step_by(element_bytes)
-            .zip(&mut rest)
-        {
-            *byte = of_plane;
-        }
-    }
-    bytes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn planes_gather_the_bytes_of_one_place() {
-        let bytes = [1, 2, 3, 4, 5, 6];
-        assert_eq!(to_planes(&bytes, 2), [1, 3, 5, 2, 4, 6]);
-        assert_eq!(from_planes(&to_planes(&bytes, 2), 2), bytes);
-        // The last element may lack bytes, as behind the header of a frame.
-        for element_bytes in 1..8 {
-            let planes = to_planes(&bytes, element_bytes);
-            assert_eq!(from_planes(&planes, element_bytes), bytes);
-        }
-    }
 }

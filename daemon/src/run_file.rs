@@ -339,6 +339,9 @@ pub struct Exchange {
     pub owner_beta: f64,
     /// `bf16` or `f32`: what travels inside a site (plan hier). Default bf16.
     pub local: LocalName,
+    /// Rounds that training runs ahead of the exchange, 0 or 1. Default 0: each round trains on all that was learnt before it.
+    /// With 1 a round takes as long as the longer of training and exchange, not both.
+    pub overlap: u32,
 }
 
 impl Default for Exchange {
@@ -349,6 +352,7 @@ impl Default for Exchange {
             reduced_value_bits: 2,
             owner_beta: 0.9,
             local: LocalName::Bf16,
+            overlap: 0,
         }
     }
 }
@@ -833,7 +837,7 @@ impl RunFile {
                     LocalName::Bf16 => LocalFormat::Bf16,
                     LocalName::F32 => LocalFormat::F32,
                 },
-                overlap: 0,
+                overlap: self.exchange.overlap,
             },
             launcher_link,
             schedule: manifest::Schedule {

@@ -107,7 +107,8 @@ pub struct PeerStatus {
 pub struct RoundSeconds {
     /// Local steps.
     pub train: f64,
-    /// From the last step to the own update: encoding it, making it durable.
+    /// From the last step to the own update: encoding it, making it durable. Waiting for the round before, with overlap, is
+    /// counted there.
     pub encode: f64,
     /// From the own update to the end of waiting for the others'.
     pub exchange: f64,
@@ -115,15 +116,18 @@ pub struct RoundSeconds {
     pub decide: f64,
     /// Aggregate, outer step, making it durable.
     pub apply: f64,
+    /// What of exchange, agreement and applying the next round was trained in (`exchange.overlap`).
+    #[serde(default)]
+    pub hidden: f64,
     /// When the own update was out, in seconds since 1970 by this machine's clock: the figures of peers on one machine can
     /// be laid over each other.
     pub committed_at: f64,
 }
 
 impl RoundSeconds {
-    /// All but training and encoding.
+    /// All but training and encoding, as far as the next round was not trained meanwhile.
     pub fn sync(&self) -> f64 {
-        self.exchange + self.decide + self.apply
+        (self.exchange + self.decide + self.apply - self.hidden).max(0.0)
     }
 
     /// All of it.
@@ -608,7 +612,8 @@ mod tests {
             encode: 1.0,
             exchange: 0.5,
             decide: 0.25,
-            apply: 0.25,
+            apply: 1.25,
+            hidden: 1.0,
             committed_at: 0.0,
         };
         handle.set_applied(1, Hash::ZERO, Some(seconds));

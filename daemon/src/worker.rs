@@ -1,35 +1,36 @@
 //! The worker: the one thread that trains, encodes and applies.
 //!
-//! It owns the trainer and the replica, takes [`Command`]s in order from a bounded channel and answers with
-//! [`Event`]s. It knows no network: frames come in as bytes and go out as bytes.
+//! It owns the trainer and the replica, takes [`Command`]s in order from a bounded channel, between two inner steps if it
+//! trains ([`training`]), and answers with [`Event`]s. It knows no network: frames come in as bytes and go out as bytes.
 //!
 //! Rule `save-behind`: state and private state are written after the event that they belong to, so that no round waits for
-//! the disk, and not more often than every [`SAVE_PERIOD`], or [`SAVE_PERIOD_WRITES`] times what a write takes. A peer that is killed finds a state some rounds old, and
-//! applies the stored decisions since from the frames on its disk; what its own update of those rounds left in the error
-//! feedback is then as it was saved. An own frame is written before it is published, an epoch's state before it is offered.
+//! the disk, and not more often than every [`SAVE_PERIOD`], or [`SAVE_PERIOD_WRITES`] times what a write takes. A peer
+//! that is killed finds a state some rounds old, and applies the stored decisions since from the frames on its disk; what
+//! its own update of those rounds left in the error feedback is then as it was saved. An own frame is written before it
+//! is published, an epoch's state before it is offered.
 //!
-//! Rule `stop-and-fold`: [`Worker::stop_training`] ends the training of a round between two steps; what was learnt goes
-//! into the error feedback. Commands behind it then run at once.
 
 pub(crate) mod disk;
+mod training;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use gradmesh_compression::{Codec, TensorMode};
 use gradmesh_protocol::hash::Hash;
-use gradmesh_protocol::header::{FrameRef, PerStage, Stage, UpdateSummary};
+use gradmesh_protocol::header::{PerStage, Stage, UpdateSummary};
 use gradmesh_protocol::key::PeerKey;
 use gradmesh_protocol::manifest::{RoundId, RunId};
 use gradmesh_protocol::merkle;
+use gradmesh_protocol::node::Start;
 use gradmesh_protocol::plan::GroupId;
 use gradmesh_protocol::wire::DecisionRecord;
 use gradmesh_trainer::checkpoint::{self, CheckpointError, Provenance};
-use gradmesh_trainer::data::{Corpus, DataError, DataManifest, assignment};
+use gradmesh_trainer::data::{Corpus, DataError, DataManifest};
 use gradmesh_trainer::model::{ConfigError, Precision};
 use gradmesh_trainer::replica::{
     ApplyError, Contribution, ImportError, OwnUpdate, Replica, ReplicaError, RoundShard, Shape,
@@ -37,7 +38,7 @@ use gradmesh_trainer::replica::{
 };
 use gradmesh_trainer::torch::device::{self, DeviceError};
 use gradmesh_trainer::torch::{TorchSettings, VersionError, set_threads, version_check};
-use gradmesh_trainer::{TrainError, TrainTask, Trainer};
+use gradmesh_trainer::{TrainError, Trainer};
 use tokio::sync::mpsc;
 
 use crate::run_settings::RunSettings;
@@ -45,9 +46,11 @@ use crate::state_dir::StateDir;
 use crate::store::{Store, StoreError};
 pub(crate) use disk::{Disk, DiskError};
 use disk::{Pending, PrivateFile};
+use training::Training;
 
-/// Commands waiting: the node has one train, one apply and one adopt under way at most.
-const COMMANDS_MAX: usize = 4;
+/// Commands waiting: the node has one training under way, with the words to encode and to stop it, and one state to be applied
+/// or adopted; twice that, so that those of a training that was stopped do not count.
+const COMMANDS_MAX: usize = 8;
 /// Events waiting. The worker waits when it is full, except for progress, which is dropped.
 const EVENTS_MAX: usize = 64;
 /// The most text that is read into memory. A guess that fits any machine that trains; larger corpora want a mapping.
@@ -83,14 +86,21 @@ pub(crate) struct WorkerConfig {
 /// What a worker does.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// Train a round and encode the update.
+    /// Train a round.
     Train {
         round: RoundId,
         seed: Hash,
         steps: u32,
+        start: Start,
+    },
+    /// Encode the update of a round once it is trained.
+    Encode {
+        round: RoundId,
         /// Of the frames.
         stage: Stage,
     },
+    /// Stop the training of a round and fold what was learnt.
+    StopTraining(RoundId),
     /// Apply a decision.
     Apply {
         record: Arc<DecisionRecord>,
@@ -279,11 +289,9 @@ fn parameters_dense(shape: &Shape) -> u64 {
     dense.map(|tile| tile.len() as u64).sum()
 }
 
-/// A running worker. Dropping it ends the thread after the command at hand.
+/// A running worker. Dropping it ends the thread after the command or step at hand.
 pub(crate) struct Worker {
     commands: std::sync::mpsc::SyncSender<Command>,
-    /// Training of rounds up to this one is to stop.
-    stopped: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -295,12 +303,10 @@ impl Worker {
         let (commands, inbox) = std::sync::mpsc::sync_channel(COMMANDS_MAX);
         let (events, outbox) = mpsc::channel(EVENTS_MAX);
         let (ready, stands) = std::sync::mpsc::sync_channel(1);
-        let stopped = Arc::new(AtomicU64::new(0));
-        let machine_stopped = Arc::clone(&stopped);
         let thread = std::thread::Builder::new()
             .name("worker".into())
             .spawn(move || {
-                let mut machine = match Machine::load(config, machine_stopped, events) {
+                let mut machine = match Machine::load(config, events) {
                     Ok((machine, standing)) => {
                         let _ = ready.send(Ok(standing));
                         machine
@@ -316,7 +322,6 @@ impl Worker {
         let standing = stands.recv().expect("the worker says how it stands")?;
         let worker = Worker {
             commands,
-            stopped,
             thread: Some(thread),
         };
         Ok((worker, standing, outbox))
@@ -327,14 +332,8 @@ impl Worker {
         self.commands.try_send(command).is_ok()
     }
 
-    /// Rule `stop-and-fold`.
-    pub(crate) fn stop_training(&self, round: RoundId) {
-        self.stopped.fetch_max(round.0, Ordering::Relaxed);
-    }
-
-    /// Ends the thread and waits for it.
+    /// Ends the thread, after the step at hand if it trains, and waits for it.
     pub(crate) fn shutdown(mut self) {
-        self.stop_training(RoundId(u64::MAX));
         let (closed, _) = std::sync::mpsc::sync_channel(0);
         self.commands = closed;
         if let Some(thread) = self.thread.take() {
@@ -342,6 +341,13 @@ impl Worker {
             let _ = thread.join();
         }
     }
+}
+
+/// What there is to do.
+enum Work {
+    Command(Command),
+    /// Inner steps.
+    Training,
 }
 
 struct Machine {
@@ -352,12 +358,15 @@ struct Machine {
     corpus: Corpus,
     device: String,
     applied: Option<RoundId>,
+    /// The own update that is in flight.
     pending: Option<Pending>,
+    training: Option<Training>,
+    /// What a training was interrupted for.
+    waiting: Option<Command>,
     /// Epoch states on disk, oldest first.
     snapshots: Vec<RoundId>,
     state_file: Behind,
     private_file: Behind,
-    stopped: Arc<AtomicU64>,
     events: mpsc::Sender<Event>,
 }
 
@@ -406,7 +415,6 @@ impl Behind {
 impl Machine {
     fn load(
         config: WorkerConfig,
-        stopped: Arc<AtomicU64>,
         events: mpsc::Sender<Event>,
     ) -> Result<(Machine, Standing), WorkerError> {
         let libtorch = version_check()?;
@@ -440,10 +448,11 @@ impl Machine {
             corpus,
             applied,
             pending: None,
+            training: None,
+            waiting: None,
             snapshots: Vec::new(),
             state_file: Behind::default(),
             private_file: Behind::default(),
-            stopped,
             events,
             config,
         };
@@ -467,9 +476,13 @@ impl Machine {
         Ok((machine, standing))
     }
 
-    fn run(&mut self, inbox: &std::sync::mpsc::Receiver<Command>) {
-        while let Ok(command) = inbox.recv() {
-            let done = self.perform(command).and_then(|event| {
+    fn run(&mut self, inbox: &Receiver<Command>) {
+        while let Some(work) = self.next_work(inbox) {
+            let done = match work {
+                Work::Command(command) => self.perform(command),
+                Work::Training => self.go_on_training(inbox),
+            };
+            let done = done.and_then(|event| {
                 let heard = event.is_none_or(|event| self.events.blocking_send(event).is_ok());
                 self.save_behind()?;
                 Ok(heard)
@@ -483,8 +496,24 @@ impl Machine {
                 }
             }
         }
-        if let Err(error) = self.save() {
+        let folded = self.stop_training(RoundId(u64::MAX));
+        if let Err(error) = folded.and_then(|()| self.save()) {
             tracing::warn!(%error, "the last state was not written; it is made anew from the decisions");
+        }
+    }
+
+    /// What to do next; `None` when nobody will want anything any more.
+    fn next_work(&mut self, inbox: &Receiver<Command>) -> Option<Work> {
+        if let Some(command) = self.waiting.take() {
+            return Some(Work::Command(command));
+        }
+        if !self.is_training() {
+            return inbox.recv().ok().map(Work::Command);
+        }
+        match inbox.try_recv() {
+            Ok(command) => Some(Work::Command(command)),
+            Err(TryRecvError::Empty) => Some(Work::Training),
+            Err(TryRecvError::Disconnected) => None,
         }
     }
 
@@ -516,8 +545,13 @@ impl Machine {
                 round,
                 seed,
                 steps,
-                stage,
-            } => self.train(round, &seed, steps, stage),
+                start,
+            } => {
+                self.begin_training(round, seed, steps, &start);
+                Ok(None)
+            }
+            Command::Encode { round, stage } => self.encode(round, stage),
+            Command::StopTraining(round) => self.stop_training(round).map(|()| None),
             Command::Apply {
                 record,
                 shards,
@@ -537,146 +571,6 @@ impl Machine {
         }
     }
 
-    // ---- Training ------------------------------------------------------------------------------------------------
-
-    fn train(
-        &mut self,
-        round: RoundId,
-        seed: &Hash,
-        steps: u32,
-        stage: Stage,
-    ) -> Result<Option<Event>, WorkerError> {
-        if let Some(pending) = self
-            .pending
-            .clone()
-            .filter(|p| (p.round, p.stage) == (round, stage))
-        {
-            // Made before a restart, and never published as far as the journal knows.
-            let (round, summary) = (pending.round, Box::new(pending.summary));
-            let shards = 0..summary.frames.len();
-            let frames = shards.map(|shard| self.own_frame(round, &summary, shard));
-            return Ok(Some(Event::Update {
-                round,
-                frames: frames.collect::<Result<_, _>>()?,
-                summary,
-            }));
-        }
-        let report = match self.inner_steps(round, seed, steps) {
-            Ok(report) => report,
-            Err(error) => {
-                let reason = error.to_string();
-                return Ok(Some(Event::TrainingFailed { round, reason }));
-            }
-        };
-        let local = self.trainer.take_local();
-        if report.steps < steps {
-            let theta = self.replica.theta().to_vec();
-            self.replica.fold(&theta, &local)?;
-            self.private_file.changed = true;
-            return Ok(None);
-        }
-        let update = match self.replica.update_from_theta(&local, stage) {
-            Ok(update) => update,
-            Err(error) => {
-                let reason = error.to_string();
-                return Ok(Some(Event::TrainingFailed { round, reason }));
-            }
-        };
-        drop(local);
-        let mut frames = Vec::with_capacity(update.frames.len());
-        for bytes in &update.frames {
-            let hash = Hash::of_content(bytes);
-            self.disk.write_frame(round, &hash, bytes)?;
-            frames.push(FrameRef {
-                hash,
-                bytes: bytes.len() as u64,
-            });
-        }
-        let pending = Pending {
-            round,
-            stage,
-            summary: UpdateSummary {
-                frames,
-                feedback_before: update.feedback_before,
-                feedback_after: update.feedback_after,
-                segments_root: Hash::ZERO,
-                tokens: report.tokens,
-                steps: report.steps,
-                loss_first_micronats: micronats(report.loss_first),
-                loss_last_micronats: micronats(report.loss_last),
-                build: env!("CARGO_PKG_VERSION").into(),
-                device: self.device.clone(),
-            },
-        };
-        let summary = Box::new(pending.summary.clone());
-        self.pending = Some(pending);
-        self.private_file.changed = true;
-        Ok(Some(Event::Update {
-            round,
-            summary,
-            frames: update.frames.into_iter().map(Bytes::from).collect(),
-        }))
-    }
-
-    fn inner_steps(
-        &mut self,
-        round: RoundId,
-        seed: &Hash,
-        steps: u32,
-    ) -> Result<gradmesh_trainer::TrainReport, WorkerError> {
-        let settings = &self.config.settings;
-        let windows = self.corpus.windows(settings.sequence_tokens)?;
-        let (me, batch) = (self.config.me.0, settings.batch_sequences);
-        let mut source = |step: u32| {
-            let indices = assignment(&seed.0, &me, step, batch, windows.training());
-            windows
-                .training_batch(&indices)
-                .map_err(|error| error.to_string())
-        };
-        let task = TrainTask {
-            first_step: 0,
-            steps,
-            global_step: round.0.saturating_sub(1) * u64::from(settings.steps_per_round),
-        };
-        let (stopped, events) = (&self.stopped, &self.events);
-        let mut keep_going = |report: &gradmesh_trainer::StepReport| {
-            // Progress is for people: what does not fit is dropped.
-            let _ = events.try_send(Event::Progress {
-                round,
-                step: report.step + 1,
-                steps,
-                loss: report.loss,
-            });
-            stopped.load(Ordering::Relaxed) < round.0
-        };
-        let report =
-            self.trainer
-                .train(self.replica.theta(), &task, &mut source, &mut keep_going)?;
-        Ok(report)
-    }
-
-    /// A frame of an own update, from disk.
-    fn own_frame(
-        &self,
-        round: RoundId,
-        summary: &UpdateSummary,
-        shard: usize,
-    ) -> Result<Bytes, WorkerError> {
-        let hash = summary
-            .frames
-            .get(shard)
-            .map_or(Hash::ZERO, |frame| frame.hash);
-        let frame = self.disk.read_frame(round, &hash);
-        frame.ok_or_else(|| {
-            WorkerError::from(DiskError::Damaged {
-                path: self.disk.frame_path(round, &hash),
-                reason: "an own frame is missing or was changed".into(),
-            })
-        })
-    }
-
-    // ---- State ---------------------------------------------------------------------------------------------------
-
     fn apply(
         &mut self,
         record: &DecisionRecord,
@@ -686,6 +580,7 @@ impl Machine {
     ) -> Result<Event, WorkerError> {
         let began = Instant::now();
         let round = record.decision.round;
+        self.release_theta()?;
         let own = self.pending.take_if(|pending| pending.round <= round);
         let own = own
             .map(|pending| self.own_outcome(&pending, Some(record)))
@@ -752,7 +647,8 @@ impl Machine {
             if *accepted {
                 return Ok(Vec::new());
             }
-            Ok(self.own_frame(round, summary, shard)?.into())
+            let hash = summary.frames[shard].hash;
+            Ok(self.own_frame(round, &hash)?.into())
         });
         Ok(OwnOutcome {
             stage: pending.stage,
@@ -780,6 +676,8 @@ impl Machine {
 
     /// Puts `replica` in the place of the one at hand, keeping this peer's own error feedback and inner state.
     fn replace(&mut self, round: RoundId, mut replica: Replica) -> Result<Event, WorkerError> {
+        // Whatever is trained is not trained from this state.
+        self.stop_training(RoundId(u64::MAX))?;
         let private = self.replica.save_private(&[]);
         if let Err(error) = replica.restore_private(&private) {
             tracing::warn!(%error, "error feedback starts anew");
@@ -980,3 +878,6 @@ fn restore_private(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

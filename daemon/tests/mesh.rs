@@ -25,9 +25,17 @@ const MODEL: &str = r#"{
 /// A run and the peers of it.
 struct Mesh {
     home: TempDir,
-    plan: &'static str,
+    exchange: Exchange,
     ticket: String,
     peers: BTreeMap<usize, Peer>,
+}
+
+/// How updates are exchanged.
+#[derive(Clone, Copy)]
+struct Exchange {
+    plan: &'static str,
+    /// Rounds that training runs ahead.
+    overlap: u32,
 }
 
 struct Peer {
@@ -76,11 +84,12 @@ impl Mesh {
     /// Launches a run and starts `peers` daemons in all. Under the plan `hier` they are in two sites.
     fn new(
         peers: usize,
-        plan: &'static str,
+        exchange: Exchange,
         trust: &str,
         steps: u32,
         rounds_per_epoch: u64,
     ) -> Mesh {
+        let Exchange { plan, overlap } = exchange;
         let home = tempfile::tempdir().unwrap();
         let data = home.path().join("text");
         fs::create_dir(&data).unwrap();
@@ -100,6 +109,7 @@ impl Mesh {
             inner.warmup_steps = 10
             codec.tiles_per_shard = 8
             exchange.plan = "{plan}"
+            exchange.overlap = {overlap}
             schedule.steps_per_round = {steps}
             schedule.rounds = 1000
             schedule.rounds_per_epoch = {rounds_per_epoch}
@@ -115,7 +125,7 @@ impl Mesh {
         fs::write(home.path().join("run.toml"), run).unwrap();
         let mut mesh = Mesh {
             home,
-            plan,
+            exchange,
             ticket: String::new(),
             peers: BTreeMap::new(),
         };
@@ -143,7 +153,7 @@ impl Mesh {
             .append(true)
             .open(log)
             .unwrap();
-        let site: &[&str] = match (self.plan, peer % 2) {
+        let site: &[&str] = match (self.exchange.plan, peer % 2) {
             ("hier", 0) => &["--site", "even"],
             ("hier", _) => &["--site", "odd"],
             _ => &[],
@@ -257,8 +267,12 @@ impl Mesh {
     }
 }
 
-fn survives_the_death_of_one(peers: usize, plan: &'static str, trust: &str) {
-    let mut mesh = Mesh::new(peers, plan, trust, 120, 4);
+fn in_turn(plan: &'static str) -> Exchange {
+    Exchange { plan, overlap: 0 }
+}
+
+fn survives_the_death_of_one(peers: usize, exchange: Exchange, trust: &str) -> Mesh {
+    let mut mesh = Mesh::new(peers, exchange, trust, 120, 4);
     let all: Vec<usize> = (0..peers).collect();
     mesh.wait_applied(&all, 3);
     let victim = peers - 1;
@@ -298,26 +312,42 @@ fn survives_the_death_of_one(peers: usize, plan: &'static str, trust: &str) {
         member.is_some_and(|member| member.accepted_round > Some(back))
     });
     assert!(mesh.check_roots(&all) > 0);
+    mesh
 }
 
 #[test]
 fn four_peers_survive_the_death_of_one_in_an_exchange() {
-    survives_the_death_of_one(4, "gather", "byzantine");
+    survives_the_death_of_one(4, in_turn("gather"), "byzantine");
 }
 
 #[test]
 fn four_owners_survive_the_death_of_one_in_an_exchange() {
-    survives_the_death_of_one(4, "reduce", "byzantine");
+    survives_the_death_of_one(4, in_turn("reduce"), "byzantine");
 }
 
 #[test]
 fn two_sites_survive_the_death_of_an_owner_in_an_exchange() {
-    survives_the_death_of_one(4, "hier", "byzantine");
+    survives_the_death_of_one(4, in_turn("hier"), "byzantine");
 }
 
 #[test]
 fn three_peers_with_crash_trust_survive_the_death_of_one() {
-    survives_the_death_of_one(3, "gather", "crash");
+    survives_the_death_of_one(3, in_turn("gather"), "crash");
+}
+
+#[test]
+fn peers_that_train_ahead_survive_the_death_of_one_in_an_exchange() {
+    let ahead = Exchange {
+        plan: "gather",
+        overlap: 1,
+    };
+    let mesh = survives_the_death_of_one(4, ahead, "byzantine");
+    let seconds = |status: Status| status.history.into_iter().filter_map(|r| r.seconds);
+    let mut rounds = (0..3).flat_map(|peer| seconds(mesh.status(peer)));
+    assert!(
+        rounds.any(|seconds| seconds.hidden > 0.0),
+        "no exchange went on while the next round was trained"
+    );
 }
 
 /// Freezes one of three in the middle of an exchange, for as long as the others take to decide three rounds.
@@ -376,7 +406,7 @@ fn three_owners_survive_the_freezing_of_one_in_an_exchange() {
 
 #[test]
 fn a_run_outlives_all_its_daemons_and_a_newcomer_continues_from_a_fetched_state() {
-    let mut mesh = Mesh::new(2, "reduce", "byzantine", 20, 3);
+    let mut mesh = Mesh::new(2, in_turn("reduce"), "byzantine", 20, 3);
     // Two epochs: the frames of the first rounds are off the disks by then.
     mesh.wait_applied(&[0, 1], 8);
     mesh.kill(0);

@@ -176,7 +176,9 @@ pub struct Exchange {
     pub owner_beta_ppm: u32,
     /// The format inside a site (`hier`).
     pub local: LocalFormat,
-    /// Rounds that training runs ahead of the exchange: 0, the one value that nodes carry out so far.
+    /// Rounds that training runs ahead of the exchange, 0 or 1. With 1 a round takes as long as the longer of training and
+    /// exchange, not both, and each round trains without what the others learnt in the round before it (rule `train-ahead`
+    /// of the node).
     pub overlap: u32,
 }
 
@@ -454,7 +456,7 @@ impl Manifest {
         range("exchange.reduced_value_bits", bits, 1, 2);
         let beta = exchange.owner_beta_ppm.into();
         range("exchange.owner_beta", beta, 0, 1_000_000);
-        range("exchange.overlap", exchange.overlap.into(), 0, 0);
+        range("exchange.overlap", exchange.overlap.into(), 0, 1);
         const DAY_MS: u64 = 24 * 3600 * 1000;
         let floor = self.timing.deadline_floor_ms.into();
         range("timing.deadline_floor_ms", floor, 1, DAY_MS);
@@ -494,14 +496,15 @@ impl Manifest {
             .saturating_mul(self.data.sequence_tokens.into())
     }
 
-    /// The seed of a round: it fixes which data each peer trains on. Nobody knows it before `previous` is decided.
+    /// The seed of a round: it fixes which data each peer trains on. Nobody knows it before `basis` is decided.
     ///
-    /// `previous`: id of the decision of the round before.
-    pub fn round_seed(run: &RunId, round: RoundId, previous: &Hash) -> Hash {
+    /// `basis`: id of the last decision before any member trains the round: of the round before it; with overlap, of the
+    /// round before that, and of the founding round for round 1.
+    pub fn round_seed(run: &RunId, round: RoundId, basis: &Hash) -> Hash {
         let mut body = Vec::with_capacity(72);
         body.extend_from_slice(&run.0.0);
         body.extend_from_slice(&round.0.to_le_bytes());
-        body.extend_from_slice(&previous.0);
+        body.extend_from_slice(&basis.0);
         Hash::in_domain("gradmesh assign v1", &body)
     }
 

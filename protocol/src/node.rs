@@ -5,8 +5,9 @@
 //! the driver holds of them.
 //!
 //! The life of a round r, once the state after round r - 1 is current here:
-//! 1. the exchange opens: a member trains, commits (header signed, journalled, published), and wants what the plan gives it:
-//!    every other member's frames (`gather`), or those of the shards that it owns (`reduce`, `hier`);
+//! 1. the exchange opens: a member trains, or has trained ahead, encodes, commits (header signed, journalled, published), and
+//!    wants what the plan gives it: every other member's frames (`gather`), or those of the shards that it owns (`reduce`,
+//!    `hier`); with overlap it trains round r + 1 from here on, while the rest goes on;
 //! 2. owners sum what they have, announce what they made, and check each other; everybody wants what they made;
 //! 3. when every member's update, or every shard's sum, is here, or the deadline has passed, the agreement on r begins;
 //! 4. the proposer names what it holds; a voter votes for it only if it is sound and every byte that it names is here
@@ -42,7 +43,7 @@ use std::sync::Arc;
 
 pub use deadline::Arrivals;
 pub use effect::{
-    AppliedShard, Contribution, Effect, Input, OwnedShard, ReduceTask, Report, RequestId,
+    AppliedShard, Contribution, Effect, Input, OwnedShard, ReduceTask, Report, RequestId, Start,
     TimeoutReason,
 };
 pub use view::{Activity, Sizes, View};
@@ -151,6 +152,8 @@ pub struct Node {
     // History: what is decided.
     roster: Roster,
     previous: Hash,
+    /// The decision before `previous`; the founding one if there is none.
+    before_previous: Hash,
     decided: Option<RoundId>,
     roots: BTreeMap<RoundId, Hash>,
     /// The layout of the round at hand, and of as many before as there are roots.
@@ -177,6 +180,8 @@ pub struct Node {
     // The round at hand.
     agreement: Agreement,
     exchange: Option<Exchange>,
+    /// What the worker trains or has trained, until it is encoded: the round at hand, or the next one by rule `train-ahead`.
+    training: Option<RoundId>,
     frames: Frames,
     proposals: Vec<Proposal>,
     early_proposals: Vec<SignedProposal>,
@@ -249,6 +254,7 @@ impl Node {
             next_request: 0,
             roster: founding,
             previous: Hash::ZERO,
+            before_previous: Hash::ZERO,
             decided: None,
             roots: BTreeMap::new(),
             layouts: BTreeMap::from([(RoundId::FOUNDING, Arc::clone(&layout))]),
@@ -265,6 +271,7 @@ impl Node {
             gap: false,
             agreement,
             exchange: None,
+            training: None,
             frames: Frames::default(),
             proposals: Vec::new(),
             early_proposals: Vec::new(),
@@ -370,6 +377,7 @@ impl Node {
             Input::RequestFailed(id) => self.on_request_failed(id),
             Input::UpdateReady { round, update } => self.on_update_ready(now, round, *update),
             Input::TrainingFailed(round) => {
+                self.training.take_if(|training| *training == round);
                 if let Some(exchange) = self.exchange_of(round) {
                     exchange.work = Work::None;
                 }

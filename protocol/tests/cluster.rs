@@ -14,7 +14,7 @@ use gradmesh_protocol::manifest::{
 };
 use gradmesh_protocol::node::{
     Activity, AppliedShard, Effect, Input, Node, NodeConfig, ReduceTask, Report, RequestId,
-    Restored,
+    Restored, Start,
 };
 use gradmesh_protocol::registry::{QUIET_ATTEMPT, Registry, RegistryMark};
 use gradmesh_protocol::time::Time;
@@ -45,6 +45,10 @@ struct Peer {
     keypair: Keypair,
     disk: Disk,
     node: Option<Node>,
+    /// What is trained and not to be encoded yet: round, seed, and when it is ready.
+    training: Option<(RoundId, Hash, u64)>,
+    /// The seeds of the rounds that it trained.
+    seeds: BTreeMap<RoundId, Hash>,
     reports: Vec<Report>,
 }
 
@@ -164,6 +168,8 @@ impl Cluster {
                 keypair,
                 disk,
                 node: Some(node),
+                training: None,
+                seeds: BTreeMap::new(),
                 reports: Vec::new(),
             },
         );
@@ -340,11 +346,37 @@ impl Cluster {
                 let answer = self.answer(peer, id, request);
                 self.later(5, key, answer);
             }
-            Effect::Train { round, seed, .. } => {
-                let update = Box::new(update(key, seed));
-                self.later(TRAIN_MS, key, Input::UpdateReady { round, update });
+            Effect::Train {
+                round, seed, start, ..
+            } => {
+                let (now, peer) = (self.now, self.peer_mut(key));
+                let (applied, _) = peer.disk.applied.unwrap();
+                match start {
+                    Start::State => assert_eq!(round, applied.next()),
+                    Start::Ahead { frames, .. } => {
+                        assert_eq!(round, applied.next().next());
+                        let in_flight = peer.disk.journal.iter().any(|(_, entry)| {
+                            matches!(entry, JournalEntry::Header(own)
+                                if own.header.round == applied.next() && own.header.update.frames == frames)
+                        });
+                        assert!(in_flight, "not this peer's update of the round at hand");
+                    }
+                }
+                let trained = peer.training.replace((round, seed, now + TRAIN_MS));
+                assert_eq!(trained, None, "one round at a time");
+                peer.seeds.insert(round, seed);
             }
-            Effect::StopTraining(_) | Effect::Own(_) => {}
+            Effect::Encode { round, .. } => {
+                let (now, peer) = (self.now, self.peer_mut(key));
+                let (trained, seed, ready) = peer.training.take().unwrap();
+                let (applied, _) = peer.disk.applied.unwrap();
+                assert_eq!((trained, round), (round, applied.next()));
+                let update = Box::new(update(key, seed));
+                let delay = ready.saturating_sub(now);
+                self.later(delay, key, Input::UpdateReady { round, update });
+            }
+            Effect::StopTraining(_) => self.peer_mut(key).training = None,
+            Effect::Own(_) => {}
             Effect::Reduce(task) => {
                 let wrong = self.falsifiers.contains(&key);
                 let input = reduced(&task, wrong);
@@ -1242,4 +1274,102 @@ fn a_peer_that_comes_late_replays_reduced_frames() {
         cluster.run_until(|c| c.all_applied(6) && c.is_member(late));
         cluster.check();
     }
+}
+
+/// Rule `train-ahead`: what each round is trained on is fixed two decisions before, by the founding one for the first two.
+fn check_seeds(cluster: &Cluster) {
+    let ids: Vec<Hash> = cluster.records().iter().map(|r| r.decision.id()).collect();
+    for peer in cluster.peers.values() {
+        for (round, seed) in &peer.seeds {
+            let basis = ids[round.0.saturating_sub(2) as usize];
+            let expected = Manifest::round_seed(&cluster.run, *round, &basis);
+            assert_eq!(*seed, expected, "round {round}");
+        }
+    }
+}
+
+#[test]
+fn with_overlap_the_next_round_is_trained_while_one_is_exchanged() {
+    let mut cluster = Cluster::new(4, |m| m.exchange.overlap = 1);
+    let witness = cluster.key(1);
+    let view = move |c: &Cluster| c.node(witness).view(Time(c.now));
+    for activity in ["waiting for the update", "deciding", "applying"] {
+        cluster.run_until(|c| {
+            let words = view(c).to_string();
+            words.contains(activity) && words.contains(", while round ")
+        });
+    }
+    cluster.run_until(|c| c.all_applied(12));
+    cluster.check();
+    check_seeds(&cluster);
+    for key in cluster.live() {
+        let peer = &cluster.peers[&key];
+        assert_eq!(peer.seeds.len(), 12);
+        assert_eq!(peer.training, None, "the last round is followed by none");
+        assert_eq!(cluster.node(key).view(Time(cluster.now)).ahead, None);
+    }
+    for record in &cluster.records()[1..] {
+        assert_eq!(record.decision.members.len(), 4, "nobody is left out");
+        assert_eq!(record.certificate.attempt, 0);
+    }
+    assert_eq!(cluster.blames(), [] as [&Report; 0]);
+}
+
+#[test]
+fn with_overlap_newcomers_train_on_the_same_data_as_the_others() {
+    for plan in [PlanKind::Gather, PlanKind::Reduce] {
+        let mut cluster = Cluster::new(4, |m| {
+            m.exchange.overlap = 1;
+            m.exchange.plan = plan;
+            m.schedule.rounds = 20;
+        });
+        cluster.run_until(|c| c.all_applied(5));
+        let newcomer = cluster.start(Keypair::from_seed(&[9; 32]), Disk::default());
+        cluster.run_until(|c| c.all_applied(20));
+        cluster.check();
+        check_seeds(&cluster);
+        assert!(cluster.peers[&newcomer].seeds.len() > 5, "{plan:?}");
+        let last = cluster.records().last().unwrap();
+        assert_eq!(last.decision.members.len(), 5, "{plan:?}");
+    }
+}
+
+#[test]
+fn with_overlap_a_peer_that_is_killed_or_cut_off_trains_ahead_again() {
+    let mut cluster = Cluster::new(4, |m| {
+        m.exchange.overlap = 1;
+        m.schedule.rounds = 30;
+    });
+    cluster.run_until(|c| c.all_applied(2));
+    let victim = cluster.key(2);
+    for extra in [5, 10, 15, 20, 25, 30, 35, 40] {
+        cluster.run_for(TRAIN_MS + extra);
+        cluster.kill(victim);
+        cluster.restart(victim);
+    }
+    let witness = cluster.key(1);
+    let round = cluster.node(witness).applied().unwrap();
+    cluster.cut.insert(victim);
+    cluster.run_until(|c| c.node(witness).applied() >= Some(RoundId(round.0 + 4)));
+    cluster.cut.remove(&victim);
+    cluster.run_until(|c| c.all_applied(30));
+    cluster.check();
+    check_seeds(&cluster);
+    let last = cluster.records().last().unwrap();
+    assert_eq!(last.decision.members.len(), 4);
+    assert_eq!(cluster.blames(), [] as [&Report; 0]);
+}
+
+#[test]
+fn with_overlap_a_peer_that_leaves_stops_what_it_trains_ahead() {
+    let mut cluster = Cluster::new(5, |m| m.exchange.overlap = 1);
+    cluster.run_until(|c| c.all_applied(2));
+    let leaver = cluster.key(4);
+    cluster.run_until(|c| c.node(leaver).view(Time(c.now)).ahead.is_some());
+    cluster.later(0, leaver, Input::Leave);
+    cluster.run_until(|c| c.node(leaver).view(Time(c.now)).activity == Activity::Left);
+    assert_eq!(cluster.peers[&leaver].training, None);
+    cluster.kill(leaver);
+    cluster.run_until(|c| c.all_applied(12));
+    cluster.check();
 }

@@ -1,7 +1,7 @@
 //! Throughput of the bulk plane, through the serve and fetch code of the daemon.
 //!
 //! ```text
-//! bulk_throughput [--peers N] [--mib SIZE] [--repeats R] [--connections C] [--congestion cubic,bbr,newreno]
+//! bulk_throughput [--peers N] [--mib SIZE] [--repeats R] [--connections C] [--congestion paced,bbr,cubic,newreno]
 //!                 [--mbit RATE --rtt-ms TIME --loss PROBABILITY]
 //! ```
 //! On loopback, or, with a rate, through a relay that stands for a link. Congestion controls alternate within one
@@ -105,6 +105,7 @@ fn congestion(name: &str) -> Result<Congestion> {
         "cubic" => Congestion::Cubic,
         "bbr" => Congestion::Bbr,
         "newreno" => Congestion::NewReno,
+        "paced" => Congestion::Paced,
         _ => bail!("unknown congestion control {name}"),
     })
 }

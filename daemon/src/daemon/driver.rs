@@ -35,7 +35,7 @@ use super::peer_id;
 use super::residuals::Residuals;
 use super::rpc::{Call, Caller, Rpc};
 use crate::blob::BlobStore;
-use crate::net::bulk::Bulk;
+use crate::net::bulk::{Bulk, Fetched};
 use crate::net::control::{ControlEvent, ControlHandle};
 use crate::status::{StatusHandle, Traffic};
 use crate::store::Store;
@@ -82,7 +82,7 @@ enum Done {
         frame: FrameId,
         /// Under which it lies on disk.
         round: RoundId,
-        result: Result<Bytes, FrameError>,
+        result: Result<Fetched, FrameError>,
     },
     Reduced(Result<Reduced, (Box<ReduceTask>, OwnerError)>),
     Residual {
@@ -365,8 +365,9 @@ impl Driver {
             };
             let now = self.now();
             self.node.handle(now, input);
-            if let Activity::Deciding { .. } = self.node.view(now).activity {
-                self.meter.deciding();
+            let view = self.node.view(now);
+            if let Activity::Deciding { .. } = view.activity {
+                self.meter.deciding(view.round);
             }
         }
     }

@@ -7,12 +7,14 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use gradmesh_compression::{DecodeError, TILE_ELEMENTS};
+use gradmesh_compression::planes::Width;
+use gradmesh_compression::{Codec, DecodeError, DenseFormat, TILE_ELEMENTS};
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::FrameId;
 use gradmesh_protocol::key::PeerKey;
 use gradmesh_protocol::manifest::RoundId;
 use gradmesh_protocol::merkle;
+use gradmesh_protocol::roster::Roster;
 use gradmesh_protocol::wire::{Request, Response};
 use gradmesh_trainer::data::DataManifest;
 use gradmesh_trainer::replica::Shape;
@@ -21,7 +23,7 @@ use tokio::time::Instant;
 
 use super::rpc::Caller;
 use super::{peer_id, rpc};
-use crate::net::bulk::{Blame, Bulk, FetchFailed, FetchReport, Length, PeerSource};
+use crate::net::bulk::{Blame, Bulk, FetchFailed, FetchReport, Fetched, Length, Order, PeerSource};
 use crate::worker::{Disk, DiskError};
 
 /// A frame that takes longer is asked for again, from the next source first. A guess: 18 MB over 10 Mbit/s.
@@ -99,15 +101,16 @@ pub(super) async fn frame_to_disk(
     disk: Disk,
     round: RoundId,
     id: FrameId,
-    sources: Vec<PeerSource>,
-) -> Result<Bytes, FrameError> {
-    let bytes = frame(bulk, id, sources).await?;
+    sources: Sources,
+) -> Result<Fetched, FrameError> {
+    let elements = width(shape.config().codec(id.stage));
+    let fetched = frame(bulk, id, elements, sources).await?;
+    let bytes = fetched.bytes.clone();
     let kept = tokio::task::spawn_blocking(move || {
         check(&shape, &id, &bytes)?;
-        disk.write_frame(round, &id.hash, &bytes)?;
-        Ok(bytes)
+        Ok(disk.write_frame(round, &id.hash, &bytes)?)
     });
-    kept.await?
+    kept.await?.map(|()| fetched)
 }
 
 /// Whether `bytes`, whose hash is right, are the frame `id`.
@@ -120,30 +123,76 @@ pub(super) fn check(shape: &Shape, id: &FrameId, bytes: &[u8]) -> Result<(), Fra
     Ok(shape.check_frame(id.stage, id.shard as usize, bytes)?)
 }
 
-/// Fetches the bytes of a frame from `sources`, as many as its header says.
+/// Who may have a blob, best first, and how many of them, from the first on, are in the own site.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sources {
+    pub(super) all: Vec<PeerSource>,
+    pub(super) near: usize,
+}
+
+impl Contacts {
+    /// The sources among `peers` that can be reached; up to the first that is not in the site of `asker` they are near.
+    pub(super) fn by_site(&self, peers: &[PeerKey], asker: &PeerKey, roster: &Roster) -> Sources {
+        let site_of = |peer| roster.member(peer).map(|member| member.link.site);
+        let own = site_of(asker);
+        let outside = |peer| own.is_none() || site_of(peer) != own;
+        let near = peers.iter().position(outside).unwrap_or(peers.len());
+        let (near, far) = peers.split_at(near);
+        let mut all = self.sources(near);
+        let near = all.len();
+        all.extend(self.sources(far));
+        Sources { all, near }
+    }
+}
+
+/// The numbers that frames of `codec` end in, if they are of a kind that packing makes shorter.
+fn width(codec: Codec) -> Option<Width> {
+    match codec {
+        Codec::Dense(DenseFormat::F32) => Some(Width::F32),
+        Codec::Dense(DenseFormat::Bf16) => Some(Width::Bf16),
+        Codec::Dense(DenseFormat::Int8 | DenseFormat::Int4) | Codec::Sparse { .. } => None,
+    }
+}
+
+/// Fetches the bytes of a frame from `sources`, as many as its header says. Others are served them as long as the result
+/// lives.
 ///
 /// Fewer when that is the header's fault. A source that says so proves nothing; its bytes do, once their hash is right.
 /// Therefore sources that claim a shorter blob are asked for it when nobody has one of the right length. More bytes
 /// than the header says are never asked for.
-async fn frame(bulk: Bulk, frame: FrameId, sources: Vec<PeerSource>) -> Result<Bytes, FetchFailed> {
+async fn frame(
+    bulk: Bulk,
+    frame: FrameId,
+    elements: Option<Width>,
+    sources: Sources,
+) -> Result<Fetched, FetchFailed> {
     let deadline = Instant::now() + FRAME_TIMEOUT;
-    let hash = frame.hash.0;
-    let length = Length::Exactly(frame.bytes);
-    let fetched = match bulk.fetch(hash, length, &sources, deadline).await {
+    let order = Order {
+        near: sources.near,
+        elements,
+        ..Order::new(
+            frame.hash.0,
+            Length::Exactly(frame.bytes),
+            &sources.all,
+            deadline,
+        )
+    };
+    let fetched = match bulk.fetch_order(&order).await {
         Ok(fetched) => fetched,
         Err(failed) => {
-            let claimants = claimants_of_fewer_bytes(frame.bytes, &failed.report, &sources);
+            let claimants = claimants_of_fewer_bytes(frame.bytes, &failed.report, &sources.all);
             if claimants.is_empty() {
                 return Err(failed);
             }
             let length = Length::AtMost(frame.bytes);
-            bulk.fetch(hash, length, &claimants, deadline).await?
+            bulk.fetch(frame.hash.0, length, &claimants, deadline)
+                .await?
         }
     };
     for (peer, blame) in &fetched.report.blamed {
         tracing::debug!(%peer, ?blame, hash = %frame.hash, "a source of a frame failed");
     }
-    Ok(fetched.bytes)
+    Ok(fetched)
 }
 
 fn claimants_of_fewer_bytes(
@@ -168,9 +217,11 @@ pub(super) async fn residual(
     sources: Vec<PeerSource>,
 ) -> Option<Bytes> {
     let deadline = Instant::now() + FRAME_TIMEOUT;
-    let length = Length::Exactly(bytes);
-    let fetched = bulk.fetch(hash.0, length, &sources, deadline).await;
-    Some(fetched.ok()?.bytes)
+    let order = Order {
+        elements: Some(Width::F32),
+        ..Order::new(hash.0, Length::Exactly(bytes), &sources, deadline)
+    };
+    Some(bulk.fetch_order(&order).await.ok()?.bytes)
 }
 
 /// Why a state could not be fetched from anybody.
@@ -216,8 +267,11 @@ pub(super) async fn state(
             tasks.spawn(async move {
                 let deadline = Instant::now() + PIECE_TIMEOUT;
                 let length = Length::AtMost(LEAF_BYTES_MAX);
-                let result = bulk.fetch(leaf.0, length, &sources, deadline).await;
-                (index, result)
+                let order = Order {
+                    elements: Some(Width::F32),
+                    ..Order::new(leaf.0, length, &sources, deadline)
+                };
+                (index, bulk.fetch_order(&order).await)
             });
             next += 1;
         }
@@ -396,17 +450,23 @@ mod tests {
             shard: 0,
             stage: Stage::Update,
         };
-        let sources = vec![liar, holder];
-        let right = frame(client.clone(), named(9), sources.clone()).await;
-        assert_eq!(right.unwrap(), bytes);
-        let shorter = frame(client.clone(), named(10), sources.clone()).await;
-        assert_eq!(shorter.unwrap(), bytes);
-        let failed = frame(client.clone(), named(10), vec![liar]).await;
+        let from = |all: &[PeerSource]| Sources {
+            all: all.to_vec(),
+            near: 0,
+        };
+        let sources = from(&[liar, holder]);
+        let right = frame(client.clone(), named(9), None, sources.clone()).await;
+        assert_eq!(right.unwrap().bytes, bytes);
+        let shorter = frame(client.clone(), named(10), None, sources.clone()).await;
+        assert_eq!(shorter.unwrap().bytes, bytes);
+        let failed = frame(client.clone(), named(10), None, from(&[liar])).await;
         let failed = failed.unwrap_err();
         assert_eq!(failed.error, FetchError::Exhausted);
         assert_eq!(failed.report.blamed, [(liar.peer, Blame::WrongBytes)]);
         // More than the header says is nobody's fault that could be proven without taking it.
-        let failed = frame(client, named(8), vec![holder]).await.unwrap_err();
+        let failed = frame(client, named(8), None, from(&[holder]))
+            .await
+            .unwrap_err();
         let claimed = 9;
         assert_eq!(
             failed.report.blamed,

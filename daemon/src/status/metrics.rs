@@ -131,6 +131,7 @@ pub(super) fn set(status: &Status) {
             ("exchange", seconds.exchange),
             ("decide", seconds.decide),
             ("apply", seconds.apply),
+            ("hidden", seconds.hidden),
         ] {
             gauge!("gradmesh_round_seconds", "part" => part).set(value);
         }

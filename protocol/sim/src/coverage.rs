@@ -14,6 +14,12 @@ pub enum Situation {
     UpdateFound,
     /// A training was ended because its round was decided.
     TrainingStopped,
+    /// A decision was applied in the middle of a training ahead.
+    AppliedWhileTraining,
+    /// An update was encoded that was trained ahead.
+    TrainedAhead,
+    /// A training ahead was ended: its round was decided, the peer is out, or its state was replaced.
+    StoppedAhead,
     /// A training failed.
     TrainingFailed,
     /// An update did not make its round.
@@ -76,11 +82,14 @@ pub enum Situation {
 
 impl Situation {
     /// All of them.
-    pub const ALL: [Situation; 33] = [
+    pub const ALL: [Situation; 36] = [
         Situation::CrashBetweenEffects,
         Situation::JournalReplayed,
         Situation::UpdateFound,
         Situation::TrainingStopped,
+        Situation::AppliedWhileTraining,
+        Situation::TrainedAhead,
+        Situation::StoppedAhead,
         Situation::TrainingFailed,
         Situation::UpdateLeftOut,
         Situation::LaterAttempt,

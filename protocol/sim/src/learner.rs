@@ -68,8 +68,6 @@ pub struct Task {
     pub seed: Hash,
     /// Inner steps.
     pub steps: u32,
-    /// At which the update is encoded.
-    pub stage: Stage,
 }
 
 /// Frames and residuals by content hash.
@@ -366,7 +364,7 @@ impl Private {
     fn learn(
         &mut self,
         shape: &Shape,
-        state: &Replica,
+        start: &[f32],
         peer: &PeerKey,
         task: Task,
     ) -> (Vec<f32>, gradmesh_trainer::TrainReport) {
@@ -379,17 +377,24 @@ impl Private {
         let mut batches = |step: u32| Ok(shape.batch(&task.seed, peer, step));
         let report = self
             .trainer
-            .train(state.theta(), &train, &mut batches, &mut |_| true)
+            .train(start, &train, &mut batches, &mut |_| true)
             .expect("the reference model trains on its own batches");
         (self.trainer.local(), report)
     }
 
-    /// Trains `task` from `state`, encodes the update and keeps it as pending.
-    pub fn train(&mut self, shape: &Shape, state: &mut Replica, peer: &PeerKey, task: Task) {
-        let (local, report) = self.learn(shape, state, peer, task);
-        let start = state.theta().to_vec();
+    /// Trains `task` from `start`, encodes the update with the error feedback of `state` and keeps it as pending.
+    pub fn train(
+        &mut self,
+        shape: &Shape,
+        state: &mut Replica,
+        start: &[f32],
+        peer: &PeerKey,
+        task: Task,
+        stage: Stage,
+    ) {
+        let (local, report) = self.learn(shape, start, peer, task);
         let update = state
-            .update(&start, &local, task.stage)
+            .update(start, &local, stage)
             .expect("updates of the reference model are small");
         let micronats = |loss: f32| (f64::from(loss) * 1e6).round() as u64;
         let frame = |frame: &Vec<u8>| FrameRef {
@@ -411,19 +416,25 @@ impl Private {
         let update = Update {
             summary,
             frames: update.frames,
-            stage: task.stage,
+            stage,
             spoiled: false,
         };
         self.pending = Some((task.round, update));
     }
 
-    /// Keeps what was learnt in the steps that were done of a stopped training.
-    pub fn fold(&mut self, shape: &Shape, state: &mut Replica, peer: &PeerKey, task: Task) {
+    /// Keeps what was learnt in the steps that were done of a training that was stopped.
+    pub fn fold(
+        &mut self,
+        shape: &Shape,
+        state: &mut Replica,
+        start: &[f32],
+        peer: &PeerKey,
+        task: Task,
+    ) {
         if task.steps > 0 {
-            let (local, _) = self.learn(shape, state, peer, task);
-            let start = state.theta().to_vec();
+            let (local, _) = self.learn(shape, start, peer, task);
             state
-                .fold(&start, &local)
+                .fold(start, &local)
                 .expect("updates of the reference model are small");
         }
     }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use clap::{Parser, ValueEnum};
 use gradmesh_protocol::manifest::PlanKind;
 use gradmesh_sim::coverage::Coverage;
-use gradmesh_sim::options::is_chain_run;
+use gradmesh_sim::options::{Chosen, is_chain_run};
 use gradmesh_sim::{Options, Outcome, Verbosity, Verdict, run};
 
 /// Simulates gradmesh runs: one seed, one run.
@@ -30,6 +30,9 @@ struct Arguments {
     /// This plan instead of the one that a seed says.
     #[arg(long)]
     plan: Option<PlanName>,
+    /// That many rounds of training ahead, 0 or 1, instead of what a seed says.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(0..=1))]
+    overlap: Option<u32>,
     /// Only seeds that are chain runs.
     #[arg(long, conflicts_with = "seed")]
     chain: bool,
@@ -57,10 +60,18 @@ impl From<PlanName> for PlanKind {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let plan = arguments.plan.map(PlanKind::from);
+    let chosen = Chosen {
+        plan: arguments.plan.map(PlanKind::from),
+        overlap: arguments.overlap,
+    };
     let holds = match arguments.seed {
-        Some(seed) => run_one(seed, plan, arguments.trace),
-        None => run_many(arguments.first_seed, arguments.seeds, plan, arguments.chain),
+        Some(seed) => run_one(seed, chosen, arguments.trace),
+        None => run_many(
+            arguments.first_seed,
+            arguments.seeds,
+            chosen,
+            arguments.chain,
+        ),
     };
     if holds {
         ExitCode::SUCCESS
@@ -69,8 +80,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_one(seed: u64, plan: Option<PlanKind>, trace: bool) -> bool {
-    let options = Options::with_plan(seed, plan);
+fn run_one(seed: u64, chosen: Chosen, trace: bool) -> bool {
+    let options = Options::with(seed, chosen);
     println!("{options}");
     let verbosity = if trace {
         Verbosity::All
@@ -112,7 +123,7 @@ impl Summary {
     }
 }
 
-fn run_many(first: u64, count: u64, plan: Option<PlanKind>, only_chain: bool) -> bool {
+fn run_many(first: u64, count: u64, chosen: Chosen, only_chain: bool) -> bool {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let seeds: Vec<u64> = (first..)
         .filter(|seed| !only_chain || is_chain_run(*seed))
@@ -132,7 +143,7 @@ fn run_many(first: u64, count: u64, plan: Option<PlanKind>, only_chain: bool) ->
                         return;
                     };
                     let seed_began = Instant::now();
-                    let outcome = run(&Options::with_plan(seed, plan), Verbosity::Hash);
+                    let outcome = run(&Options::with(seed, chosen), Verbosity::Hash);
                     let seconds = seed_began.elapsed().as_secs_f64();
                     let mut summary = summary.lock().expect("no thread panics while it adds");
                     summary.add(seed, &outcome, seconds);

@@ -37,6 +37,15 @@ pub struct Options {
     pub time_limit: Instant,
 }
 
+/// What is not left to the seed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Chosen {
+    /// The plan.
+    pub plan: Option<PlanKind>,
+    /// Rounds that training runs ahead of the exchange.
+    pub overlap: Option<u32>,
+}
+
 /// One peer.
 #[derive(Clone, Debug)]
 pub struct PeerOptions {
@@ -163,11 +172,11 @@ const LIVENESS_EXTRA_S: u64 = 600;
 impl Options {
     /// The options of `seed`.
     pub fn new(seed: u64) -> Options {
-        Options::with_plan(seed, None)
+        Options::with(seed, Chosen::default())
     }
 
-    /// The options of `seed`, by `plan` instead of what the seed says.
-    pub fn with_plan(seed: u64, plan: Option<PlanKind>) -> Options {
+    /// The options of `seed`, but for what is `chosen`.
+    pub fn with(seed: u64, chosen: Chosen) -> Options {
         let mut random = Random::new(seed, Purpose::Options);
         let r = &mut random;
         let count = r.pick(&PEERS) as usize;
@@ -255,7 +264,7 @@ impl Options {
             chain
         });
         let r = &mut Random::new(seed, Purpose::Plan);
-        exchange(r, plan, &mut manifest, &mut peers);
+        exchange(r, chosen, &mut manifest, &mut peers);
         let rounds = manifest.schedule.rounds;
         let limit_s = LIVENESS_EXTRA_S + rounds * LIVENESS_PER_ROUND_S;
         Options {
@@ -276,13 +285,8 @@ impl Options {
     }
 }
 
-/// Draws how updates are exchanged, over which sites, and whether a liar sums wrongly.
-fn exchange(
-    r: &mut Random,
-    plan: Option<PlanKind>,
-    manifest: &mut Manifest,
-    peers: &mut [PeerOptions],
-) {
+/// Draws how updates are exchanged, over which sites, whether a liar sums wrongly, and the overlap.
+fn exchange(r: &mut Random, chosen: Chosen, manifest: &mut Manifest, peers: &mut [PeerOptions]) {
     let plans = [
         PlanKind::Gather,
         PlanKind::Reduce,
@@ -292,7 +296,7 @@ fn exchange(
         PlanKind::Auto,
     ];
     let drawn = r.pick(&plans);
-    let plan = plan.unwrap_or(drawn);
+    let plan = chosen.plan.unwrap_or(drawn);
     manifest.exchange = Exchange {
         plan,
         reduced_k: 1024,
@@ -314,6 +318,8 @@ fn exchange(
         }
     }
     manifest.launcher_link = peers[0].link;
+    let drawn = u32::from(r.chance(400_000));
+    manifest.exchange.overlap = chosen.overlap.unwrap_or(drawn);
 }
 
 /// Whether `seed` stands for a chain run.
@@ -494,6 +500,7 @@ impl fmt::Display for Options {
             trust,
             timing,
             codec,
+            exchange,
             ..
         } = &self.manifest;
         writeln!(f, "seed {}", self.seed)?;
@@ -509,10 +516,12 @@ impl fmt::Display for Options {
         )?;
         writeln!(
             f,
-            "     {:?}, {} bit, {} tiles per shard; deadline {} to {} ms, propose {} ms, vote {} ms",
+            "     {:?}, {} bit, {} tiles per shard; plan {:?}, overlap {}; deadline {} to {} ms, propose {} ms, vote {} ms",
             codec.kind,
             codec.value_bits,
             codec.tiles_per_shard,
+            exchange.plan,
+            exchange.overlap,
             timing.deadline_floor_ms,
             timing.deadline_cap_ms,
             timing.propose_ms,

@@ -755,16 +755,12 @@ impl Peer {
                 round,
                 seed,
                 steps,
-                stage,
+                start,
             } => {
-                let task = Task {
-                    round,
-                    seed,
-                    steps,
-                    stage,
-                };
-                self.train(outside, task);
+                let task = Task { round, seed, steps };
+                self.train(outside, task, start);
             }
+            Effect::Encode { round, stage } => self.encode(outside, round, stage),
             Effect::Reduce(task) => self.reduce(outside, *task),
             Effect::Own(owned) => self.own(outside, owned),
             Effect::StopTraining(round) => self.stop_training(outside, round),

@@ -2,17 +2,24 @@
 
 use gradmesh_protocol::manifest::PlanKind;
 use gradmesh_sim::coverage::Coverage;
-use gradmesh_sim::options::is_chain_run;
+use gradmesh_sim::options::{Chosen, is_chain_run};
 use gradmesh_sim::{Options, Outcome, Verbosity, Verdict, run};
 
 /// Each line: a seed, and why it is there.
 const SEEDS: &str = include_str!("../seeds.txt");
 
-/// A seed, and the plan if it is not to be the seed's own.
-type Case = (u64, Option<PlanKind>);
+/// A seed, and what is not left to it.
+type Case = (u64, Chosen);
 
-fn run_seed((seed, plan): Case) -> Outcome {
-    run(&Options::with_plan(seed, plan), Verbosity::Hash)
+fn chosen(plan: PlanKind, overlap: u32) -> Chosen {
+    Chosen {
+        plan: Some(plan),
+        overlap: Some(overlap),
+    }
+}
+
+fn run_seed((seed, chosen): Case) -> Outcome {
+    run(&Options::with(seed, chosen), Verbosity::Hash)
 }
 
 /// Runs `seeds` on all cores; their outcomes in order.
@@ -40,21 +47,23 @@ fn failures(seeds: &[Case], outcomes: &[Outcome]) -> Vec<String> {
     let failed = seeds
         .iter()
         .zip(outcomes)
-        .filter_map(|((seed, plan), outcome)| match &outcome.verdict {
-            Verdict::Failed(failure) => Some(format!("gradmesh-sim {seed} ({plan:?}): {failure}")),
+        .filter_map(|((seed, chosen), outcome)| match &outcome.verdict {
+            Verdict::Failed(failure) => {
+                Some(format!("gradmesh-sim {seed} ({chosen:?}): {failure}"))
+            }
             Verdict::Converged | Verdict::SafelyStuck => None,
         });
     failed.collect()
 }
 
-/// The listed seeds, which are about `gather`.
+/// The listed seeds, which are about `gather` without overlap.
 fn listed_seeds() -> Vec<Case> {
     let lines = SEEDS.lines().filter(|line| !line.starts_with('#'));
     let seeds = lines.map(|line| {
         let (seed, reason) = line.split_once(' ').expect("a seed and its reason");
         assert!(!reason.trim().is_empty(), "no reason for {seed}");
         let seed = seed.parse().expect("a seed");
-        (seed, Some(PlanKind::Gather))
+        (seed, chosen(PlanKind::Gather, 0))
     });
     seeds.collect()
 }
@@ -66,7 +75,7 @@ fn listed_seeds_and_ranges_of_others_hold_and_meet_every_situation() {
     let mut seeds = listed_seeds();
     assert!(!seeds.is_empty());
     let others = (6_000_000..6_000_100).chain(chain_runs);
-    seeds.extend(others.map(|seed| (seed, None)));
+    seeds.extend(others.map(|seed| (seed, Chosen::default())));
     let outcomes = run_all(&seeds);
     assert_eq!(failures(&seeds, &outcomes), [""; 0]);
     let mut coverage = Coverage::default();
@@ -80,19 +89,20 @@ fn listed_seeds_and_ranges_of_others_hold_and_meet_every_situation() {
 fn the_same_seed_gives_the_same_trace() {
     let plans = [PlanKind::Gather, PlanKind::Reduce, PlanKind::Hier];
     for (seed, plan) in [3, 4, 5, 7].into_iter().zip(plans.into_iter().cycle()) {
-        let case = (seed, Some(plan));
+        let case = (seed, chosen(plan, seed as u32 % 2));
         let (once, again) = (run_seed(case), run_seed(case));
         assert_eq!(once.trace, again.trace, "seed {seed}");
         assert_eq!(once.messages, again.messages);
-        let told = run(&Options::with_plan(seed, Some(plan)), Verbosity::Tail);
+        let told = run(&Options::with(seed, case.1), Verbosity::Tail);
         assert_eq!(once.trace, told.trace, "words change nothing, seed {seed}");
     }
-    assert_ne!(run_seed((3, None)).trace, run_seed((4, None)).trace);
+    let own = |seed| run_seed((seed, Chosen::default())).trace;
+    assert_ne!(own(3), own(4));
 }
 
 #[test]
 fn a_run_without_a_quorum_stands_still_and_says_so() {
-    let outcome = run_seed((STUCK_SEED, Some(PlanKind::Gather)));
+    let outcome = run_seed((STUCK_SEED, chosen(PlanKind::Gather, 0)));
     assert_eq!(outcome.verdict, Verdict::SafelyStuck);
 }
 

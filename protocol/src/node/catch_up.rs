@@ -163,6 +163,7 @@ impl Node {
             return false;
         };
         self.exchange = None;
+        self.stop_training();
         self.task = StateTask::Fetching { round, root };
         self.effects.push_back(Effect::FetchState {
             round,

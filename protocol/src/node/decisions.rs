@@ -47,15 +47,15 @@ impl Node {
                 started: exchange.started,
                 left_out: members.filter(|p| !decision.accepts_any_of(p)).collect(),
             });
-            if exchange.work == Work::Training {
-                self.effects.push_back(Effect::StopTraining(round));
-            }
             if exchange.work != Work::None && !decision.accepts_any_of(&self.me) {
                 self.report(Report::LeftOut(round));
             }
         }
         let before = self.roster.clone();
         self.note_decided(decision);
+        if self.training <= Some(round) || !self.roster.contains(&self.me) {
+            self.stop_training();
+        }
         self.report_roster(&before);
         self.own_header = None;
         self.journal.clear();
@@ -88,7 +88,10 @@ impl Node {
                 self.roots.pop_first();
             }
         }
-        self.previous = decision.id();
+        let id = decision.id();
+        let first = decision.round == RoundId::FOUNDING;
+        self.before_previous = if first { id } else { self.previous };
+        self.previous = id;
         self.decided = Some(decision.round);
         for (shard, decided) in (0..).zip(&decision.shards) {
             let groups = self
@@ -254,6 +257,7 @@ impl Node {
         if decided != self.state_root && !self.diverged {
             self.diverged = true;
             self.exchange = None;
+            self.stop_training();
             self.report(Report::Diverged {
                 round,
                 decided,

@@ -1,7 +1,9 @@
 //! What goes into a node and what comes out of it: plain data that can be compared and printed.
 //!
-//! What a driver owes the node beyond what stands at each effect, where owners reduce:
-//! 1. [`Effect::Train`] says at which [`Stage`] the update is encoded; frames are checked, decoded and given back at their
+//! What a driver owes the node beyond what stands at each effect, where training runs ahead of the exchange:
+//! [`Effect::Apply`] of a round is not kept waiting for the training of the next one, which goes on after it from where it was.
+//! Where owners reduce:
+//! 1. [`Effect::Encode`] says at which [`Stage`] the update is encoded; frames are checked, decoded and given back at their
 //!    stage, and what is left out of a decision goes back into the error feedback shard by shard.
 //! 2. A peer that is asked for a frame which it is told to fetch, and did not ask the asker for, answers when it has the frame,
 //!    within the usual time limit: so each frame enters a site once (rule `enters-once` of [`crate::plan`]).
@@ -68,7 +70,7 @@ pub enum Input {
     },
     /// A request failed or timed out.
     RequestFailed(RequestId),
-    /// This peer's update of `round` is encoded, durable and ready to be served.
+    /// [`Effect::Encode`] is done: this peer's update of `round` is durable and ready to be served.
     UpdateReady {
         /// The round it was trained in.
         round: RoundId,
@@ -158,18 +160,29 @@ pub enum Effect {
         /// What.
         request: Request,
     },
-    /// Train the round; answer with [`Input::UpdateReady`] or [`Input::TrainingFailed`].
+    /// Train the round, and keep the result for [`Effect::Encode`]. One round is trained at a time. No answer, or
+    /// [`Input::TrainingFailed`].
     Train {
-        /// The round.
+        /// The round: the one after the state, or with overlap the next.
         round: RoundId,
         /// Fixes which data this peer trains on.
         seed: Hash,
         /// Inner steps to do.
         steps: u32,
-        /// The stage at which the update is to be encoded.
+        /// What training begins from.
+        start: Start,
+    },
+    /// Encode the update of the round that is being trained, as soon as that is done: the state before the round is current
+    /// and stays until then, and the error feedback has got back what the round before left out. Answer with
+    /// [`Input::UpdateReady`], or [`Input::TrainingFailed`] if nothing did yet.
+    Encode {
+        /// The round.
+        round: RoundId,
+        /// At which its frames are encoded.
         stage: Stage,
     },
-    /// The round was decided without this peer's update: stop and keep what was learnt in the error feedback. No answer.
+    /// The update of this round, trained or half trained, will not be committed to: stop, and keep what was learnt in the
+    /// error feedback. No answer.
     StopTraining(RoundId),
     /// Get a frame; answer with [`Input::FrameHeld`] (at once if it is at hand), [`Input::FrameFailed`] or
     /// [`Input::FrameMalformed`].
@@ -208,6 +221,20 @@ pub enum Effect {
     },
     /// Something a person or a metric wants to know.
     Report(Report),
+}
+
+/// What training begins from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// The state at hand.
+    State,
+    /// The state at hand minus this peer's own update of the round before, which is in flight.
+    Ahead {
+        /// At which the update is encoded.
+        stage: Stage,
+        /// Its frames, in the order of the shards.
+        frames: Vec<FrameRef>,
+    },
 }
 
 /// One summand of an aggregate.

@@ -34,7 +34,7 @@ pub(super) struct Commitment {
 pub(super) enum Work {
     /// Not in the roster, leaving, or training failed.
     None,
-    /// The worker is at it.
+    /// The worker is at it, or encodes.
     Training,
     /// The update is published.
     Committed,

@@ -3,6 +3,13 @@
 //! Rule `one-header`: this peer's header is journalled before it is published. A restart in the same round finds it in
 //! the journal and publishes the same one again, so that there is never a second one.
 //!
+//! Rule `train-ahead`: with overlap a member that has committed its update of round r trains round r + 1 at once, while r is
+//! exchanged, decided and applied. It starts from the state before r minus its own update of r, which is in flight; the data
+//! are given by the decision of round r - 1. The update is encoded, and committed to, when the state after r is current:
+//! with the error feedback as r left it, from a state root that all members have, at the stage that the plan of r + 1 says.
+//! So nothing but the time of training changes for others. One who could not train ahead (it came in with r + 1, was
+//! restarted, or its training failed) trains r + 1 from the state after r, on the same data, and commits later than they do.
+//!
 //! Rule `header-judged-at-home`: a header is looked at only while the exchange of its round is open, that is, while
 //! the state that it must have been trained from is this peer's own. One that comes earlier waits.
 
@@ -11,7 +18,7 @@ use std::time::Duration;
 
 use super::exchange::{Exchange, Insertion, Work};
 use super::frames::Standing;
-use super::{Arrivals, Effect, Node, StateTask};
+use super::{Arrivals, Effect, Node, Start, StateTask};
 use crate::hash::Hash;
 use crate::header::{FrameId, Header, SignedHeader, UpdateSummary};
 use crate::key::PeerKey;
@@ -72,6 +79,7 @@ impl Node {
 
     fn begin_work(&mut self, now: Time, round: RoundId) {
         if !self.roster.contains(&self.me) || self.leaving.is_some() {
+            self.stop_training();
             return;
         }
         let restored = self.own_header.clone();
@@ -84,18 +92,57 @@ impl Node {
             exchange.work = Work::Committed;
             self.broadcast(Gossip::Header(Box::new(header.clone())));
             self.insert_header(now, header);
+            self.train_ahead();
         } else {
             exchange.work = Work::Training;
-            self.effects.push_back(Effect::Train {
-                round,
-                seed: Manifest::round_seed(&self.config.run, round, &self.previous),
-                steps: self.config.manifest.schedule.steps_per_round,
-                stage: self.layout.plan().stage_of_updates(),
-            });
+            if self.training != Some(round) {
+                self.train(round, Start::State);
+            }
+            let stage = self.layout.plan().stage_of_updates();
+            self.effects.push_back(Effect::Encode { round, stage });
+        }
+    }
+
+    /// Rule `train-ahead`: the own update of the round at hand is committed.
+    fn train_ahead(&mut self) {
+        let next = self.roster.round().next();
+        let manifest = &self.config.manifest;
+        let wanted = manifest.exchange.overlap > 0
+            && next.0 <= manifest.schedule.rounds
+            && self.leaving.is_none();
+        if let Some(own) = self.own_header.as_ref().filter(|_| wanted) {
+            let frames = own.header.update.frames.clone();
+            let stage = self.layout.plan().stage_of_updates();
+            self.train(next, Start::Ahead { stage, frames });
+        }
+    }
+
+    /// Has the round at hand trained, or the next one.
+    fn train(&mut self, round: RoundId, start: Start) {
+        let late = self.config.manifest.exchange.overlap > 0 && round == self.roster.round();
+        let basis = if late {
+            &self.before_previous
+        } else {
+            &self.previous
+        };
+        self.training = Some(round);
+        self.effects.push_back(Effect::Train {
+            round,
+            seed: Manifest::round_seed(&self.config.run, round, basis),
+            steps: self.config.manifest.schedule.steps_per_round,
+            start,
+        });
+    }
+
+    /// What is trained, or trained and not encoded, will not be committed to.
+    pub(super) fn stop_training(&mut self) {
+        if let Some(round) = self.training.take() {
+            self.effects.push_back(Effect::StopTraining(round));
         }
     }
 
     pub(super) fn on_update_ready(&mut self, now: Time, round: RoundId, update: UpdateSummary) {
+        self.training.take_if(|training| *training == round);
         let (run, peer, state_root) = (self.config.run, self.me, self.state_root);
         let Some(exchange) = self.exchange_of(round) else {
             return;
@@ -123,6 +170,7 @@ impl Node {
         self.own_header = Some(signed.clone());
         self.broadcast(Gossip::Header(Box::new(signed.clone())));
         self.insert_header(now, signed);
+        self.train_ahead();
     }
 
     pub(super) fn on_header(&mut self, now: Time, header: SignedHeader) {

@@ -71,6 +71,8 @@ pub struct View {
     pub round: RoundId,
     /// What the node does.
     pub activity: Activity,
+    /// The round that is trained ahead meanwhile.
+    pub ahead: Option<RoundId>,
     /// Whether it is a member of the round.
     pub member: bool,
     /// Members whose update is not complete here.
@@ -126,6 +128,9 @@ impl Node {
         View {
             round: self.roster.round(),
             activity: self.activity(),
+            ahead: self
+                .training
+                .filter(|ahead| exchange.is_none_or(|e| e.round != *ahead)),
             member: self.roster.contains(&self.me),
             waiting_for,
             deadline_in: exchange.map(|e| e.deadline - now),
@@ -209,6 +214,16 @@ impl Node {
 
 impl fmt::Display for View {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write_activity(f)?;
+        match self.ahead {
+            Some(ahead) => write!(f, ", while round {ahead} is trained"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl View {
+    fn write_activity(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let round = self.round;
         match &self.activity {
             Activity::Founding { present, needed } => {

@@ -123,12 +123,16 @@ impl Replica {
     ///
     /// # Errors
     /// [`UpdateError::Shards`], [`UpdateError::Frame`] unless `frames` are those of one own update.
-    pub fn start_ahead(&self, stage: Stage, frames: &[Vec<u8>]) -> Result<Vec<f32>, UpdateError> {
+    pub fn start_ahead(
+        &self,
+        stage: Stage,
+        frames: &[impl AsRef<[u8]>],
+    ) -> Result<Vec<f32>, UpdateError> {
         self.check_shards(frames.len())?;
         let mut start = self.theta.clone();
         let mut values = Vec::new();
         for (shard, bytes) in frames.iter().enumerate() {
-            let frame = self.decode_own(stage, shard, bytes)?;
+            let frame = self.decode_own(stage, shard, bytes.as_ref())?;
             values.resize(frame.elements(), 0.0);
             frame.dequantise_into(&mut values);
             let elements = self.shape.shards[shard].elements.clone();

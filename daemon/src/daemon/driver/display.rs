@@ -15,7 +15,7 @@ use crate::status::{PeerStatus, Phase, RoundStatus, StatusHandle, Traffic, nats}
 
 impl Driver {
     pub(super) fn on_decided(&mut self, record: &DecisionRecord) {
-        self.meter.decided();
+        self.meter.decided(record.decision.round);
         for header in &record.headers {
             let header = &header.header;
             let entry = (header.round, header.update.loss_last_micronats);
@@ -92,7 +92,13 @@ impl Driver {
 
     pub(super) fn show(&mut self) {
         let view = self.node.view(self.now());
-        let waits = view.to_string();
+        let mut waits = view.to_string();
+        let ahead = self
+            .progress
+            .filter(|(round, ..)| Some(*round) == view.ahead);
+        if let Some((_, step, steps, _)) = ahead {
+            waits.push_str(&format!(", step {step} of {steps}"));
+        }
         let (phase, waits) = match view.activity {
             Activity::Founding { .. } | Activity::AwaitingLauncher | Activity::AwaitingRegistry => {
                 (Phase::Gathering, Some(waits))
@@ -100,7 +106,7 @@ impl Driver {
             Activity::CatchingUp { .. } | Activity::FetchingState(_) | Activity::AwaitingState => {
                 (Phase::CatchingUp, Some(waits))
             }
-            Activity::Applying(_) => (Phase::Applying, None),
+            Activity::Applying(_) => (Phase::Applying, view.ahead.map(|_| waits)),
             Activity::Training => {
                 let progress = self.progress.map(|(_, step, steps, loss)| {
                     format!("step {step} of {steps}, loss {loss:.3}")

@@ -41,7 +41,7 @@ impl Driver {
                 round,
                 seed,
                 steps,
-                stage,
+                start,
             } => {
                 self.before_rounds.get_or_insert_with(traffic_now);
                 self.meter.start(round);
@@ -49,10 +49,17 @@ impl Driver {
                     round,
                     seed,
                     steps,
-                    stage,
+                    start,
                 })?;
             }
-            Effect::StopTraining(round) => self.worker.stop_training(round),
+            Effect::Encode { round, stage } => {
+                self.meter.encode(round);
+                self.command(Command::Encode { round, stage })?;
+            }
+            Effect::StopTraining(round) => {
+                self.meter.stop(round);
+                self.command(Command::StopTraining(round))?;
+            }
             Effect::Fetch { frame, sources } => self.fetch(frame, &sources),
             Effect::Reduce(task) => self.reduce(task)?,
             Effect::Own(owned) => self.own(owned)?,
@@ -116,8 +123,9 @@ impl Driver {
             }
             return;
         }
-        let sources = self.contacts.sources(sources);
-        if sources.is_empty() {
+        let roster = self.node.roster();
+        let sources = self.contacts.by_site(sources, &self.me, roster);
+        if sources.all.is_empty() {
             self.inputs.push_back(Input::FrameFailed(frame));
             return;
         }
@@ -184,7 +192,6 @@ impl Driver {
         ends_epoch: bool,
     ) -> anyhow::Result<()> {
         let round = record.decision.round;
-        self.worker.stop_training(round);
         let mut decided = Vec::with_capacity(self.standing.shape.shard_count());
         // The founding round has no shards: it leaves all of them as they are.
         let skipped = AppliedShard::default();

@@ -41,9 +41,9 @@ impl Driver {
             Done::Frame {
                 frame,
                 round,
-                result: Ok(bytes),
+                result: Ok(fetched),
             } => {
-                self.hold_frame(round, frame.hash, bytes)?;
+                self.hold_frame(round, frame.hash, fetched.bytes.clone())?;
                 self.inputs.push_back(Input::FrameHeld(frame));
             }
             Done::Frame {
@@ -113,7 +113,7 @@ impl Driver {
             } => {
                 self.progress = Some((round, step, steps, loss));
                 if step == steps {
-                    self.meter.trained();
+                    self.meter.trained(round);
                 }
             }
             Event::Update {
@@ -121,7 +121,7 @@ impl Driver {
                 summary,
                 frames,
             } => {
-                self.meter.commit();
+                self.meter.commit(round);
                 self.progress = None;
                 for (frame, bytes) in summary.frames.iter().zip(frames) {
                     self.hold_frame(round, frame.hash, bytes)?;

@@ -14,6 +14,7 @@
 //! | streams of a connection | `streams_per_connection_max` | the fetching side waits |
 //! | streams being served | `streams_served_max`, `streams_served_per_peer_max` | answered "busy"; the fetching side |
 //! | | | asks others, then again |
+//! | requests held until a blob is here | `requests_held_max`, `requests_held_per_peer_max` | answered "busy" (`held.rs`) |
 //! | fetches | `fetches_max` | further ones wait, within their deadline, in the order of asking |
 //! | memory of a fetch | the caller's [`Length`] | [`Blame::OverCap`], [`Blame::OtherLength`] |
 //! | memory of all fetches | `fetch_bytes_max`, and what windows let peers send unasked | as for fetches |
@@ -22,7 +23,9 @@
 
 mod budget;
 mod fetch;
+mod held;
 mod links;
+mod pace;
 mod pulse;
 mod serve;
 mod tls;
@@ -36,6 +39,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use gradmesh_compression::planes::Width;
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
 use quinn::{Endpoint, ServerConfig, TokioRuntime, VarInt};
@@ -86,6 +90,13 @@ pub struct BulkLimits {
     pub streams_served_max: usize,
     /// Of them, requests of one peer, so that one that asks for much leaves room for the others.
     pub streams_served_per_peer_max: usize,
+    /// Requests for blobs on their way here that wait for them (`held.rs`): little more than a stream each.
+    pub requests_held_max: usize,
+    /// Of them, requests of one peer.
+    pub requests_held_per_peer_max: usize,
+    /// So long a request is held for a blob that nobody here has asked for yet: some times the difference between the ways
+    /// of one gossip message to two neighbours. A guess.
+    pub unheard_max: Duration,
     /// Fetches in progress; further ones wait for their turn.
     pub fetches_max: usize,
     /// Bytes of all blobs in progress; a fetch that does not fit waits for its turn.
@@ -114,6 +125,9 @@ impl Default for BulkLimits {
             streams_per_connection_max: 16,
             streams_served_max: 256,
             streams_served_per_peer_max: 64,
+            requests_held_max: 1024,
+            requests_held_per_peer_max: 64,
+            unheard_max: Duration::from_millis(500),
             fetches_max: 64,
             fetch_bytes_max: 1 << 30,
             connect_timeout: Duration::from_secs(5),
@@ -124,7 +138,7 @@ impl Default for BulkLimits {
                 bits_per_s: 1_000_000_000,
                 round_trip: Duration::from_millis(300),
             },
-            congestion: Congestion::Bbr,
+            congestion: Congestion::Paced,
         }
     }
 }
@@ -154,11 +168,46 @@ impl Length {
     }
 }
 
-/// A verified blob.
-#[derive(Clone, Debug)]
+/// What to fetch, from whom and until when.
+#[derive(Clone, Copy, Debug)]
+pub struct Order<'a> {
+    pub hash: BlobHash,
+    pub length: Length,
+    pub sources: &'a [PeerSource],
+    /// How many of `sources`, from the first on, are in the own site: the others are asked only when none of these can
+    /// deliver. If there is one, the first is waited at while it fetches the blob itself (`held.rs`).
+    pub near: usize,
+    /// The numbers that the blob ends in, if so: on a slow link they may travel packed.
+    pub elements: Option<Width>,
+    pub deadline: Instant,
+}
+
+impl<'a> Order<'a> {
+    /// An order of bytes of no known kind, with no source in the own site.
+    #[must_use]
+    pub fn new(
+        hash: BlobHash,
+        length: Length,
+        sources: &'a [PeerSource],
+        deadline: Instant,
+    ) -> Self {
+        Self {
+            hash,
+            length,
+            sources,
+            near: 0,
+            elements: None,
+            deadline,
+        }
+    }
+}
+
+/// A verified blob. Others are served it as long as this lives; then it should be in the [`BlobSource`].
+#[derive(Debug)]
 pub struct Fetched {
     pub bytes: Bytes,
     pub report: FetchReport,
+    _served: held::Landing,
 }
 
 /// What a fetch cost and which sources failed; in the order of events.
@@ -290,6 +339,12 @@ struct Inner {
     places: serve::Places,
     /// Streams being served.
     asked_by: serve::Places,
+    /// Requests being held.
+    held_for: serve::Places,
+    holding: Semaphore,
+    flights: Arc<held::Flights>,
+    /// Requests of ours that are held elsewhere.
+    queues: held::Queues,
     incoming: Arc<Semaphore>,
     serving: Semaphore,
     fetches: Semaphore,
@@ -338,6 +393,10 @@ impl Bulk {
             pulses: Pulses::default(),
             places: serve::Places::default(),
             asked_by: serve::Places::default(),
+            held_for: serve::Places::default(),
+            holding: Semaphore::new(limits.requests_held_max),
+            flights: Arc::default(),
+            queues: held::Queues::default(),
             incoming: Arc::new(Semaphore::new(limits.connections_max)),
             serving: Semaphore::new(limits.streams_served_max),
             fetches: Semaphore::new(limits.fetches_max),
@@ -368,7 +427,16 @@ impl Bulk {
         sources: &[PeerSource],
         deadline: Instant,
     ) -> Result<Fetched, FetchFailed> {
-        fetch::fetch(&self.inner, hash, length, sources, deadline).await
+        self.fetch_order(&Order::new(hash, length, sources, deadline))
+            .await
+    }
+
+    /// As [`Bulk::fetch`], for those who know more about the blob and its sources.
+    ///
+    /// # Errors
+    /// [`FetchFailed`].
+    pub async fn fetch_order(&self, order: &Order<'_>) -> Result<Fetched, FetchFailed> {
+        fetch::fetch(&self.inner, order).await
     }
 
     /// Accepts no further connection, gives streams that are being served two seconds to end, closes all

@@ -3,38 +3,44 @@
 //! Nothing a peer does can make it hold more than: `connections_max` incoming connections (`connections_per_peer_max`
 //! of one peer), `streams_per_connection_max` streams on each, `streams_served_max` of all of them with bytes in
 //! flight (`streams_served_per_peer_max` for one peer), each of those for at most one chunk beyond the connection's
-//! send window. Streams of a connection take turns, chunk by chunk in the order of asking; connections share the link
+//! send window; requests that are held (`held.rs`) have none. Streams of a connection take turns, chunk by chunk in the order of asking; connections share the link
 //! by congestion control.
 //!
 //! The turns are taken here because quinn wakes streams that wait for room in a window last in, first out: the one that
 //! has just filled it may be the next to write again, while others wait.
 
+mod chunks;
+mod packing;
+
 use std::collections::HashMap;
-use std::io::{self, SeekFrom};
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use libp2p::PeerId;
 use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
-use tokio::fs::File;
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
-use super::wire::{REQUEST_BYTES, Request, Response, Status};
+use super::held::{HELD_MAX, Standing};
+use super::pace::{self, Rate};
+use super::wire::{Kind, REQUEST_BYTES, Request, Response, Status};
 use super::{CLOSE_DENIED, CLOSE_FULL, CLOSE_SLOW, Inner, tls};
-use crate::blob::{Blob, FileRange};
+use crate::blob::{Blob, BlobHash};
 use crate::net::traffic;
+use chunks::Chunks;
+use packing::Packing;
+pub(super) use packing::skip;
 
 /// A client that opens a stream sends its request with it.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// Unit of reading files and of measuring progress.
-const CHUNK_BYTES: usize = 256 * 1024;
 /// Time in which a peer must take one chunk over a connection: 9 kB/s at least.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
 /// So many chunk time-outs may pass until a stream that was handed to QUIC as a whole has arrived: the largest window
 /// at 2 Mbit/s.
 const FINISH_TIMEOUTS_MAX: usize = 10;
+/// So often in `overtake_after` a peer hears that its request is held.
+const HELD_BEATS: u32 = 4;
 /// Stream reset code.
 const RESET_IO: VarInt = VarInt::from_u32(1);
 
@@ -91,18 +97,20 @@ async fn handshake(inner: &Arc<Inner>, incoming: Incoming) -> Result<(), quinn::
 /// Answers the requests that come over `connection`, whichever side opened it, until it ends.
 pub(super) async fn serve(inner: &Arc<Inner>, connection: &Connection, peer: PeerId) {
     let turns = Arc::new(Turns::default());
+    let rate = pace::rate_of(connection);
     while let Ok((send, recv)) = connection.accept_bi().await {
         if !(inner.allow)(&peer) {
             connection.close(CLOSE_DENIED, b"denied");
             return;
         }
         // Tasks are bounded by connections times streams per connection, which QUIC enforces.
-        let (inner, turns) = (Arc::clone(inner), Arc::clone(&turns));
+        let (inner, turns, rate) = (Arc::clone(inner), Arc::clone(&turns), rate.clone());
         let connection = connection.clone();
         tokio::spawn(async move {
             let mut answer = Answer {
                 connection,
                 turns,
+                rate,
                 send,
             };
             let status = answer.run(&inner, peer, recv).await;
@@ -125,6 +133,8 @@ type Turns = tokio::sync::Mutex<()>;
 struct Answer {
     connection: Connection,
     turns: Arc<Turns>,
+    /// At which the connection delivers, if that is known.
+    rate: Option<Rate>,
     send: SendStream,
 }
 
@@ -141,6 +151,21 @@ impl Answer {
             Ok(Err(error)) => return Err(io::Error::other(error)),
             Err(_) => return Err(io::ErrorKind::TimedOut.into()),
         }
+        let Ok(request) = Request::decode(&wire) else {
+            return self.refuse(Status::BadRequest, 0).await;
+        };
+        match request.kind {
+            Kind::Wait => self.hold(inner, peer, &request).await,
+            Kind::Blob => self.give(inner, peer, &request).await,
+        }
+    }
+
+    async fn give(
+        &mut self,
+        inner: &Inner,
+        peer: PeerId,
+        request: &Request,
+    ) -> Result<Status, io::Error> {
         let share = inner.limits.streams_served_per_peer_max;
         let (Ok(_permit), Some(_place)) = (
             inner.serving.try_acquire(),
@@ -148,10 +173,7 @@ impl Answer {
         ) else {
             return self.refuse(Status::Busy, 0).await;
         };
-        let Ok(request) = Request::decode(&wire) else {
-            return self.refuse(Status::BadRequest, 0).await;
-        };
-        let Some(blob) = inner.source.open(&request.hash) else {
+        let Some(blob) = open(inner, &request.hash) else {
             return self.refuse(Status::NotFound, 0).await;
         };
         let total = blob.length();
@@ -164,68 +186,94 @@ impl Answer {
         let length = left.min(request.length);
         let status = Status::Ok;
         let head = Response { status, total };
-        self.write(Bytes::copy_from_slice(&head.encode())).await?;
-        match blob {
-            Blob::Memory(bytes) => {
-                // Offset and length lie within bytes in memory, so they fit.
-                let offset = usize::try_from(request.offset).map_err(io::Error::other)?;
-                let length = usize::try_from(length).map_err(io::Error::other)?;
-                let mut rest = bytes.slice(offset..offset + length);
-                while !rest.is_empty() {
-                    let chunk = rest.split_to(rest.len().min(CHUNK_BYTES));
-                    self.write(chunk).await?;
-                }
-            }
-            Blob::File(range) => {
-                if let Err(error) = self.write_file(&range, request.offset, length).await {
-                    let _ = self.send.reset(RESET_IO);
-                    return Err(error);
-                }
-            }
+        self.write(&mut [Bytes::copy_from_slice(&head.encode())])
+            .await?;
+        if let Err(error) = self.send_blob(blob, length, request).await {
+            let _ = self.send.reset(RESET_IO);
+            return Err(error);
         }
         self.finish().await?;
         Ok(status)
     }
 
-    async fn refuse(&mut self, status: Status, total: u64) -> Result<Status, io::Error> {
-        let head = Response { status, total };
-        self.write(Bytes::copy_from_slice(&head.encode())).await?;
-        self.send.finish().map_err(io::Error::other)?;
-        Ok(status)
-    }
-
-    /// `length` bytes of `range` from `offset` on, which lie within it.
-    async fn write_file(&mut self, range: &FileRange, offset: u64, length: u64) -> io::Result<()> {
-        let mut file = File::open(&range.path).await?;
-        let start = range.offset.checked_add(offset).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidInput, "file range exceeds 2^64 bytes")
-        })?;
-        file.seek(SeekFrom::Start(start)).await?;
-        let mut file = file.take(length);
-        let mut left = length;
-        while left > 0 {
-            let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
-            let read = file.read_buf(&mut chunk).await?;
-            if read == 0 {
-                return Err(io::Error::new(
-                    io::ErrorKind::UnexpectedEof,
-                    format!(
-                        "{} is {left} bytes shorter than registered",
-                        range.path.display()
-                    ),
-                ));
+    /// `length` bytes of `blob` from where `request` says on, which lie within it.
+    async fn send_blob(&mut self, blob: Blob, length: u64, request: &Request) -> io::Result<()> {
+        let mut left = blob.length() - request.offset;
+        let mut chunks = Chunks::open(blob, request.offset, length).await?;
+        let mut packing = request.elements.map(Packing::new);
+        while let Some(chunk) = chunks.next().await? {
+            let of_chunk = chunk.len() as u64;
+            match &mut packing {
+                None => self.write(&mut [chunk]).await?,
+                Some(packing) => {
+                    let link = self.rate.as_ref().and_then(Rate::bytes_per_s);
+                    let (head, body) = packing.dress(chunk, left, link).await?;
+                    self.write(&mut [head, body]).await?;
+                }
             }
-            left -= read as u64;
-            self.write(chunk.freeze()).await?;
+            left -= of_chunk;
         }
         Ok(())
     }
 
-    /// Hands `chunk` to QUIC without copying it, when it is this stream's turn and there is room in the windows.
-    async fn write(&mut self, chunk: Bytes) -> io::Result<()> {
-        let length = chunk.len() as u64;
+    /// Says when a blob can be had that is on its way here (`held.rs`).
+    async fn hold(
+        &mut self,
+        inner: &Inner,
+        peer: PeerId,
+        request: &Request,
+    ) -> Result<Status, io::Error> {
+        let limits = &inner.limits;
+        let (Ok(_permit), Some(_place)) = (
+            inner.holding.try_acquire(),
+            Place::take(&inner.held_for, peer, limits.requests_held_per_peer_max),
+        ) else {
+            return self.refuse(Status::Busy, 0).await;
+        };
+        let hold = inner.flights.hold(request.hash);
+        let (began, mut came) = (Instant::now(), false);
+        loop {
+            let changed = hold.changed();
+            let age = began.elapsed();
+            if let Some(blob) = open(inner, &request.hash) {
+                return self.refuse(Status::Ok, blob.length()).await;
+            }
+            let standing = hold.standing();
+            let patience = match standing {
+                Standing::Coming | Standing::Landed(_) => HELD_MAX,
+                Standing::Unheard if !came => limits.unheard_max,
+                // The fetch has failed, or rule `waits-end`.
+                Standing::Unheard | Standing::Awaited => Duration::ZERO,
+            };
+            came |= standing == Standing::Coming;
+            if age >= patience {
+                return self.refuse(Status::NotFound, 0).await;
+            }
+            let (status, total) = (Status::Held, 0);
+            let held = Response { status, total };
+            self.write(&mut [Bytes::copy_from_slice(&held.encode())])
+                .await?;
+            tokio::select! {
+                () = changed => {}
+                () = sleep(limits.overtake_after / HELD_BEATS) => {}
+                _ = self.send.stopped() => return Ok(Status::Held),
+            }
+        }
+    }
+
+    async fn refuse(&mut self, status: Status, total: u64) -> Result<Status, io::Error> {
+        let head = Response { status, total };
+        self.write(&mut [Bytes::copy_from_slice(&head.encode())])
+            .await?;
+        self.send.finish().map_err(io::Error::other)?;
+        Ok(status)
+    }
+
+    /// Hands `pieces` to QUIC without copying them, when it is this stream's turn and there is room in the windows.
+    async fn write(&mut self, pieces: &mut [Bytes]) -> io::Result<()> {
+        let length = pieces.iter().map(|piece| piece.len() as u64).sum();
         let turn = self.turns.lock().await;
-        match timeout(CHUNK_TIMEOUT, self.send.write_chunk(chunk)).await {
+        match timeout(CHUNK_TIMEOUT, self.send.write_all_chunks(pieces)).await {
             Ok(written) => written.map_err(io::Error::other)?,
             Err(_) => return Err(self.peer_is_too_slow()),
         }
@@ -268,7 +316,19 @@ fn status_name(status: Status) -> &'static str {
         Status::OverCap => "over_cap",
         Status::PastEnd => "past_end",
         Status::BadRequest => "bad_request",
+        Status::Held => "given_up",
     }
+}
+
+/// What is in the store, or has just been fetched.
+fn open(inner: &Inner, hash: &BlobHash) -> Option<Blob> {
+    inner
+        .source
+        .open(hash)
+        .or_else(|| match inner.flights.standing(hash) {
+            Standing::Landed(bytes) => Some(Blob::Memory(bytes)),
+            Standing::Coming | Standing::Awaited | Standing::Unheard => None,
+        })
 }
 
 /// What peers hold, by peer: incoming connections, or streams being served; at most as many entries as of those.

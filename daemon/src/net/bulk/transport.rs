@@ -2,12 +2,13 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig};
 use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use socket2::SockRef;
 
+use super::pace::PaceConfig;
 use super::{BulkLimits, TlsError};
 
 /// Largest UDP payload that MTU discovery tries on a network. Jumbo-frame links carry it; where the path carries less,
@@ -46,6 +47,8 @@ pub enum Congestion {
     Bbr,
     /// Takes loss for congestion and recovers by one packet a round trip (RFC 9002).
     NewReno,
+    /// By the rate that the link delivers at, allowing for busy hosts (`pace.rs`).
+    Paced,
 }
 
 /// The fattest pipe that one connection should fill.
@@ -104,6 +107,7 @@ fn transport_config(
         Congestion::Cubic => Arc::new(CubicConfig::default()),
         Congestion::Bbr => Arc::new(BbrConfig::default()),
         Congestion::NewReno => Arc::new(NewRenoConfig::default()),
+        Congestion::Paced => Arc::new(PaceConfig::new(Instant::now())),
     };
     let mut transport = TransportConfig::default();
     transport

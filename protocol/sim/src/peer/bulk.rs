@@ -260,7 +260,11 @@ impl Peer {
         root: Hash,
         sources: &[PeerKey],
     ) {
-        self.drop_jobs(outside);
+        if !self.is_idle() {
+            let what =
+                format!("fetches the state after {round} while the worker uses the one here");
+            return outside.fail(self.place, "orderly", what);
+        }
         let sources = self.places(outside, sources);
         if sources.is_empty() {
             return outside.fail(self.place, "orderly", "fetches a state from nobody".into());

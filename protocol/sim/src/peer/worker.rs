@@ -1,15 +1,16 @@
-//! The worker of a simulated peer: trains and applies, one job at a time, and makes its results durable.
+//! The worker of a simulated peer: trains one round at a time, applies decisions between two steps, and makes its results
+//! durable.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use gradmesh_protocol::hash::Hash;
+use gradmesh_protocol::header::Stage;
 use gradmesh_protocol::manifest::RoundId;
-use gradmesh_protocol::node::{AppliedShard, Input};
+use gradmesh_protocol::node::{AppliedShard, Input, Start};
 use gradmesh_protocol::plan::GroupId;
 use gradmesh_protocol::wire::DecisionRecord;
 
-use super::{Life, Outside, Peer, Timer};
+use super::{Life, Outside, Peer, Timer, state_in};
 use crate::coverage::Situation;
 use crate::learner::Task;
 use crate::options::Moment;
@@ -30,84 +31,155 @@ pub(super) struct Application {
     pub(super) ends_epoch: bool,
 }
 
-#[derive(Clone, Debug)]
-enum Job {
-    Train(Task),
-    Apply(Application),
+/// A round that is trained, or was and is not encoded yet.
+#[derive(Debug)]
+struct Training {
+    task: Task,
+    /// What it began from.
+    start: Vec<f32>,
+    /// Whether that is not the state before the round.
+    ahead: bool,
+    /// When it would have begun, had nothing come between.
+    began: Instant,
+    /// When it ends, or did.
+    ends: Instant,
+    over: bool,
+    /// Number of the timer that is set for it.
+    timer: u64,
+    /// Asked for at this stage.
+    encode: Option<Stage>,
 }
 
-/// What the worker does and will do.
+/// What the worker does.
 #[derive(Debug, Default)]
 pub(super) struct Worker {
-    /// The job at hand, its number, and when it began.
-    current: Option<(Job, u64, Instant)>,
-    waiting: VecDeque<Job>,
-    jobs: u64,
+    training: Option<Training>,
+    /// What is applied, and the number of the timer that ends it.
+    applying: Option<(Application, u64)>,
+    timers: u64,
 }
 
 impl Peer {
-    pub(super) fn train(&mut self, outside: &mut Outside, task: Task) {
+    pub(super) fn train(&mut self, outside: &mut Outside, task: Task, start: Start) {
         let round = task.round;
+        let step_us = outside.options.peers[self.place].step_us;
         let state = self.applied();
-        let follows = state.is_some_and(|applied| applied.next() == round);
-        if !follows {
+        let next = state.map_or(RoundId::FOUNDING, RoundId::next);
+        let ahead = start != Start::State;
+        let follows = round == if ahead { next.next() } else { next };
+        let Some(running) = self.running.as_mut().filter(|_| follows) else {
             let what = format!("trains round {round} on the state after {state:?}");
             return outside.fail(self.place, "orderly", what);
-        }
-        let pending = self.store.private.pending_round();
-        if pending.is_some_and(|of| of != round) {
-            let what =
-                format!("trains round {round} while the update of {pending:?} is not settled");
+        };
+        if let Some(training) = &running.worker.training {
+            let what = format!("trains round {round} beside {}", training.task.round);
             return outside.fail(self.place, "orderly", what);
         }
-        self.enqueue(outside, Job::Train(task));
+        let theta = state_in(&self.store.state, &outside.shape);
+        let start = match start {
+            Start::State => theta.theta().to_vec(),
+            Start::Ahead { stage, frames } => {
+                let own = self.store.private.pending(next);
+                if own.is_none_or(|own| own.summary.frames != frames) {
+                    let what = format!("trains round {round} on what is no update of {next}");
+                    return outside.fail(self.place, "orderly", what);
+                }
+                let frames = frames.iter().map(|frame| &self.store.frames[&frame.hash]);
+                let start = theta.start_ahead(stage, &frames.collect::<Vec<_>>());
+                // A liar's update may be no update.
+                start.unwrap_or_else(|_| theta.theta().to_vec())
+            }
+        };
+        let takes_us = match self.store.private.pending(round) {
+            Some(_) => FOUND_US,
+            None => step_us * u64::from(task.steps),
+        };
+        let training = Training {
+            task,
+            start,
+            ahead,
+            began: outside.now,
+            ends: outside.now + takes_us,
+            over: false,
+            timer: 0,
+            encode: None,
+        };
+        running.worker.training = Some(training);
+        self.time_training(outside);
     }
 
+    /// Sets the timer of the training anew.
+    fn time_training(&mut self, outside: &mut Outside) {
+        let Some(worker) = self.running.as_mut().map(|running| &mut running.worker) else {
+            return;
+        };
+        let Some(training) = &mut worker.training else {
+            return;
+        };
+        worker.timers += 1;
+        training.timer = worker.timers;
+        let (at, timer) = (training.ends.max(outside.now), Timer::Worker(worker.timers));
+        self.set_timer(outside, at, timer);
+    }
+
+    pub(super) fn encode(&mut self, outside: &mut Outside, round: RoundId, stage: Stage) {
+        let (state, unsettled) = (self.applied(), self.store.private.pending_round());
+        let training = self
+            .running
+            .as_mut()
+            .and_then(|running| running.worker.training.as_mut());
+        let follows = state.is_some_and(|applied| applied.next() == round);
+        let settled = unsettled.is_none_or(|of| of == round);
+        match training.filter(|training| training.task.round == round && follows && settled) {
+            Some(training) => {
+                training.encode = Some(stage);
+                if training.over {
+                    self.time_training(outside);
+                }
+            }
+            None => {
+                let what = format!(
+                    "encodes round {round} on the state after {state:?}, with the update of {unsettled:?} not settled"
+                );
+                outside.fail(self.place, "orderly", what);
+            }
+        }
+    }
+
+    /// Applies a decision: a training that goes on is held up from its next step on, until that is done.
     pub(super) fn apply(&mut self, outside: &mut Outside, application: Application) {
         let round = application.record.decision.round;
+        let step_us = outside.options.peers[self.place].step_us;
         let applied = self.applied();
         let next = applied.map_or(RoundId::FOUNDING, RoundId::next);
-        if round != next {
-            let what = format!("applies round {round} to the state after {applied:?}");
+        let Some(worker) = self.running.as_mut().map(|running| &mut running.worker) else {
+            return;
+        };
+        let training = worker.training.as_mut();
+        let trains = training.as_ref().map(|training| training.task.round);
+        if round != next || worker.applying.is_some() || trains.is_some_and(|of| of <= round) {
+            let what = format!(
+                "applies round {round} to the state after {applied:?} while it trains {trains:?}"
+            );
             return outside.fail(self.place, "orderly", what);
         }
-        self.stop_training(outside, round);
-        self.enqueue(outside, Job::Apply(application));
-    }
-
-    fn enqueue(&mut self, outside: &mut Outside, job: Job) {
-        if let Some(running) = &mut self.running {
-            running.worker.waiting.push_back(job);
-            if running.worker.waiting.len() > 2 {
-                outside.fail(
-                    self.place,
-                    "bounded",
-                    "three jobs wait for the worker".into(),
-                );
-            }
-            self.next_job(outside);
+        let mut rest_us = 0;
+        let under_way = training.filter(|training| !training.over);
+        let held_up = under_way.is_some();
+        if let Some(training) = under_way {
+            outside.coverage.meet(Situation::AppliedWhileTraining);
+            rest_us = step_us - (outside.now.0 - training.began.0) % step_us;
+            training.began = training.began + APPLY_US;
+            training.ends = training.ends + APPLY_US;
         }
-    }
-
-    fn next_job(&mut self, outside: &mut Outside) {
-        let options = outside.options.clone();
-        let Some(running) = self.running.as_mut().filter(|r| r.worker.current.is_none()) else {
-            return;
-        };
-        let Some(job) = running.worker.waiting.pop_front() else {
-            return;
-        };
-        let takes_us = match &job {
-            Job::Train(task) => match self.store.private.pending(task.round) {
-                Some(_) => FOUND_US,
-                None => options.peers[self.place].step_us * u64::from(task.steps),
-            },
-            Job::Apply(..) => APPLY_US,
-        };
-        running.worker.jobs += 1;
-        let number = running.worker.jobs;
-        running.worker.current = Some((job, number, outside.now));
-        self.set_timer(outside, outside.now + takes_us, Timer::Worker(number));
+        worker.timers += 1;
+        let number = worker.timers;
+        worker.applying = Some((application, number));
+        let at = outside.now + rest_us + APPLY_US;
+        self.set_timer(outside, at, Timer::Worker(number));
+        if held_up {
+            self.time_training(outside);
+        }
     }
 
     /// Ends the training of `round`, if it is going on, and keeps what was learnt.
@@ -116,90 +188,102 @@ impl Peer {
         let Some(running) = &mut self.running else {
             return;
         };
-        let is_of = |job: &Job| matches!(job, Job::Train(task) if task.round == round);
-        running.worker.waiting.retain(|job| !is_of(job));
-        let Some((Job::Train(task), _, began)) =
-            running.worker.current.take_if(|(job, ..)| is_of(job))
-        else {
-            return;
+        let training = running.worker.training.take();
+        let Some(training) = training.filter(|training| training.task.round == round) else {
+            let what = format!("stops the training of round {round}, which does not go on");
+            return outside.fail(self.place, "orderly", what);
         };
         outside.coverage.meet(Situation::TrainingStopped);
+        if training.ahead {
+            outside.coverage.meet(Situation::StoppedAhead);
+        }
         if self.store.private.pending(round).is_none() {
             let step_us = outside.options.peers[self.place].step_us;
-            let done = (outside.now.0 - began.0) / step_us;
-            let steps = done.min(u64::from(task.steps)) as u32;
+            let until = outside.now.min(training.ends).0;
+            let done = until.saturating_sub(training.began.0) / step_us;
+            let steps = done.min(u64::from(training.task.steps)) as u32;
             let name = self.keypair.public();
+            let task = Task {
+                steps,
+                ..training.task
+            };
             let store = &mut self.store;
             if let Some((_, state)) = &mut store.state {
-                let task = Task { steps, ..task };
-                store.private.fold(&shape, state, &name, task);
+                let private = &mut store.private;
+                private.fold(&shape, state, &training.start, &name, task);
             }
         }
-        self.next_job(outside);
     }
 
-    /// Ends whatever goes on: the state is replaced.
-    pub(super) fn drop_jobs(&mut self, outside: &mut Outside) {
-        let training = self.running.as_ref().and_then(|r| match &r.worker.current {
-            Some((Job::Train(task), ..)) => Some(task.round),
-            Some((Job::Apply(..), ..)) | None => None,
-        });
-        if let Some(round) = training {
-            self.stop_training(outside, round);
-        }
-        if let Some(running) = &mut self.running {
-            running.worker.current = None;
-            running.worker.waiting.clear();
-        }
+    /// Whether the worker does nothing.
+    pub(super) fn is_idle(&self) -> bool {
+        let worker = self.running.as_ref().map(|running| &running.worker);
+        worker.is_none_or(|worker| worker.training.is_none() && worker.applying.is_none())
     }
 
     pub(super) fn job_done(&mut self, outside: &mut Outside, number: u64) {
-        let Some(running) = &mut self.running else {
+        let Some(worker) = self.running.as_mut().map(|running| &mut running.worker) else {
             return;
         };
-        let Some((job, ..)) = running.worker.current.take_if(|(_, n, _)| *n == number) else {
-            return;
+        let of_training = worker.training.as_ref().is_some_and(|t| t.timer == number);
+        let applied = worker.applying.take_if(|(_, timer)| *timer == number);
+        let input = match applied {
+            Some((application, _)) => self.applied_to_state(outside, &application),
+            None if of_training => self.trained(outside),
+            None => None,
         };
-        let crashes = running.crash == Some(Moment::AfterTraining);
-        let input = match job {
-            Job::Train(task) => {
-                let input = self.trained(outside, task);
-                if crashes {
-                    self.stop(outside, Life::Down);
-                    return outside.connections_lost(self.place);
-                }
-                input
-            }
-            Job::Apply(application) => match self.applied_to_state(outside, &application) {
-                Some(input) => input,
-                None => return,
-            },
-        };
-        self.next_job(outside);
-        self.input(outside, input);
+        if let Some(input) = input {
+            self.input(outside, input);
+        }
     }
 
-    fn trained(&mut self, outside: &mut Outside, task: Task) -> Input {
+    /// The training is over. Encodes its update if that was asked for.
+    fn trained(&mut self, outside: &mut Outside) -> Option<Input> {
+        let running = self.running.as_mut()?;
+        let crashes = running.crash == Some(Moment::AfterTraining);
+        let training = running.worker.training.as_mut()?;
+        let (round, first) = (training.task.round, !training.over);
+        let found = self.store.private.pending(round).is_some();
+        let fails_ppm = outside.options.peers[self.place].training_fails_ppm;
+        let may_fail = first && !found && !outside.calm && fails_ppm > 0;
+        if may_fail && outside.random.chance(fails_ppm) {
+            outside.coverage.meet(Situation::TrainingFailed);
+            running.worker.training = None;
+            return Some(Input::TrainingFailed(round));
+        }
+        training.over = true;
+        let stage = training.encode?;
+        let training = running.worker.training.take()?;
+        let update = self.encoded(outside, training, stage);
+        if crashes {
+            self.stop(outside, Life::Down);
+            outside.connections_lost(self.place);
+            return None;
+        }
+        Some(update)
+    }
+
+    fn encoded(&mut self, outside: &mut Outside, training: Training, stage: Stage) -> Input {
+        let Training {
+            task, start, ahead, ..
+        } = training;
         let round = task.round;
         let shape = outside.shape.clone();
-        let found = self.store.private.pending(round).is_some();
-        if !found {
-            let fails_ppm = outside.options.peers[self.place].training_fails_ppm;
-            if !outside.calm && fails_ppm > 0 && outside.random.chance(fails_ppm) {
-                outside.coverage.meet(Situation::TrainingFailed);
-                return Input::TrainingFailed(round);
-            }
+        if self.store.private.pending(round).is_some() {
+            outside.coverage.meet(Situation::UpdateFound);
+        } else {
             let name = self.keypair.public();
             let store = &mut self.store;
             if let Some((_, state)) = &mut store.state {
-                store.private.train(&shape, state, &name, task);
+                let private = &mut store.private;
+                private.train(&shape, state, &start, &name, task, stage);
             }
             if self.liar.as_ref().is_some_and(|liar| liar.spoils_frames()) && !outside.calm {
                 self.store.private.spoil();
             }
-        }
-        if found {
-            outside.coverage.meet(Situation::UpdateFound);
+            if ahead {
+                outside.coverage.meet(Situation::TrainedAhead);
+            }
         }
         let Some(update) = self.store.private.pending(round).cloned() else {
             unreachable!("the update was made above");

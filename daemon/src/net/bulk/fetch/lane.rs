@@ -5,15 +5,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use gradmesh_compression::planes::Width;
 use quinn::{ReadExactError, RecvStream};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::super::links::Lease;
 use super::super::pulse::Pulse;
-use super::super::wire::{RESPONSE_BYTES, Request, Response, Status};
+use super::super::wire::{Kind, RESPONSE_BYTES, Request, Response, Status};
 use super::super::{Blame, Inner, Length, PeerSource};
 use super::assembly::Part;
+use super::unpacking::Incoming;
 use crate::blob::BlobHash;
 use crate::net::traffic;
 
@@ -26,6 +28,7 @@ pub(super) struct Errand {
     pub(super) source: PeerSource,
     pub(super) hash: BlobHash,
     pub(super) length: Length,
+    pub(super) elements: Option<Width>,
     pub(super) part: Part,
     /// Which of the connections to the peer to use.
     pub(super) line: usize,
@@ -120,6 +123,8 @@ impl Errand {
     async fn transfer_over(&mut self, lease: &Lease) -> Result<Ended, Blame> {
         let (length, part) = (self.length, &mut self.part);
         let request = Request {
+            kind: Kind::Blob,
+            elements: self.elements,
             hash: self.hash,
             offset: part.offset(),
             length: part.missing().map_or(u64::MAX, |missing| missing as u64),
@@ -145,6 +150,7 @@ impl Errand {
             Status::Busy => return Err(Blame::Busy),
             Status::OverCap => return Err(Blame::OverCap { claimed }),
             Status::BadRequest => return Err(Blame::Protocol("request refused".to_owned())),
+            Status::Held => return Err(Blame::Protocol("holds what it was to send".to_owned())),
             Status::Ok | Status::PastEnd => {}
         }
         match length {
@@ -163,10 +169,16 @@ impl Errand {
                 request.offset
             )));
         }
-        self.receive(&mut recv).await
+        let left = claimed.saturating_sub(request.offset);
+        let incoming = Incoming::new(self.elements, left.min(request.length), left);
+        self.receive(&mut recv, incoming).await
     }
 
-    async fn receive(&mut self, recv: &mut RecvStream) -> Result<Ended, Blame> {
+    async fn receive(
+        &mut self,
+        recv: &mut RecvStream,
+        mut incoming: Incoming,
+    ) -> Result<Ended, Blame> {
         let mut packets: [Bytes; READ_PACKETS] = Default::default();
         while let Some(left @ 1..) = self.part.missing() {
             let Some(count) = recv.read_chunks(&mut packets).await.map_err(died)? else {
@@ -174,18 +186,19 @@ impl Errand {
                     "ended {left} bytes before the end that it had named"
                 )));
             };
-            let mut taken = 0;
+            let (mut taken, mut came) = (0, 0);
             for packet in packets.iter_mut().take(count) {
-                taken += self.part.append(&std::mem::take(packet));
+                came += packet.len();
+                taken += incoming.take(std::mem::take(packet), &mut self.part)?;
             }
-            self.pulse.beat(taken);
+            self.pulse.beat(came);
             let before = self.watch.bytes.fetch_add(taken as u64, Ordering::Relaxed);
             if before == 0 {
                 self.inner.links.moves(&self.source.peer);
             }
-            traffic::BULK.count_received(taken as u64);
+            traffic::BULK.count_received(came as u64);
             metrics::counter!("gradmesh_bulk_bytes_total", "direction" => "in")
-                .increment(taken as u64);
+                .increment(came as u64);
         }
         Ok(Ended::Complete)
     }

@@ -10,6 +10,8 @@
 //!   nobody else is left, and other fetches ask it last for a while;
 //! - the lane *crawls*: all else is done, another source idles, and would be done much sooner.
 //!
+//! Sources in the own site ("near") come first: others are asked only when none of those is left, however long the blob.
+//!
 //! Without another source a lane goes on until too little comes from its source in a `stall_window`. A lane that waits
 //! while its source delivers elsewhere is no sign of anything: streams of a connection share its rate.
 //!
@@ -26,12 +28,14 @@
 
 mod assembly;
 mod lane;
+mod unpacking;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use gradmesh_compression::planes::Width;
 use libp2p::PeerId;
 use tokio::sync::SemaphorePermit;
 use tokio::task::{Id, JoinError, JoinSet};
@@ -39,7 +43,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at
 
 use super::pulse::Pulse;
 use super::{
-    Blame, FetchError, FetchFailed, FetchReport, Fetched, Inner, Length, PeerSource, budget,
+    Blame, FetchError, FetchFailed, FetchReport, Fetched, Inner, Length, Order, PeerSource, budget,
+    held,
 };
 use crate::blob::BlobHash;
 use assembly::{Assembly, Part, Suspect};
@@ -60,16 +65,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 const CRAWL_S: f64 = 1.0;
 const CRAWL_FACTOR: f64 = 2.0;
 
-pub(super) async fn fetch(
-    inner: &Arc<Inner>,
-    hash: BlobHash,
-    length: Length,
-    sources: &[PeerSource],
-    deadline: Instant,
-) -> Result<Fetched, FetchFailed> {
-    let mut board = Board::new(inner, hash, length, sources);
-    let fetched = timeout_at(deadline, async {
-        let _permits = admit(inner, length).await?;
+pub(super) async fn fetch(inner: &Arc<Inner>, order: &Order<'_>) -> Result<Fetched, FetchFailed> {
+    // Before anything else is taken: who waits here holds up no fetch, on which others may wait.
+    let _ = timeout_at(order.deadline, held::wait(inner, order)).await;
+    let landing = inner.flights.fetch(order.hash);
+    let mut board = Board::new(inner, order);
+    let fetched = timeout_at(order.deadline, async {
+        let _permits = admit(inner, order.length).await?;
         board.run().await
     })
     .await
@@ -78,7 +80,12 @@ pub(super) async fn fetch(
     match fetched {
         Ok(bytes) => {
             metrics::counter!("gradmesh_bulk_fetches_total", "outcome" => "ok").increment(1);
-            Ok(Fetched { bytes, report })
+            landing.landed(bytes.clone());
+            Ok(Fetched {
+                bytes,
+                report,
+                _served: landing,
+            })
         }
         Err(error) => {
             metrics::counter!("gradmesh_bulk_fetches_total", "outcome" => "failed").increment(1);
@@ -103,6 +110,7 @@ async fn admit(
 /// A source and what became of it.
 struct Holder {
     source: PeerSource,
+    near: bool,
     standing: Standing,
     /// Lanes that it has now.
     lanes: usize,
@@ -139,6 +147,7 @@ struct Board<'a> {
     inner: &'a Arc<Inner>,
     hash: BlobHash,
     length: Length,
+    elements: Option<Width>,
     holders: Vec<Holder>,
     /// In the order of asking.
     turns: VecDeque<usize>,
@@ -154,10 +163,11 @@ struct Board<'a> {
 }
 
 impl<'a> Board<'a> {
-    fn new(inner: &'a Arc<Inner>, hash: BlobHash, length: Length, sources: &[PeerSource]) -> Self {
-        let now = Instant::now();
-        let holders = sources.iter().map(|source| Holder {
+    fn new(inner: &'a Arc<Inner>, order: &Order<'_>) -> Self {
+        let (now, sources) = (Instant::now(), order.sources);
+        let holders = sources.iter().enumerate().map(|(place, source)| Holder {
             source: *source,
+            near: place < order.near,
             standing: match inner.links.is_frozen(&source.peer) {
                 true => Standing::Frozen,
                 false => Standing::Good,
@@ -172,8 +182,9 @@ impl<'a> Board<'a> {
         });
         Self {
             inner,
-            hash,
-            length,
+            hash: order.hash,
+            length: order.length,
+            elements: order.elements,
             holders: holders.collect(),
             turns: (0..sources.len()).collect(),
             assembly: Assembly::of_unknown_length(),
@@ -250,13 +261,16 @@ impl<'a> Board<'a> {
         }
     }
 
-    /// The source to ask next: the least used one that is good, has room and has its turn.
+    /// The source to ask next: the least used one that is good, has room and has its turn; a far one only when no near one
+    /// is good.
     fn choose(&self) -> Option<usize> {
         let now = Instant::now();
+        let any_near = self.has_near();
         let usable = |standing| {
             let holders = self.turns.iter().filter_map(|&index| {
                 let holder = self.holders.get(index)?;
                 let room = holder.lanes < LANES_PER_SOURCE && holder.not_before <= now;
+                let room = room && (holder.near || !any_near);
                 (holder.standing == standing && room).then_some((index, holder.lanes))
             });
             // The first of the least used: `min_by_key` keeps the order of turns.
@@ -282,12 +296,19 @@ impl<'a> Board<'a> {
         })
     }
 
+    /// Whether a source in the own site is good.
+    fn has_near(&self) -> bool {
+        let good = |holder: &Holder| holder.near && holder.standing == Standing::Good;
+        self.holders.iter().any(good)
+    }
+
     /// When the next source that has to wait may be asked; `None` when none is left.
     fn next_turn(&self) -> Option<Instant> {
+        let any_near = self.has_near();
         let left = self
             .holders
             .iter()
-            .filter(|holder| holder.standing != Standing::Gone);
+            .filter(|holder| holder.standing != Standing::Gone && (holder.near || !any_near));
         left.map(|holder| holder.not_before).min()
     }
 
@@ -312,6 +333,7 @@ impl<'a> Board<'a> {
             source: holder.source,
             hash: self.hash,
             length: self.length,
+            elements: self.elements,
             line: part.index,
             part,
             watch,
@@ -464,8 +486,10 @@ impl<'a> Board<'a> {
     }
 
     fn overtake_a_crawler(&mut self) {
+        let any_near = self.has_near();
         let idle = self.holders.iter().filter(|holder| {
             holder.standing == Standing::Good
+                && (holder.near || !any_near)
                 && holder.lanes == 0
                 && holder.not_before <= Instant::now()
         });

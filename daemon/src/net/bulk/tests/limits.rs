@@ -194,6 +194,8 @@ async fn peer_that_takes_its_share_of_streams_is_told_busy_while_others_are_serv
         .unwrap();
     let (mut send, mut recv) = lease.connection.open_bi().await.unwrap();
     let request = Request {
+        kind: wire::Kind::Blob,
+        elements: None,
         hash,
         offset: 0,
         length: u64::MAX,

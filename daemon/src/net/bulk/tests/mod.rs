@@ -1,7 +1,9 @@
 //! Real endpoints on loopback sockets. Every wait is for a condition and fails after [`PATIENCE`].
 
 mod blame;
+mod held;
 mod limits;
+mod packed;
 mod parallel;
 
 use std::collections::HashMap;
@@ -104,6 +106,8 @@ enum Rogue {
     EndsEarly { total: u64, sends: Bytes },
     /// Claims `total` bytes, whatever the cap, and sends zeroes without end.
     Floods { total: u64 },
+    /// Takes the request, and once it may, sends these, all that it claims.
+    Gated { sends: Bytes, gate: Arc<Semaphore> },
     /// Takes the request and says nothing.
     Silent,
     /// Claims `total` bytes, sends these from the requested offset on, then nothing, without closing anything.
@@ -163,6 +167,15 @@ fn rogue(behaviour: Rogue) -> (PeerSource, Arc<AtomicUsize>) {
                             let _ = send.write_all(&head(*total)).await;
                             let _ = send.write_chunk(from(sends)).await;
                             let _ = connection.closed().await;
+                        }
+                        Rogue::Gated { sends, gate } => {
+                            if gate.acquire().await.is_err() {
+                                connection.close(VarInt::from_u32(9), b"died");
+                                continue;
+                            }
+                            let _ = send.write_all(&head(sends.len() as u64)).await;
+                            let _ = send.write_chunk(from(sends)).await;
+                            let _ = send.finish();
                         }
                         Rogue::Silent => {
                             let _ = connection.closed().await;
