@@ -258,7 +258,7 @@ fn links_max(inner: &Inner) -> usize {
 
 async fn connect(inner: &Arc<Inner>, peer: PeerId, addr: SocketAddr) -> Result<Connection, Blame> {
     let unreachable = |reason: String| Blame::Unreachable(reason);
-    let config = tls::client_config(&inner.keypair, peer, inner.transports.towards(addr))
+    let config = tls::client_config(&inner.keypair, peer, Arc::clone(&inner.transport))
         .map_err(|error| unreachable(error.to_string()))?;
     let connecting = inner
         .endpoint

@@ -42,7 +42,7 @@ use bytes::Bytes;
 use gradmesh_compression::planes::Width;
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
-use quinn::{Endpoint, ServerConfig, TokioRuntime, VarInt};
+use quinn::{Endpoint, TokioRuntime, TransportConfig, VarInt};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
@@ -50,7 +50,6 @@ use crate::blob::{BlobHash, BlobSource};
 use links::Links;
 use pulse::Pulses;
 pub use tls::TlsError;
-use transport::Transports;
 pub use transport::{Congestion, PipeTarget, SocketBuffers};
 
 /// Application close codes.
@@ -328,8 +327,7 @@ pub struct Bulk {
 struct Inner {
     endpoint: Endpoint,
     keypair: Keypair,
-    transports: Transports,
-    server: ServerConfig,
+    transport: Arc<TransportConfig>,
     limits: BulkLimits,
     source: Arc<dyn BlobSource>,
     allow: Allow,
@@ -367,14 +365,14 @@ impl Bulk {
             io::ErrorKind::AddrInUse => BulkError::AddressInUse { addr },
             _ => BulkError::Listen { addr, source },
         };
-        let transports = Transports::new(&config.limits)?;
-        let server = tls::server_config(&config.keypair)?;
+        let transport = Arc::new(transport::transport_config(&config.limits)?);
+        let server = tls::server_config(&config.keypair, Arc::clone(&transport))?;
         let socket = UdpSocket::bind(addr).map_err(listen_error)?;
         let buffers = transport::enlarge_buffers(&socket).map_err(listen_error)?;
         tracing::debug!(?buffers, "bulk socket");
         let endpoint = Endpoint::new(
             tls::endpoint_config(&config.keypair)?,
-            Some(server.clone()),
+            Some(server),
             socket,
             Arc::new(TokioRuntime),
         )
@@ -384,8 +382,7 @@ impl Bulk {
         let inner = Arc::new(Inner {
             endpoint,
             keypair: config.keypair,
-            transports,
-            server,
+            transport,
             limits,
             source,
             allow,

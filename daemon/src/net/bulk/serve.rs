@@ -71,9 +71,7 @@ pub(super) async fn accept(inner: Arc<Inner>) {
 }
 
 async fn handshake(inner: &Arc<Inner>, incoming: Incoming) -> Result<(), quinn::ConnectionError> {
-    let mut server = inner.server.clone();
-    server.transport_config(inner.transports.towards(incoming.remote_address()));
-    let handshake = incoming.accept_with(Arc::new(server))?;
+    let handshake = incoming.accept()?;
     let Ok(connection) = timeout(inner.limits.connect_timeout, handshake).await else {
         return Err(quinn::ConnectionError::TimedOut);
     };

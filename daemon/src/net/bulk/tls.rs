@@ -26,7 +26,7 @@ use quinn::rustls::{
 };
 use quinn::{ClientConfig, Connection, EndpointConfig, ServerConfig, TransportConfig};
 
-use super::transport::UDP_PAYLOAD_BYTES_LOOPBACK_MAX;
+use super::transport::UDP_PAYLOAD_BYTES_MAX;
 
 pub(super) const ALPN: &[u8] = b"gradmesh-bulk/1";
 
@@ -159,10 +159,14 @@ impl ServerCertVerifier for Expected {
     }
 }
 
-/// Settings for connections from anybody; those of the transport depend on where from.
-pub(super) fn server_config(keypair: &Keypair) -> Result<ServerConfig, TlsError> {
+pub(super) fn server_config(
+    keypair: &Keypair,
+    transport: Arc<TransportConfig>,
+) -> Result<ServerConfig, TlsError> {
     let crypto = QuicServerConfig::try_from(server_tls(keypair)?).map_err(TlsError::new)?;
-    Ok(ServerConfig::with_crypto(Arc::new(crypto)))
+    let mut config = ServerConfig::with_crypto(Arc::new(crypto));
+    config.transport_config(transport);
+    Ok(config)
 }
 
 /// The server's half of the handshake: a client without a certificate, or with a wrong one, is refused.
@@ -179,7 +183,7 @@ pub(super) fn endpoint_config(keypair: &Keypair) -> Result<EndpointConfig, TlsEr
         .ok_or_else(|| TlsError::new("the node key has no secret part"))?;
     let mut config = EndpointConfig::new(Arc::new(ResetKey(secret)));
     config
-        .max_udp_payload_size(UDP_PAYLOAD_BYTES_LOOPBACK_MAX)
+        .max_udp_payload_size(UDP_PAYLOAD_BYTES_MAX)
         .map_err(TlsError::new)?;
     Ok(config)
 }

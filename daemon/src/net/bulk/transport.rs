@@ -1,6 +1,6 @@
 //! QUIC settings of the bulk plane: windows, packet sizes, congestion control, time-outs, socket buffers.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use socket2::SockRef;
 use super::pace::PaceConfig;
 use super::{BulkLimits, TlsError};
 
-/// Largest UDP payload that MTU discovery tries on a network. Jumbo-frame links carry it; where the path carries less,
+/// Largest UDP payload that MTU discovery tries. Loopback and jumbo-frame links carry it; where the path carries less,
 /// a dozen lost probes find that out, and they do not count as congestion. The minimum stays at QUIC's 1200: a path
 /// below a raised minimum hangs.
 ///
@@ -19,10 +19,7 @@ use super::{BulkLimits, TlsError};
 /// packets are sent one by one. Measured on loopback, two busy cores, user CPU of both ends for 768 MiB in three runs:
 /// 3.0-3.9 s at 1452 bytes, 2.1-2.4 s at 4096, 1.9-2.1 s at 6500, 3.2-3.9 s at 8952.
 /// Asking for fewer acknowledgements (one for ten packets) brought nothing beyond noise.
-const UDP_PAYLOAD_BYTES_MAX: u16 = 6500;
-/// The same towards this machine itself: nearly what a datagram of IP holds. Each is sent alone, at the cost of one system
-/// call as for ten small ones, and QUIC has a tenth of the packets to make, open and acknowledge.
-pub(super) const UDP_PAYLOAD_BYTES_LOOPBACK_MAX: u16 = 65_000;
+pub(super) const UDP_PAYLOAD_BYTES_MAX: u16 = 6500;
 /// Windows below this are not worth their round trips on any link.
 const WINDOW_BYTES_MIN: u64 = 1024 * 1024;
 /// Windows above this would let one connection pin too much memory: 4 Gbit/s over 128 ms.
@@ -70,38 +67,10 @@ impl PipeTarget {
     }
 }
 
-/// Settings by where a peer is.
-pub(super) struct Transports {
-    network: Arc<TransportConfig>,
-    loopback: Arc<TransportConfig>,
-}
-
-impl Transports {
-    pub(super) fn new(limits: &BulkLimits) -> Result<Transports, TlsError> {
-        let mut loopback = transport_config(limits, UDP_PAYLOAD_BYTES_LOOPBACK_MAX)?;
-        loopback.enable_segmentation_offload(false);
-        Ok(Transports {
-            network: Arc::new(transport_config(limits, UDP_PAYLOAD_BYTES_MAX)?),
-            loopback: Arc::new(loopback),
-        })
-    }
-
-    /// Those for a peer at `addr`.
-    pub(super) fn towards(&self, addr: SocketAddr) -> Arc<TransportConfig> {
-        Arc::clone(match addr.ip().to_canonical().is_loopback() {
-            true => &self.loopback,
-            false => &self.network,
-        })
-    }
-}
-
-fn transport_config(
-    limits: &BulkLimits,
-    udp_payload_bytes_max: u16,
-) -> Result<TransportConfig, TlsError> {
+pub(super) fn transport_config(limits: &BulkLimits) -> Result<TransportConfig, TlsError> {
     let window = limits.pipe.window_bytes();
     let mut mtu = MtuDiscoveryConfig::default();
-    mtu.upper_bound(udp_payload_bytes_max);
+    mtu.upper_bound(UDP_PAYLOAD_BYTES_MAX);
     let idle = IdleTimeout::try_from(limits.idle_timeout).map_err(TlsError::new)?;
     let congestion: Arc<dyn ControllerFactory + Send + Sync> = match limits.congestion {
         Congestion::Cubic => Arc::new(CubicConfig::default()),

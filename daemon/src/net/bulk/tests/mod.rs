@@ -118,9 +118,8 @@ enum Rogue {
 fn rogue(behaviour: Rogue) -> (PeerSource, Arc<AtomicUsize>) {
     let keypair = Keypair::generate_ed25519();
     let id = keypair.public().to_peer_id();
-    let transports = Transports::new(&BulkLimits::default()).unwrap();
-    let mut server = tls::server_config(&keypair).unwrap();
-    server.transport_config(transports.towards(loopback()));
+    let transport = Arc::new(transport::transport_config(&BulkLimits::default()).unwrap());
+    let server = tls::server_config(&keypair, transport).unwrap();
     let endpoint = Endpoint::server(server, loopback()).unwrap();
     let addr = endpoint.local_addr().unwrap();
     let requests = Arc::new(AtomicUsize::new(0));

@@ -140,7 +140,7 @@ async fn packets_grow_on_loopback_to_the_bound_of_mtu_discovery() {
     let client = bulk_with(client_key, BulkLimits::default(), nothing, loopback()).unwrap();
     let give_up = deadline();
     // The search ends within twenty bytes of the bound.
-    let enough = transport::UDP_PAYLOAD_BYTES_LOOPBACK_MAX - 20;
+    let enough = transport::UDP_PAYLOAD_BYTES_MAX - 20;
     loop {
         let length = Length::Exactly(MIB as u64);
         client
