@@ -40,6 +40,8 @@
 //!                           encoding, of the others without making and comparing the tensors
 //!   rss_bytes               the most that a peer held at any time; where it has several processes, the sum of their
 //!                           peaks, memory that they share counted for each
+//!   rss_bytes_after         what the peer that holds most held after each round, in order
+//!   rss_growth_bytes        by how much that grows in a round, over the second half of the rounds; null below eight
 //!   roots_equal             whether all peers had the same bits after every round
 //!   phase_seconds           of gradmesh, per round and each on the peer that took longest: {encode, exchange, decide,
 //!                           apply}; null for other systems

@@ -33,12 +33,14 @@
 //! same errors. In total at most (N + 3) * u * M, and 2^-149 per member for subnormal weights and
 //! products.
 
+use std::ops::Range;
+
+use bytes::Bytes;
 use thiserror::Error;
 
-use crate::codec::{Codec, DenseFormat, decode};
-use crate::dense;
-use crate::frame::{DecodeError, Frame, HEADER_BYTES};
-use crate::layout::Tile;
+use crate::codec::Codec;
+use crate::frame::{DecodeError, Frame};
+use crate::layout::{TILE_ELEMENTS, Tile};
 
 /// Why members cannot be weighed: our caller is at fault.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -60,8 +62,13 @@ pub struct FrameNorm {
 impl FrameNorm {
     #[must_use]
     pub fn of(frame: &Frame) -> Self {
+        Self::of_squares(frame.squares())
+    }
+
+    /// `squares`: the sums of squares of the tiles, in order.
+    fn of_squares(squares: impl Iterator<Item = f64>) -> Self {
         Self {
-            squared: frame.squares().fold(0.0, |sum, squares| sum + squares),
+            squared: squares.fold(0.0, |sum, squares| sum + squares),
         }
     }
 
@@ -80,18 +87,10 @@ impl FrameNorm {
 #[derive(Debug)]
 pub struct Contribution<'a> {
     norm: FrameNorm,
-    content: Content<'a>,
-}
-
-#[derive(Debug)]
-enum Content<'a> {
-    Sparse(Frame),
-    Dense {
-        /// Of the tiles, one after the other.
-        values: &'a [u8],
-        tiles: &'a [Tile],
-        format: DenseFormat,
-    },
+    /// Of a dense frame, without its elements.
+    frame: Frame,
+    /// The elements of a dense frame, where they lie.
+    dense: &'a [u8],
 }
 
 impl<'a> Contribution<'a> {
@@ -99,18 +98,17 @@ impl<'a> Contribution<'a> {
     ///
     /// # Errors
     /// [`DecodeError`]: whoever made these bytes is at fault.
-    pub fn read(bytes: &'a [u8], tiles: &'a [Tile], codec: Codec) -> Result<Self, DecodeError> {
-        let frame = decode(bytes, tiles, codec)?;
+    pub fn read(bytes: &'a [u8], tiles: &[Tile], codec: Codec) -> Result<Self, DecodeError> {
+        let mut dense: &[u8] = &[];
+        let frame = Frame::read(bytes, tiles, codec, |part| {
+            dense = part;
+            Bytes::new()
+        })?;
+        let squares = frame.squares_with(dense);
         Ok(Self {
-            norm: FrameNorm::of(&frame),
-            content: match codec {
-                Codec::Sparse { .. } => Content::Sparse(frame),
-                Codec::Dense(format) => Content::Dense {
-                    values: &bytes[HEADER_BYTES..],
-                    tiles,
-                    format,
-                },
-            },
+            norm: FrameNorm::of_squares(squares),
+            frame,
+            dense,
         })
     }
 
@@ -118,30 +116,43 @@ impl<'a> Contribution<'a> {
     pub const fn norm(&self) -> FrameNorm {
         self.norm
     }
+}
 
-    /// Adds the member with its `weight` to `sum` (rule "sum"); the first one is added to zeros.
-    ///
-    /// # Panics
-    /// Unless `sum` has the elements of the tiles.
-    pub fn add_to(&self, weight: Weight, sum: &mut [f32]) {
-        match &self.content {
-            Content::Sparse(frame) => frame.add_to(sum, weight.0),
-            Content::Dense {
-                values,
-                tiles,
-                format,
-            } => {
-                let (mut values, mut sum) = (*values, sum);
-                for tile in *tiles {
-                    let (of_tile, rest) = values.split_at(format.tile_bytes(tile.len()));
-                    let (sum_of_tile, rest_of_sum) = sum.split_at_mut(tile.len());
-                    dense::for_each(of_tile, *format, sum_of_tile, |sum, value| {
-                        *sum += weight.0 * value;
-                    });
-                    (values, sum) = (rest, rest_of_sum);
-                }
+/// The aggregate of `members`, frames of the same tiles in canonical order with their weights (rule
+/// "sum"), tile by tile: `take` gets each tile's place among the shard's elements and its aggregate,
+/// while that is in the cache. Without members it gets nothing.
+pub fn sum_by_tile(
+    members: &[(Contribution<'_>, Weight)],
+    mut take: impl FnMut(Range<usize>, &[f32]),
+) {
+    let mut frames: Vec<_> = members
+        .iter()
+        .map(|(member, weight)| {
+            (
+                &member.frame,
+                member.frame.parts_with(member.dense),
+                weight.0,
+            )
+        })
+        .collect();
+    let mut sum = vec![0.0; TILE_ELEMENTS];
+    loop {
+        let mut tile = None;
+        for (frame, parts, weight) in &mut frames {
+            let Some((range, part)) = parts.next() else {
+                return;
+            };
+            let of_tile = &mut sum[..range.len()];
+            if tile.is_none() {
+                of_tile.fill(0.0);
             }
+            frame.add_part(&part, of_tile, *weight);
+            tile = Some(range);
         }
+        let Some(range) = tile else {
+            return;
+        };
+        take(range.clone(), &sum[..range.len()]);
     }
 }
 

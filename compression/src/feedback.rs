@@ -149,6 +149,13 @@ impl ErrorFeedback {
         Ok(())
     }
 
+    /// Whether frames of `codec` take all of an update: e is zero before and after. Then [`ErrorFeedback::send`] refuses
+    /// what [`ErrorFeedback::check`] would, and nothing has changed.
+    #[must_use]
+    pub fn is_passed_by(&self, codec: Codec) -> bool {
+        self.residual.is_empty() && codec == Codec::Dense(DenseFormat::F32)
+    }
+
     /// Steps 1 and 2 for the shard `tiles` from the element `start` on, whose update is `delta`:
     /// appends its frame to `out`.
     ///
@@ -163,8 +170,7 @@ impl ErrorFeedback {
         delta: &[f32],
         out: &mut Vec<u8>,
     ) -> Result<EncodeStats, FeedbackError> {
-        if self.residual.is_empty() && codec == Codec::Dense(DenseFormat::F32) {
-            // The frame is all of the update: e is zero before and after.
+        if self.is_passed_by(codec) {
             self.range(start, delta.len())?;
             return Ok(encode(delta, tiles, codec, out)?);
         }

@@ -208,7 +208,7 @@ const NEGATIVE: u16 = 1 << VALUE_SHIFT;
 const HIGH: u16 = 2 << VALUE_SHIFT;
 
 /// The content of one tile.
-enum Part<'a> {
+pub(crate) enum Part<'a> {
     Sparse {
         /// By sign and group of an entry.
         values: [f32; 4],
@@ -258,16 +258,21 @@ impl Frame {
     /// Unless `out` has [`Frame::elements`] elements.
     pub(crate) fn add_to(&self, out: &mut [f32], factor: f32) {
         assert_eq!(out.len(), self.elements, "elements of the frame");
-        let format = self.dense_format();
         for (range, part) in self.parts() {
-            let out = &mut out[range];
-            match part {
-                Part::Sparse { values, entries } => {
-                    add_entries(out, entries, values.map(|value| factor * value));
-                }
-                Part::Dense(bytes) => {
-                    dense::for_each(bytes, format, out, |out, value| *out += factor * value);
-                }
+            self.add_part(&part, &mut out[range], factor);
+        }
+    }
+
+    /// [`Frame::add_to`] for one of [`Frame::parts`].
+    pub(crate) fn add_part(&self, part: &Part<'_>, out: &mut [f32], factor: f32) {
+        match part {
+            Part::Sparse { values, entries } => {
+                add_entries(out, entries, values.map(|value| factor * value));
+            }
+            Part::Dense(bytes) => {
+                dense::for_each(bytes, self.dense_format(), out, |out, value| {
+                    *out += factor * value;
+                });
             }
         }
     }
@@ -276,13 +281,18 @@ impl Frame {
     /// (entries at the high level) * high^2, which f64 holds exactly but for the sum of the
     /// two; a dense tile: f64 sum in index order.
     pub(crate) fn squares(&self) -> impl Iterator<Item = f64> + '_ {
+        self.squares_with(&self.dense)
+    }
+
+    /// [`Frame::squares`] of a frame whose dense elements lie elsewhere.
+    pub(crate) fn squares_with(&self, dense: &[u8]) -> impl Iterator<Item = f64> + use<> {
         /// Additions that a processor has under way at a time.
         const TOGETHER: usize = 4;
         let format = self.dense_format();
         let mut squares = vec![0.0; self.tiles.len()];
         let mut scratch = Vec::new();
         let mut waiting: Vec<(usize, &[u8])> = Vec::with_capacity(TOGETHER);
-        for (number, (range, part)) in self.parts().enumerate() {
+        for (number, (range, part)) in self.parts_with(dense).enumerate() {
             match part {
                 Part::Sparse {
                     values: [low, _, high, _],
@@ -315,10 +325,17 @@ impl Frame {
     }
 
     /// Element range and content of each tile, in order.
-    fn parts(&self) -> impl Iterator<Item = (Range<usize>, Part<'_>)> {
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (Range<usize>, Part<'_>)> {
+        self.parts_with(&self.dense)
+    }
+
+    /// [`Frame::parts`] of a frame whose dense elements lie elsewhere.
+    pub(crate) fn parts_with<'a>(
+        &'a self,
+        mut dense: &'a [u8],
+    ) -> impl Iterator<Item = (Range<usize>, Part<'a>)> {
         let mut start = 0;
         let mut entries = self.entries.as_slice();
-        let mut dense = &self.dense[..];
         let format = self.dense_format();
         self.tiles.iter().map(move |tile| {
             let len = usize::from(tile.len);

@@ -36,7 +36,7 @@ pub mod planes;
 pub mod reference;
 mod select;
 
-pub use aggregate::{AggregateError, Contribution, FrameNorm, Weight, weights};
+pub use aggregate::{AggregateError, Contribution, FrameNorm, Weight, sum_by_tile, weights};
 pub use codec::{
     Codec, DenseFormat, EncodeStats, TopK, TopKOutOfRange, VALUE_ABS_MAX, ValueBits, check, decode,
     decode_shared, encode, frame_bytes_max,

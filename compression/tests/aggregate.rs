@@ -5,7 +5,7 @@ mod common;
 use common::{DENSE_BF16, DENSE_F32, Rng, sparse, tiles};
 use gradmesh_compression::{
     Codec, Contribution, FrameNorm, TILE_ELEMENTS, TensorMode, Tile, VALUE_ABS_MAX, ValueBits,
-    decode, encode, weights,
+    decode, encode, sum_by_tile, weights,
 };
 
 const ELEMENTS: usize = 4 * TILE_ELEMENTS + 100;
@@ -34,14 +34,14 @@ fn frames(count: usize, codec: Codec, seed: u64) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// The aggregate of `frames`, added to whatever `out` holds.
+/// The aggregate of `frames`, in `out`.
 fn add_up(frames: &[Vec<u8>], tiles: &[Tile], codec: Codec, tokens: &[u64], out: &mut [f32]) {
     let read = |bytes| Contribution::read(bytes, tiles, codec).unwrap();
     let contributions: Vec<_> = frames.iter().map(|frame| read(frame)).collect();
     let norms: Vec<FrameNorm> = contributions.iter().map(Contribution::norm).collect();
-    for (contribution, weight) in contributions.iter().zip(weights(tokens, &norms).unwrap()) {
-        contribution.add_to(weight, out);
-    }
+    let weights = weights(tokens, &norms).unwrap();
+    let members: Vec<_> = contributions.into_iter().zip(weights).collect();
+    sum_by_tile(&members, |tile, sum| out[tile].copy_from_slice(sum));
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {

@@ -3,8 +3,8 @@
 //! Opens no socket and never reads a file: it answers where the bytes of a hash are, and the bulk plane reads them.
 //!
 //! **When memory is full.** Bytes are inserted for a round. Rounds before the one given to
-//! [`BlobStore::release_before`] are *released*: still served, for peers that lag, but the first to go, oldest round
-//! first, when room is needed. Bytes of rounds that are not released are never evicted, because a decision may name
+//! [`BlobStore::release_before`] are *released*: still served, for peers that lag, from their files where they have
+//! some, else from memory, but the first to go, oldest round first, when room is needed. Bytes of rounds that are not released are never evicted, because a decision may name
 //! them: an insert that does not fit beside them fails with [`StoreFull`]. That means that the limit is too small for
 //! the rounds in flight; the caller stops fetching until it has released a round.
 //!
@@ -163,10 +163,12 @@ impl BlobStore {
         Ok(())
     }
 
-    /// Declares that no round before `round` needs its bytes any more. Never moves backwards.
+    /// Declares that no round before `round` needs its bytes any more. Never moves backwards. What is in a registered
+    /// file as well leaves memory at once.
     pub fn release_before(&self, round: u64) {
         let mut inner = self.lock();
         inner.released_before = inner.released_before.max(round);
+        inner.leave_to_files();
     }
 
     /// Serves `length` bytes of the file at `path` from `offset` under `hash`. The hash is the caller's word: a
@@ -216,7 +218,7 @@ impl BlobStore {
         self.lock().memory_bytes
     }
 
-    /// A poisoned lock is taken as it is: the only panics under it are the assertions of `evict_oldest`, which fire
+    /// A poisoned lock is taken as it is: the only panics under it are assertions that `order` and `memory` agree, which fire
     /// before it has changed both maps, and one task's panic must not take the others down.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
@@ -233,17 +235,33 @@ impl Inner {
             .sum()
     }
 
+    /// Drops what is released and can be read from a file.
+    fn leave_to_files(&mut self) {
+        let released = self.order.range(..(self.released_before, 0));
+        let in_files = released.filter(|(_, hash)| self.files.contains_key(*hash));
+        let in_files: Vec<_> = in_files.map(|(key, hash)| (*key, *hash)).collect();
+        for (key, hash) in in_files {
+            self.order.remove(&key);
+            self.drop_held(&hash);
+        }
+        metrics::gauge!("gradmesh_bulk_store_bytes").set(self.memory_bytes as f64);
+    }
+
     fn evict_oldest(&mut self) {
         let (_, hash) = self
             .order
             .pop_first()
             .expect("room is only sought while released bytes are held");
+        self.drop_held(&hash);
+        metrics::counter!("gradmesh_bulk_store_evicted_total").increment(1);
+    }
+
+    fn drop_held(&mut self, hash: &BlobHash) {
         let held = self
             .memory
-            .remove(&hash)
+            .remove(hash)
             .expect("order and memory hold the same blobs");
         self.memory_bytes -= held.bytes.len() as u64;
-        metrics::counter!("gradmesh_bulk_store_evicted_total").increment(1);
     }
 }
 
@@ -294,6 +312,20 @@ mod tests {
         assert!(store.get(&newer).is_some());
         assert!(store.get(&current).is_some());
         assert_eq!(store.memory_bytes(), 80);
+    }
+
+    #[test]
+    fn released_bytes_that_are_in_a_file_leave_memory_and_are_served_from_there() {
+        let store = BlobStore::new(100);
+        let filed = store.insert(1, blob(1, 40)).unwrap();
+        let only_here = store.insert(1, blob(2, 40)).unwrap();
+        let file = PathBuf::from("/frames/1");
+        store.register_file(filed, file, 0, 40).unwrap();
+        assert!(matches!(store.open(&filed), Some(Blob::Memory(_))));
+        store.release_before(2);
+        assert_eq!(store.memory_bytes(), 40);
+        assert!(matches!(store.open(&filed), Some(Blob::File(_))));
+        assert!(store.get(&only_here).is_some());
     }
 
     #[test]

@@ -4,9 +4,10 @@
 //! trains ([`training`]), and answers with [`Event`]s. It knows no network: frames come in as bytes and go out as bytes.
 //!
 //! Rule `save-behind`: state and private state are written after the event that they belong to, so that no round waits for
-//! the disk, and not more often than every [`SAVE_PERIOD`]. A peer that is killed finds a state some rounds old, and
-//! applies the stored decisions since from the frames on its disk; what its own update of those rounds left in the error
-//! feedback is then as it was saved. An own frame is written before it is published, an epoch's state before it is offered.
+//! the disk, and not more often than every [`SAVE_PERIOD`], or [`SAVE_PERIOD_WRITES`] times what a write takes. A peer
+//! that is killed finds a state some rounds old, and applies the stored decisions since from the frames on its disk; what
+//! its own update of those rounds left in the error feedback is then as it was saved. An own frame is written before it
+//! is published, an epoch's state before it is offered.
 //!
 
 pub(crate) mod disk;
@@ -60,6 +61,9 @@ const MICRO_BATCH: usize = 64;
 const HELD_OUT_WINDOWS: u64 = 64;
 /// Rounds that are shorter than this share one write of the state.
 const SAVE_PERIOD: Duration = Duration::from_secs(2);
+/// The least time between two writes, in times of what the last one took: writing takes no more than 2% of all time,
+/// however large the state and slow the disk. A guess at what nobody notices.
+const SAVE_PERIOD_WRITES: u32 = 50;
 /// Epoch states kept on disk: the newest one is on offer, the one before may still be on its way to somebody.
 const SNAPSHOTS_KEPT: usize = 2;
 
@@ -389,20 +393,22 @@ impl OwnOutcome {
 #[derive(Clone, Copy, Debug, Default)]
 struct Behind {
     changed: bool,
-    written: Option<Instant>,
+    /// When the next write may begin.
+    not_before: Option<Instant>,
 }
 
 impl Behind {
     fn is_due(&self) -> bool {
-        let rested = self
-            .written
-            .is_none_or(|written| written.elapsed() >= SAVE_PERIOD);
+        let rested = self.not_before.is_none_or(|then| Instant::now() >= then);
         self.changed && rested
     }
 
-    fn written_now(&mut self) {
+    /// A write that began at `began` has ended.
+    fn written_since(&mut self, began: Instant) {
+        let took = began.elapsed();
+        let rest = SAVE_PERIOD.max(took.saturating_mul(SAVE_PERIOD_WRITES));
         self.changed = false;
-        self.written = Some(Instant::now());
+        self.not_before = Instant::now().checked_add(rest);
     }
 }
 
@@ -713,21 +719,22 @@ impl Machine {
         let Some(round) = self.applied else {
             return Ok(());
         };
-        let replica = &self.replica;
+        let (began, replica) = (Instant::now(), &self.replica);
         let leaves = 0..replica.leaf_count();
         self.disk
-            .write_state(round, leaves.filter_map(|index| replica.export_leaf(index)))?;
+            .write_state(round, leaves.filter_map(|index| replica.leaf_parts(index)))?;
         let mut keep = self.snapshots.clone();
         keep.push(round);
         self.disk.retain_states(&keep)?;
-        self.state_file.written_now();
+        self.state_file.written_since(began);
         Ok(())
     }
 
     fn write_private(&mut self) -> Result<(), WorkerError> {
+        let began = Instant::now();
         let private = self.replica.save_private(&self.trainer.inner_state()?);
         self.disk.write_private(self.pending.as_ref(), &private)?;
-        self.private_file.written_now();
+        self.private_file.written_since(began);
         Ok(())
     }
 

@@ -58,6 +58,13 @@ impl Peer {
         }
     }
 
+    /// SIGSTOP or SIGCONT: its sockets stay open, and nobody answers at them.
+    fn signal(&self, name: &str) {
+        let id = self.child.as_ref().unwrap().id().to_string();
+        let sent = Command::new("kill").args(["-s", name, &id]).status();
+        assert!(sent.unwrap().success());
+    }
+
     /// The status, once the daemon of this process id answers.
     fn status(&self) -> Option<Status> {
         let child = self.child.as_ref()?;
@@ -341,6 +348,60 @@ fn peers_that_train_ahead_survive_the_death_of_one_in_an_exchange() {
         rounds.any(|seconds| seconds.hidden > 0.0),
         "no exchange went on while the next round was trained"
     );
+}
+
+/// Freezes one of three in the middle of an exchange, for as long as the others take to decide three rounds.
+fn survives_the_freezing_of_one(plan: &'static str) {
+    let mut mesh = Mesh::new(3, in_turn(plan), "crash", 120, 4);
+    let (survivors, victim) = ([0, 1], 2);
+    mesh.wait_applied(&[0, 1, 2], 3);
+    let name = mesh.name(victim);
+    mesh.wait("the victim in the middle of an exchange", |mesh| {
+        let phase = mesh.peers[&victim].status().map(|status| status.phase);
+        matches!(phase, Some(Phase::Exchanging | Phase::Deciding))
+    });
+    let frozen_in = mesh.status(victim).round;
+    mesh.peers[&victim].signal("STOP");
+    let frozen = Instant::now();
+    mesh.wait_applied(&survivors, frozen_in);
+    eprintln!("decided {:?} after the freeze", frozen.elapsed());
+    mesh.wait_applied(&survivors, frozen_in + 2);
+    mesh.wait("the victim out of the roster", |mesh| {
+        !mesh.roster(0).contains(&name)
+    });
+    let missed = mesh.status(0).decided.unwrap();
+    // Every round since then, each a decision of both survivors on the same bytes.
+    let compared = mesh.check_roots(&survivors);
+    assert!(compared as u64 >= missed - frozen_in, "{compared}");
+
+    mesh.peers[&victim].signal("CONT");
+    mesh.wait("the victim caught up", |mesh| {
+        let status = mesh.peers[&victim].status();
+        status.is_some_and(|status| status.applied >= Some(missed))
+    });
+    mesh.wait("the victim in the roster", |mesh| {
+        mesh.roster(0).contains(&name)
+    });
+    let back = mesh.status(0).decided.unwrap();
+    mesh.wait("an update of the victim", |mesh| {
+        let roster = mesh.status(0).roster;
+        let member = roster.iter().find(|peer| peer.peer == name);
+        member.is_some_and(|member| member.accepted_round > Some(back))
+    });
+    mesh.check_roots(&[0, 1, 2]);
+    let of_victim = mesh.status(victim).history.into_iter();
+    let caught_up = of_victim.filter(|round| round.root.is_some() && round.round >= frozen_in);
+    assert!(caught_up.count() > 0);
+}
+
+#[test]
+fn three_peers_survive_the_freezing_of_one_in_an_exchange() {
+    survives_the_freezing_of_one("gather");
+}
+
+#[test]
+fn three_owners_survive_the_freezing_of_one_in_an_exchange() {
+    survives_the_freezing_of_one("reduce");
 }
 
 #[test]

@@ -10,6 +10,7 @@
 //! Decay touches matrices only (tensors with two dimensions), never norms and biases. The state (`m`, `v`, `t`) is
 //! carried from round to round: a reset each round costs 1 to 2% of loss.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use safetensors::SafeTensors;
@@ -248,12 +249,18 @@ impl InnerState {
     }
 }
 
-pub(crate) fn le_bytes(values: &[f32]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(values.len() * 4);
-    for value in values {
-        bytes.extend_from_slice(&value.to_le_bytes());
+/// The little-endian bytes of `values`: where they lie, on a machine that keeps them so.
+pub(crate) fn le_bytes(values: &[f32]) -> Cow<'_, [u8]> {
+    if cfg!(target_endian = "little") {
+        Cow::Borrowed(bytemuck::cast_slice(values))
+    } else {
+        Cow::Owned(
+            values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect(),
+        )
     }
-    bytes
 }
 
 /// Little-endian f32 values; a trailing part of fewer than four bytes is left out.

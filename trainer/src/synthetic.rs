@@ -176,6 +176,13 @@ impl SyntheticTrainer {
         })
     }
 
+    /// The local parameters after batches whose tokens `key` has taken in.
+    fn train_to(&mut self, theta: &[f32], key: &blake3::Hasher) {
+        self.local.clear();
+        self.local.extend_from_slice(theta);
+        add_noise(&mut self.local, key.finalize().as_bytes());
+    }
+
     fn check(&self, theta: &[f32], batch: &Batch) -> Result<(), TrainError> {
         check_length("theta", theta.len(), self.elements)?;
         batch.check(VOCAB, POSITIONS_MAX)
@@ -211,12 +218,17 @@ impl Trainer for SyntheticTrainer {
         };
         let mut key = blake3::Hasher::new();
         for step in (task.first_step..).take(task.steps as usize) {
+            let is_last = report.steps + 1 == task.steps;
             let batch = batches
                 .batch(step)
                 .map_err(|reason| TrainError::Source { step, reason })?;
             self.check(theta, &batch)?;
             for token in batch.tokens() {
                 key.update(&token.to_le_bytes());
+            }
+            if is_last {
+                // Before the pause, so that what is measured after it is the exchange alone.
+                self.train_to(theta, &key);
             }
             std::thread::sleep(self.step);
             report.steps += 1;
@@ -228,13 +240,11 @@ impl Trainer for SyntheticTrainer {
                 learning_rate: 0.0,
                 tokens: report.tokens,
             };
-            if !keep_going(&told) {
+            if !keep_going(&told) && !is_last {
+                self.train_to(theta, &key);
                 break;
             }
         }
-        self.local.clear();
-        self.local.extend_from_slice(theta);
-        add_noise(&mut self.local, key.finalize().as_bytes());
         Ok(report)
     }
 

@@ -13,6 +13,7 @@ use serde_json::json;
 use super::case::{CodecName, Plan};
 use super::daemon::{Daemon, Status};
 use super::network::{Place, received_bytes};
+use super::process::Process;
 use super::row::{Phases, Sample};
 
 /// How often daemons are asked where they are. A look costs each of them some 0.2 ms.
@@ -180,6 +181,7 @@ impl Mesh {
         Ok(all_count.then(|| Sample {
             seconds: applied - committed,
             cpu_s: after.cpu_s - before.cpu_s,
+            rss_bytes: self.most_of(Process::rss_bytes),
             bytes_per_peer: (after.received_bytes - before.received_bytes) / peers as f64,
             wan_bytes: Vec::new(),
             behind_nat: statuses.iter().filter(|status| status.behind_nat).count(),
@@ -208,11 +210,12 @@ impl Mesh {
 
     /// Of the daemon that held most.
     pub(super) fn rss_bytes_max(&self) -> u64 {
-        let peaks = self
-            .daemons
-            .iter()
-            .map(|daemon| daemon.process.rss_bytes_max());
-        peaks.max().unwrap_or(0)
+        self.most_of(Process::rss_bytes_max)
+    }
+
+    fn most_of(&self, bytes: fn(&Process) -> u64) -> u64 {
+        let of_daemons = self.daemons.iter().map(|daemon| bytes(&daemon.process));
+        of_daemons.max().unwrap_or(0)
     }
 
     /// Waits until all daemons answer and `done` holds of what they say.

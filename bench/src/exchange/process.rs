@@ -103,8 +103,17 @@ impl Process {
 
     /// The most memory that the processes of its group held, each at its own peak. What they share counts for each.
     pub(super) fn rss_bytes_max(&self) -> u64 {
-        let peak = |process: PathBuf| field_kib(&process.join("status"), "VmHWM:");
-        self.members().filter_map(peak).sum::<u64>() * 1024
+        self.memory("VmHWM:")
+    }
+
+    /// The memory that the processes of its group hold now. What they share counts for each.
+    pub(super) fn rss_bytes(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    fn memory(&self, field: &str) -> u64 {
+        let of_process = |process: PathBuf| field_kib(&process.join("status"), field);
+        self.members().filter_map(of_process).sum::<u64>() * 1024
     }
 
     /// The directories in /proc of the processes of its group.
@@ -225,7 +234,8 @@ mod tests {
         process.line(END_PATIENCE).await.unwrap();
         // A hundred thousand turns of a shell's loop take more than two ticks of 10 ms.
         assert!(process.cpu_s() > 0.0);
-        assert!(process.rss_bytes_max() > 0);
+        assert!(process.rss_bytes() > 0);
+        assert!(process.rss_bytes_max() >= process.rss_bytes());
     }
 
     #[test]

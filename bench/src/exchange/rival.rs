@@ -163,17 +163,19 @@ impl Group {
             wan_bytes: Vec::new(),
             behind_nat: 0,
             roots_equal: roots.iter().all(|root| root.root == roots[0].root),
+            rss_bytes: self.most_of(Process::rss_bytes),
             phases: None,
         })
     }
 
     /// Of the peer that held most.
     pub(super) fn rss_bytes_max(&self) -> u64 {
-        let peaks = self
-            .members
-            .iter()
-            .map(|(process, _)| process.rss_bytes_max());
-        peaks.max().unwrap_or(0)
+        self.most_of(Process::rss_bytes_max)
+    }
+
+    fn most_of(&self, bytes: fn(&Process) -> u64) -> u64 {
+        let of_members = self.members.iter().map(|(process, _)| bytes(process));
+        of_members.max().unwrap_or(0)
     }
 
     /// Processor seconds and received bytes so far.

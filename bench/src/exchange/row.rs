@@ -25,6 +25,8 @@ pub(super) struct Sample {
     /// Peers that say that nobody can connect to them.
     pub(super) behind_nat: usize,
     pub(super) roots_equal: bool,
+    /// That the peer which holds most holds after the round.
+    pub(super) rss_bytes: u64,
     /// Of gradmesh alone.
     pub(super) phases: Option<Phases>,
 }
@@ -108,6 +110,21 @@ impl Row {
         )
     }
 
+    /// By which memory grows in a round, by least squares over the second half of the rounds: in the first half caches
+    /// fill. `None` for fewer than eight rounds.
+    fn rss_growth_bytes(&self) -> Option<f64> {
+        let later = &self.samples[self.samples.len() / 2..];
+        if self.samples.len() < 8 {
+            return None;
+        }
+        let held = || later.iter().map(|sample| sample.rss_bytes as f64);
+        let count = later.len() as f64;
+        let (middle, mean) = ((count - 1.0) / 2.0, held().sum::<f64>() / count);
+        let places = || (0..later.len()).map(|place| place as f64 - middle);
+        let together: f64 = places().zip(held()).map(|(x, y)| x * (y - mean)).sum();
+        Some(together / places().map(|x| x * x).sum::<f64>())
+    }
+
     fn to_json(&self) -> Value {
         let all = |of: fn(&Sample) -> f64| self.samples.iter().map(of).collect::<Vec<_>>();
         let phases = |of: fn(&Phases) -> f64| {
@@ -138,6 +155,8 @@ impl Row {
             "bound_s": self.bound_s(),
             "cpu_s": self.mean(|sample| sample.cpu_s),
             "rss_bytes": self.rss_bytes,
+            "rss_bytes_after": all(|sample| sample.rss_bytes as f64),
+            "rss_growth_bytes": self.rss_growth_bytes(),
             "roots_equal": self.roots_equal(),
             "phase_seconds": is_ours.then(|| json!({
                 "encode": phases(|phases| phases.encode),
@@ -382,6 +401,7 @@ mod tests {
             wan_bytes: Vec::new(),
             behind_nat: 1,
             roots_equal: system == System::Gradmesh,
+            rss_bytes: 1,
             phases: (system == System::Gradmesh).then_some(Phases {
                 encode: 0.5,
                 exchange: 0.25,
@@ -430,6 +450,21 @@ mod tests {
         assert_eq!(gloo["missing"], "no <luck>");
         assert_eq!(gloo["cpu_s"], Value::Null);
         assert_eq!(json["version"], VERSION);
+    }
+
+    #[test]
+    fn growth_of_memory_is_told_from_a_cache_that_fills() {
+        let mut row = row(System::Gradmesh, &[1.0; 16]);
+        let mut grow = |held: fn(u64) -> u64| {
+            for (round, sample) in (0..).zip(&mut row.samples) {
+                sample.rss_bytes = held(round);
+            }
+            row.rss_growth_bytes()
+        };
+        assert_eq!(grow(|round| 100 + 3 * round), Some(3.0));
+        assert_eq!(grow(|round| 10 * round.min(8)), Some(0.0));
+        row.samples.truncate(7);
+        assert_eq!(row.rss_growth_bytes(), None);
     }
 
     #[test]

@@ -18,11 +18,11 @@ const LEVEL_BITS_MAX: u16 = f16::from_f32_const(VALUE_ABS_MAX).to_bits();
 
 impl Frame {
     /// See [`crate::codec::decode`]. `keep` makes the part of `bytes` that holds the dense elements last.
-    pub(crate) fn read(
-        bytes: &[u8],
+    pub(crate) fn read<'a>(
+        bytes: &'a [u8],
         tiles: &[Tile],
         codec: Codec,
-        keep: impl FnOnce(&[u8]) -> Bytes,
+        keep: impl FnOnce(&'a [u8]) -> Bytes,
     ) -> Result<Self, DecodeError> {
         let mut rest = Rest(bytes);
         let index_code = read_header(&mut rest, tiles.len(), codec)?;

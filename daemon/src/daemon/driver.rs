@@ -30,14 +30,14 @@ use tokio::time::{Instant, sleep_until};
 
 use super::address::Connection;
 use super::bootstrap::Prepared;
-use super::fetch::{Contacts, FetchedState, StateError};
+use super::fetch::{Contacts, FetchedState, FrameError, StateError};
 use super::meter::Meter;
 use super::owner::{Owner, OwnerError, Reduced};
 use super::peer_id;
 use super::residuals::Residuals;
 use super::rpc::{Call, Caller, Rpc};
 use crate::blob::BlobStore;
-use crate::net::bulk::{Bulk, FetchFailed, Fetched};
+use crate::net::bulk::{Bulk, Fetched};
 use crate::net::control::{ControlEvent, ControlHandle, Reachability};
 use crate::status::{StatusHandle, Traffic};
 use crate::store::Store;
@@ -82,7 +82,9 @@ pub(super) struct Parts {
 enum Done {
     Frame {
         frame: FrameId,
-        result: Result<Fetched, FetchFailed>,
+        /// Under which it lies on disk.
+        round: RoundId,
+        result: Result<Fetched, FrameError>,
     },
     Reduced(Result<Reduced, (Box<ReduceTask>, OwnerError)>),
     Residual {

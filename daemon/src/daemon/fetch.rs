@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use gradmesh_compression::planes::Width;
-use gradmesh_compression::{Codec, DenseFormat, TILE_ELEMENTS};
+use gradmesh_compression::{Codec, DecodeError, DenseFormat, TILE_ELEMENTS};
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::FrameId;
 use gradmesh_protocol::key::PeerKey;
@@ -17,12 +17,14 @@ use gradmesh_protocol::merkle;
 use gradmesh_protocol::roster::Roster;
 use gradmesh_protocol::wire::{Request, Response};
 use gradmesh_trainer::data::DataManifest;
-use tokio::task::JoinSet;
+use gradmesh_trainer::replica::Shape;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use super::rpc::Caller;
 use super::{peer_id, rpc};
 use crate::net::bulk::{Blame, Bulk, FetchFailed, FetchReport, Fetched, Length, Order, PeerSource};
+use crate::worker::{Disk, DiskError};
 
 /// A frame that takes longer is asked for again, from the next source first. A guess: 18 MB over 10 Mbit/s.
 const FRAME_TIMEOUT: Duration = Duration::from_secs(20);
@@ -69,6 +71,58 @@ impl Contacts {
     }
 }
 
+/// Why a frame is not at hand.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FrameError {
+    #[error(transparent)]
+    Fetch(#[from] FetchFailed),
+    #[error(transparent)]
+    Malformed(#[from] FrameFault),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error("the task ended: {0}")]
+    Task(#[from] JoinError),
+}
+
+/// Why bytes with the right hash are not the frame that a header names: its author is at fault.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FrameFault {
+    #[error("it has {found} bytes, its header says {named}")]
+    Length { found: u64, named: u64 },
+    #[error("it does not decode: {0}")]
+    Content(#[from] DecodeError),
+}
+
+/// Fetches a frame, checks it and writes it to disk as one of `round`, away from the thread that listens: frames that
+/// arrive together are checked together.
+pub(super) async fn frame_to_disk(
+    bulk: Bulk,
+    shape: Arc<Shape>,
+    disk: Disk,
+    round: RoundId,
+    id: FrameId,
+    sources: Sources,
+) -> Result<Fetched, FrameError> {
+    let elements = width(shape.config().codec(id.stage));
+    let fetched = frame(bulk, id, elements, sources).await?;
+    let bytes = fetched.bytes.clone();
+    let kept = tokio::task::spawn_blocking(move || {
+        check(&shape, &id, &bytes)?;
+        Ok(disk.write_frame(round, &id.hash, &bytes)?)
+    });
+    kept.await?.map(|()| fetched)
+}
+
+/// Whether `bytes`, whose hash is right, are the frame `id`.
+pub(super) fn check(shape: &Shape, id: &FrameId, bytes: &[u8]) -> Result<(), FrameFault> {
+    let found = bytes.len() as u64;
+    if found != id.bytes {
+        let named = id.bytes;
+        return Err(FrameFault::Length { found, named });
+    }
+    Ok(shape.check_frame(id.stage, id.shard as usize, bytes)?)
+}
+
 /// Who may have a blob, best first, and how many of them, from the first on, are in the own site.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sources {
@@ -92,7 +146,7 @@ impl Contacts {
 }
 
 /// The numbers that frames of `codec` end in, if they are of a kind that packing makes shorter.
-pub(super) fn width(codec: Codec) -> Option<Width> {
+fn width(codec: Codec) -> Option<Width> {
     match codec {
         Codec::Dense(DenseFormat::F32) => Some(Width::F32),
         Codec::Dense(DenseFormat::Bf16) => Some(Width::Bf16),
@@ -106,7 +160,7 @@ pub(super) fn width(codec: Codec) -> Option<Width> {
 /// Fewer when that is the header's fault. A source that says so proves nothing; its bytes do, once their hash is right.
 /// Therefore sources that claim a shorter blob are asked for it when nobody has one of the right length. More bytes
 /// than the header says are never asked for.
-pub(super) async fn frame(
+async fn frame(
     bulk: Bulk,
     frame: FrameId,
     elements: Option<Width>,

@@ -14,12 +14,15 @@
 //! The shared state is written before the private one: after a crash between them the private state still names the round
 //! whose update it holds, and what the decision left out of it is given back then.
 
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use bytes::Bytes;
+use gradmesh_compression::TILE_ELEMENTS;
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::{FrameRef, Stage, UpdateSummary};
 use gradmesh_protocol::manifest::RoundId;
@@ -31,6 +34,10 @@ const IN_FLIGHT_BYTES_MAX: usize = 1 << 20;
 
 /// Files written and not yet synced. When there are more, the operating system syncs the rest in its own time.
 const UNSYNCED_MAX: usize = 256;
+
+/// Extension of a file that is being written, behind a number of its own.
+const PARTIAL: &str = "partial";
+static PARTIALS: AtomicU64 = AtomicU64::new(0);
 
 /// A failure of the disk. The daemon stops: it cannot keep its promises without one.
 #[derive(Debug, thiserror::Error)]
@@ -95,8 +102,10 @@ impl Disk {
             dir: dir.to_owned(),
             written,
         };
-        for folder in [disk.states(), disk.frames(), disk.residuals()] {
-            fs::create_dir_all(&folder).map_err(io_error(&folder))?;
+        let folders = [disk.states(), disk.frames(), disk.residuals()];
+        for folder in folders.iter().chain([&disk.dir]) {
+            fs::create_dir_all(folder).map_err(io_error(folder))?;
+            remove_partials(folder)?;
         }
         Ok(disk)
     }
@@ -122,18 +131,22 @@ impl Disk {
         self.states().join(format!("round-{:06}.state", round.0))
     }
 
-    /// Writes the state after `round` from the contents of its leaves, in order.
-    pub(crate) fn write_state(
+    /// Writes the state after `round` from the contents of its leaves, in order, each in two parts.
+    pub(crate) fn write_state<'a>(
         &self,
         round: RoundId,
-        leaves: impl Iterator<Item = Vec<u8>>,
+        leaves: impl Iterator<Item = [Cow<'a, [u8]>; 2]>,
     ) -> Result<(), DiskError> {
         let path = self.state_path(round);
         let mut lengths: Vec<u32> = Vec::new();
         self.write_whole(&path, |file| {
-            for leaf in leaves {
-                file.write_all(&leaf)?;
-                lengths.push(u32::try_from(leaf.len()).map_err(io::Error::other)?);
+            for parts in leaves {
+                let mut length = 0;
+                for part in &parts {
+                    file.write_all(part)?;
+                    length += part.len();
+                }
+                lengths.push(u32::try_from(length).map_err(io::Error::other)?);
             }
             lengths.push(lengths.len() as u32);
             for length in lengths {
@@ -310,9 +323,12 @@ impl Disk {
         path: &Path,
         write: impl FnOnce(&mut io::BufWriter<&File>) -> io::Result<()>,
     ) -> Result<(), DiskError> {
-        let partial = path.with_extension("partial");
+        // Frames of equal content may be written at the same time: each beside the others.
+        let number = PARTIALS.fetch_add(1, Ordering::Relaxed);
+        let partial = path.with_extension(format!("{number}.{PARTIAL}"));
         let file = File::create(&partial).map_err(io_error(&partial))?;
-        let mut writer = io::BufWriter::with_capacity(1 << 20, &file);
+        // A tile of theta goes to the file from where it lies.
+        let mut writer = io::BufWriter::with_capacity(4 * TILE_ELEMENTS, &file);
         write(&mut writer)
             .and_then(|()| writer.flush())
             .and_then(|()| fs::rename(&partial, path))
@@ -333,6 +349,20 @@ impl Disk {
         }
         Ok(())
     }
+}
+
+/// Deletes what a killed process left half written.
+fn remove_partials(folder: &Path) -> Result<(), DiskError> {
+    for entry in fs::read_dir(folder).map_err(io_error(folder))? {
+        let path = entry.map_err(io_error(folder))?.path();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == PARTIAL)
+        {
+            fs::remove_file(&path).map_err(io_error(&path))?;
+        }
+    }
+    Ok(())
 }
 
 /// The content of a file, if it is the one that `hash` names.
@@ -445,6 +475,15 @@ mod tests {
         }
     }
 
+    fn write_state(disk: &Disk, round: u64, leaves: &[&[u8]]) {
+        let parts = |leaf: &&[u8]| {
+            let (first, second) = leaf.split_at(leaf.len() / 2);
+            [first.to_vec().into(), second.to_vec().into()]
+        };
+        disk.write_state(RoundId(round), leaves.iter().map(parts))
+            .unwrap();
+    }
+
     #[test]
     fn private_state_comes_back_with_the_update_in_flight() {
         let temp = tempfile::tempdir().unwrap();
@@ -476,8 +515,7 @@ mod tests {
     fn a_damaged_state_is_named_and_allocates_nothing() {
         let temp = tempfile::tempdir().unwrap();
         let disk = Disk::open(temp.path()).unwrap();
-        let leaves = [vec![1; 9], Vec::new(), vec![3; 5]];
-        disk.write_state(RoundId(1), leaves.into_iter()).unwrap();
+        write_state(&disk, 1, &[&[1; 9], &[], &[3; 5]]);
         let path = disk.state_path(RoundId(1));
         let whole = fs::read(&path).unwrap();
         assert_eq!(disk.read_state(RoundId(1)).unwrap().len(), 3);
@@ -503,13 +541,33 @@ mod tests {
     }
 
     #[test]
+    fn equal_frames_are_written_at_the_same_time_and_halves_of_killed_processes_go() {
+        let temp = tempfile::tempdir().unwrap();
+        let disk = Disk::open(temp.path()).unwrap();
+        let bytes = vec![7; 1 << 20];
+        let hash = Hash::of_content(&bytes);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| disk.write_frame(RoundId(1), &hash, &bytes).unwrap());
+            }
+        });
+        assert_eq!(disk.list_frames().unwrap(), [(RoundId(1), hash, 1 << 20)]);
+
+        let half = disk
+            .frame_path(RoundId(2), &hash)
+            .with_extension("9.partial");
+        fs::write(&half, b"half").unwrap();
+        let disk = Disk::open(temp.path()).unwrap();
+        assert!(!half.exists());
+        assert_eq!(disk.list_frames().unwrap().len(), 1);
+    }
+
+    #[test]
     fn states_and_frames_are_kept_and_released_by_round() {
         let temp = tempfile::tempdir().unwrap();
         let disk = Disk::open(temp.path()).unwrap();
         for round in [1, 2, 10] {
-            let leaves = [vec![1, 2], vec![3]];
-            disk.write_state(RoundId(round), leaves.into_iter())
-                .unwrap();
+            write_state(&disk, round, &[&[1, 2], &[3]]);
         }
         disk.retain_states(&[RoundId(2), RoundId(10)]).unwrap();
         assert_eq!(disk.state_rounds().unwrap(), [RoundId(2), RoundId(10)]);

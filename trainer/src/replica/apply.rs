@@ -4,7 +4,7 @@ use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::Stage;
 use gradmesh_protocol::plan::GroupId;
 
-use super::leaves::TileHasher;
+use super::leaves::hash_values;
 use super::sum::weigh;
 use super::{Contribution, ContributionError, Outer, OwnUpdate, Replica, Shape, UpdateError};
 
@@ -37,8 +37,8 @@ impl Replica {
     /// Applies a decided round: the outer step from `shards`, all of them in order, and gives the shards of `own` that
     /// were left out back to the error feedback. Of the owners' residuals, only those of `groups` remain.
     ///
-    /// Cost: the contributions are decoded (dense ones twice) and added, then each tile that changed is hashed once.
-    /// Memory: one shard of f32, and the sparse contributions decoded.
+    /// Cost: two passes over the contributions, one that checks and weighs them and one that adds them up; each tile
+    /// that changes is hashed once, while the cache has it. Memory: the sparse contributions decoded.
     ///
     /// # Errors
     /// [`ApplyError`]; everything is decoded and checked before anything changes.
@@ -80,20 +80,20 @@ impl Replica {
             weighed.push(contributions);
         }
 
-        let (mut sum, mut hasher) = (Vec::new(), TileHasher::default());
         for (place, contributions) in places.iter().zip(weighed) {
             let Some(contributions) = contributions else {
                 continue;
             };
-            let elements = place.elements.clone();
-            contributions.sum_into(elements.len(), &mut sum);
-            let of_shard = momentum.get_mut(elements.clone()).unwrap_or_default();
-            outer_step(config.outer, &mut theta[elements], of_shard, &sum);
-            for index in place.tiles.clone() {
-                let tile = layout.tiles()[index].elements();
-                let momentum = momentum.get(tile.clone()).unwrap_or_default();
-                tile_leaves[index] = hasher.hash(&[&theta[tile], momentum]);
-            }
+            let mut tiles = place.tiles.clone();
+            contributions.by_tile(|tile, sum| {
+                let index = tiles.next().expect("frames were checked against the tiles");
+                let first = place.elements.start;
+                let elements = first + tile.start..first + tile.end;
+                let theta = &mut theta[elements.clone()];
+                let momentum = momentum.get_mut(elements).unwrap_or_default();
+                outer_step(config.outer, theta, momentum, sum);
+                tile_leaves[index] = hash_values(&[theta, momentum]);
+            });
         }
         for (shard, round) in shards.iter().enumerate() {
             for (group, residual) in &round.residuals {
@@ -113,7 +113,7 @@ impl Replica {
     }
 }
 
-/// Rules "plain" and "Nesterov" on one shard; `momentum` is empty under the former.
+/// Rules "plain" and "Nesterov" on one tile; `momentum` is empty under the former.
 fn outer_step(outer: Outer, theta: &mut [f32], momentum: &mut [f32], aggregate: &[f32]) {
     match outer {
         Outer::Plain { rate } => {

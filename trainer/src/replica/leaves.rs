@@ -6,23 +6,15 @@ use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::merkle;
 
 use super::Replica;
+use crate::optimizer::le_bytes;
 
-/// Hashes tiles one after the other without a new buffer for each.
-#[derive(Default)]
-pub(super) struct TileHasher {
-    content: Vec<u8>,
-}
-
-impl TileHasher {
-    /// The hash of the little-endian bytes of `parts`, one after the other.
-    pub(super) fn hash(&mut self, parts: &[&[f32]]) -> Hash {
-        self.content.clear();
-        for part in parts {
-            let bytes = part.iter().flat_map(|value| value.to_le_bytes());
-            self.content.extend(bytes);
-        }
-        Hash::of_content(&self.content)
+/// The hash of the little-endian bytes of `parts`, one after the other.
+pub(super) fn hash_values(parts: &[&[f32]]) -> Hash {
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
+        hasher.update(&le_bytes(part));
     }
+    Hash(*hasher.finalize().as_bytes())
 }
 
 impl Replica {
@@ -38,25 +30,23 @@ impl Replica {
     }
 
     pub(super) fn rehash_tiles(&mut self, tiles: Range<usize>) {
-        let mut hasher = TileHasher::default();
         for index in tiles {
             let elements = self.shape.layout.tiles()[index].elements();
             let momentum = self.momentum.get(elements.clone()).unwrap_or_default();
-            self.tile_leaves[index] = hasher.hash(&[&self.theta[elements], momentum]);
+            self.tile_leaves[index] = hash_values(&[&self.theta[elements], momentum]);
         }
     }
 
     pub(super) fn rehash_feedback(&mut self, tiles: Range<usize>) {
-        let mut hasher = TileHasher::default();
         // Without a residual all tiles of a length have the same content.
         let mut zeros = (0, Hash::ZERO);
         for index in tiles {
             let tile = self.shape.layout.tiles()[index];
             self.feedback_leaves[index] = match self.feedback.residual() {
-                Some(residual) => hasher.hash(&[&residual[tile.elements()]]),
+                Some(residual) => hash_values(&[&residual[tile.elements()]]),
                 None => {
                     if zeros.0 != tile.len() {
-                        zeros = (tile.len(), hasher.hash(&[&vec![0.0; tile.len()]]));
+                        zeros = (tile.len(), hash_values(&[&vec![0.0; tile.len()]]));
                     }
                     zeros.1
                 }

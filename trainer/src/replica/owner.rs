@@ -92,8 +92,8 @@ impl Shape {
 
         let weighed = weigh(self.tiles(at), self.config.codec(input), inputs)?
             .ok_or(ReduceError::NoTokens { shard })?;
-        let mut aggregate = Vec::new();
-        weighed.sum_into(at.elements.len(), &mut aggregate);
+        let mut aggregate = Vec::with_capacity(at.elements.len());
+        weighed.by_tile(|_, sum| aggregate.extend_from_slice(sum));
         drop(weighed);
         let mut frame = Vec::new();
         let codec = self.config.codec(output);
@@ -104,7 +104,7 @@ impl Shape {
         Ok(Reduction {
             frame,
             residual: match left.iter().any(|value| *value != 0.0) {
-                true => le_bytes(left),
+                true => le_bytes(left).into_owned(),
                 false => Vec::new(),
             },
         })

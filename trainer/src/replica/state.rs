@@ -5,6 +5,7 @@
 //! them (`residuals.rs`). A leaf is the plain BLAKE3 hash of its content, so it is also the address under which any peer
 //! serves it.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use gradmesh_protocol::hash::Hash;
@@ -79,19 +80,20 @@ impl Replica {
 
     /// The content of leaf `index`; `None` for one that does not exist.
     pub fn export_leaf(&self, index: usize) -> Option<Vec<u8>> {
+        Some(self.leaf_parts(index)?.concat())
+    }
+
+    /// [`Self::export_leaf`] in two parts, without a copy of theta and momentum.
+    pub fn leaf_parts(&self, index: usize) -> Option<[Cow<'_, [u8]>; 2]> {
         let Some(tile) = self.shape.layout.tiles().get(index) else {
             let shard = index - self.shape.layout.tiles().len();
-            return self
-                .residuals
-                .leaf(shard)
-                .filter(|_| !self.residuals.is_empty());
+            let content = self.residuals.leaf(shard);
+            let content = content.filter(|_| !self.residuals.is_empty())?;
+            return Some([content.into(), Cow::default()]);
         };
         let range = tile.elements();
-        let mut content = le_bytes(&self.theta[range.clone()]);
-        if let Some(momentum) = self.momentum.get(range) {
-            content.extend_from_slice(&le_bytes(momentum));
-        }
-        Some(content)
+        let momentum = self.momentum.get(range.clone()).unwrap_or_default();
+        Some([le_bytes(&self.theta[range]), le_bytes(momentum)])
     }
 }
 

@@ -1,8 +1,11 @@
 //! The aggregate of one shard (rule "aggregate"), in two steps: first all contributions are checked and weighed, which
 //! may fail, then they are added up, which cannot.
 
+use std::ops::Range;
+
 use gradmesh_compression::{
-    AggregateError, Codec, Contribution as Checked, DecodeError, FrameNorm, Tile, Weight, weights,
+    AggregateError, Codec, Contribution as Checked, DecodeError, FrameNorm, Tile, Weight,
+    sum_by_tile, weights,
 };
 
 /// One accepted frame of a shard; contributions come in canonical order.
@@ -30,13 +33,9 @@ pub enum ContributionError {
 pub(super) struct Weighed<'a>(Vec<(Checked<'a>, Weight)>);
 
 impl Weighed<'_> {
-    /// The aggregate, in `sum`, which takes the length of the shard.
-    pub(super) fn sum_into(&self, elements: usize, sum: &mut Vec<f32>) {
-        sum.clear();
-        sum.resize(elements, 0.0);
-        for (contribution, weight) in &self.0 {
-            contribution.add_to(*weight, sum);
-        }
+    /// Hands out the aggregate, tile by tile: each with its place among the shard's elements.
+    pub(super) fn by_tile(&self, take: impl FnMut(Range<usize>, &[f32])) {
+        sum_by_tile(&self.0, take);
     }
 }
 

@@ -14,7 +14,7 @@ use gradmesh_protocol::wire::{DecisionRecord, Gossip};
 
 use super::display::traffic_now;
 use super::{Done, Driver};
-use crate::daemon::fetch;
+use crate::daemon::fetch::{self, FrameFault};
 use crate::net::control::PublishError;
 use crate::worker::{Command, DecidedFrames};
 
@@ -117,8 +117,10 @@ impl Driver {
     pub(super) fn fetch(&mut self, frame: FrameId, sources: &[PeerKey]) {
         let round = self.node.roster().round();
         if let Some(bytes) = self.held_frame(round, &frame.hash) {
-            let input = self.checked(frame, &bytes);
-            self.inputs.push_back(input);
+            match fetch::check(&self.standing.shape, &frame, &bytes) {
+                Ok(()) => self.inputs.push_back(Input::FrameHeld(frame)),
+                Err(fault) => self.refuse_frame(frame, &fault),
+            }
             return;
         }
         let roster = self.node.roster();
@@ -127,28 +129,23 @@ impl Driver {
             self.inputs.push_back(Input::FrameFailed(frame));
             return;
         }
-        let elements = fetch::width(self.standing.shape.config().codec(frame.stage));
-        let bulk = self.bulk.clone();
+        let (bulk, disk) = (self.bulk.clone(), self.standing.disk.clone());
+        let shape = Arc::clone(&self.standing.shape);
+        let round = self.node.applied().map_or(RoundId(0), RoundId::next);
         self.tasks.spawn(async move {
-            let result = fetch::frame(bulk, frame, elements, sources).await;
-            Done::Frame { frame, result }
+            let result = fetch::frame_to_disk(bulk, shape, disk, round, frame, sources).await;
+            Done::Frame {
+                frame,
+                round,
+                result,
+            }
         });
     }
 
-    /// What the node is told of bytes whose hash is right.
-    pub(super) fn checked(&self, frame: FrameId, bytes: &Bytes) -> Input {
-        if bytes.len() as u64 != frame.bytes {
-            tracing::warn!(hash = %frame.hash, "a frame is of another length than its header says");
-            return Input::FrameMalformed(frame);
-        }
-        let shape = &self.standing.shape;
-        match shape.check_frame(frame.stage, frame.shard as usize, bytes) {
-            Ok(()) => Input::FrameHeld(frame),
-            Err(error) => {
-                tracing::warn!(hash = %frame.hash, shard = frame.shard, %error, "a frame does not decode");
-                Input::FrameMalformed(frame)
-            }
-        }
+    /// The bytes that `frame` names, and that have its hash, are no frame.
+    pub(super) fn refuse_frame(&mut self, frame: FrameId, fault: &FrameFault) {
+        tracing::warn!(hash = %frame.hash, shard = frame.shard, %fault, "a frame is malformed");
+        self.inputs.push_back(Input::FrameMalformed(frame));
     }
 
     /// A frame from memory, or from disk where frames of `round` and the rounds before lie.
@@ -169,6 +166,16 @@ impl Driver {
     ) -> anyhow::Result<()> {
         let disk = &self.standing.disk;
         tokio::task::block_in_place(|| disk.write_frame(round, &hash, &bytes))?;
+        self.hold_frame(round, hash, bytes)
+    }
+
+    /// Serves a frame that is on disk, from memory while its round is at hand.
+    pub(super) fn hold_frame(
+        &mut self,
+        round: RoundId,
+        hash: Hash,
+        bytes: Bytes,
+    ) -> anyhow::Result<()> {
         self.serve_frame(round, hash, bytes.len() as u64)?;
         if let Err(full) = self.blobs.insert_verified(round.0, hash.0, bytes) {
             // It is on disk, which is slower but enough.

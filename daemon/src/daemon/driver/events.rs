@@ -2,7 +2,6 @@
 
 use gradmesh_chain::AccountId;
 use gradmesh_protocol::key::PeerKey;
-use gradmesh_protocol::manifest::RoundId;
 use gradmesh_protocol::node::Input;
 use gradmesh_protocol::wire::{Contact, Gossip};
 use libp2p::{Multiaddr, PeerId};
@@ -11,6 +10,7 @@ use tokio::time::Instant;
 
 use super::{Done, Driver, NONCE_BYTES};
 use crate::daemon::address::{NOT_DIALLED, bulk_address, udp_address};
+use crate::daemon::fetch::FrameError;
 use crate::daemon::{peer_id, peer_key};
 use crate::net::bulk::PeerSource;
 use crate::net::control::{ControlEvent, GossipMessage, Verdict, is_relayed};
@@ -41,22 +41,29 @@ impl Driver {
         match done {
             Done::Frame {
                 frame,
+                round,
                 result: Ok(fetched),
             } => {
-                let input = self.checked(frame, &fetched.bytes);
-                if input == Input::FrameHeld(frame) {
-                    let round = self.node.applied().map_or(RoundId(0), RoundId::next);
-                    self.keep_frame(round, frame.hash, fetched.bytes.clone())?;
-                }
-                self.inputs.push_back(input);
+                self.hold_frame(round, frame.hash, fetched.bytes.clone())?;
+                self.inputs.push_back(Input::FrameHeld(frame));
             }
             Done::Frame {
                 frame,
-                result: Err(failed),
+                result: Err(FrameError::Fetch(failed)),
+                ..
             } => {
                 tracing::debug!(hash = %frame.hash, error = %failed.error, "frame not fetched");
                 self.inputs.push_back(Input::FrameFailed(frame));
             }
+            Done::Frame {
+                frame,
+                result: Err(FrameError::Malformed(fault)),
+                ..
+            } => self.refuse_frame(frame, &fault),
+            Done::Frame {
+                result: Err(error @ (FrameError::Disk(_) | FrameError::Task(_))),
+                ..
+            } => return Err(error.into()),
             Done::Reduced(Ok(reduced)) => {
                 let (round, frame) = (reduced.task.round, reduced.frame.clone());
                 self.keep_frame(round, reduced.frame_hash, frame)?;
@@ -118,7 +125,7 @@ impl Driver {
                 self.meter.commit(round);
                 self.progress = None;
                 for (frame, bytes) in summary.frames.iter().zip(frames) {
-                    self.keep_frame(round, frame.hash, bytes)?;
+                    self.hold_frame(round, frame.hash, bytes)?;
                 }
                 let update = summary;
                 self.inputs.push_back(Input::UpdateReady { round, update });
@@ -137,7 +144,8 @@ impl Driver {
                 checkpoint,
             } => {
                 tracing::debug!(%round, seconds = seconds.as_secs_f64(), "applied");
-                self.blobs.release_before(round.0);
+                // Whoever still wants its frames gets them from disk.
+                self.blobs.release_before(round.next().0);
                 if let Some(snapshot) = snapshot {
                     self.serve_snapshot(snapshot)?;
                 }
