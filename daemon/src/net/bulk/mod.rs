@@ -15,6 +15,7 @@
 //! | streams being served | `streams_served_max`, `streams_served_per_peer_max` | answered "busy"; the fetching side |
 //! | | | asks others, then again |
 //! | requests held until a blob is here | `requests_held_max`, `requests_held_per_peer_max` | answered "busy" (`held.rs`) |
+//! | requests of ours held at a peer | half of `streams_per_connection_max` | further ones wait, within their deadline |
 //! | fetches | `fetches_max` | further ones wait, within their deadline, in the order of asking |
 //! | memory of a fetch | the caller's [`Length`] | [`Blame::OverCap`], [`Blame::OtherLength`] |
 //! | memory of all fetches | `fetch_bytes_max`, and what windows let peers send unasked | as for fetches |

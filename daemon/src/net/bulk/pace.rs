@@ -9,7 +9,7 @@
 //!   in it over its length, so that neither bursts of packets nor the token bucket of a limiter count for much. One in
 //!   which the application had nothing to send says only that the link carries that much.
 //! - **Rate of the link**: the highest of the last [`RATES`] epochs.
-//! - **Window**: rate times the least round trip, and a *margin*: an eighth of that, and [`MARGIN_SCALE`] times the root of
+//! - **Window**: rate times the least round trip, and a *margin*: a quarter of that, and [`MARGIN_SCALE`] times the root of
 //!   the rate, up to [`MARGIN_BYTES_MAX`]. The margin lies in the link's queue, where it covers the time in which either
 //!   host does something else. It is also what finds more bandwidth: where there is some, the queue is empty and an epoch
 //!   delivers the whole window in the least round trip. And it is what makes connections share a link: each gets of it
@@ -52,9 +52,11 @@ const RATES: usize = 10;
 const MARGIN_SCALE: f64 = 35.0;
 /// An epoch with less in flight than this share of what was to be says nothing about the link.
 const FILLED_MIN: f64 = 0.8;
-/// The most window for what is to be in flight, and by how much that changes from epoch to epoch.
+/// The most window for what is to be in flight, and by how much that changes from epoch to epoch: slowly downwards, since
+/// what a change does is seen a round trip later.
 const REACH_MAX: f64 = 2.0;
-const REACH_STEP: f64 = 1.25;
+const REACH_UP: f64 = 1.25;
+const REACH_DOWN: f64 = 0.95;
 /// Sockets hold not much more.
 const MARGIN_BYTES_MAX: f64 = 256.0 * 1024.0;
 /// A round trip that grows by this much, and a quarter, in the start is a queue. A guess: more than hosts are late.
@@ -229,7 +231,9 @@ impl Pace {
     fn acked(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool) {
         let round_trip = now.saturating_duration_since(sent);
         self.round_trips.see(round_trip);
-        let idle_for = self.idle_since.map(|since| sent.saturating_duration_since(since));
+        let idle_for = self
+            .idle_since
+            .map(|since| sent.saturating_duration_since(since));
         if idle_for.is_some_and(|time| time >= EPOCH_MIN) {
             self.epoch = None;
         }
@@ -287,8 +291,8 @@ impl Pace {
             && self.phase == Phase::Cruise
         {
             let step = match lossy {
-                true => 1.0 / REACH_STEP,
-                false => (self.target / flight.max(1.0)).clamp(1.0 / REACH_STEP, REACH_STEP),
+                true => 1.0 / REACH_UP,
+                false => (self.target / flight.max(1.0)).clamp(REACH_DOWN, REACH_UP),
             };
             self.reach = (self.reach * step).clamp(1.0, REACH_MAX);
         }
@@ -365,7 +369,7 @@ impl Pace {
 
 /// What a window has beyond `held`, which the link holds without a queue at `rate` bytes a second.
 fn margin(rate: f64, held: f64) -> f64 {
-    held / 8.0 + (MARGIN_SCALE * rate.sqrt()).min(MARGIN_BYTES_MAX)
+    held / 4.0 + (MARGIN_SCALE * rate.sqrt()).min(MARGIN_BYTES_MAX)
 }
 
 /// In which stretch of time `now` lies.

@@ -177,7 +177,14 @@ impl Model {
         }
         let arrives = self.free_at.max(self.now) + link.round_trip_ms / 1e3;
         let sent = self.now;
-        (Packet { arrives, sent, lost }, if full { 0.0 } else { waits })
+        (
+            Packet {
+                arrives,
+                sent,
+                lost,
+            },
+            if full { 0.0 } else { waits },
+        )
     }
 
     /// All flows together.
