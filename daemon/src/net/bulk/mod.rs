@@ -94,8 +94,8 @@ pub struct BulkLimits {
     pub requests_held_max: usize,
     /// Of them, requests of one peer.
     pub requests_held_per_peer_max: usize,
-    /// So long a request is held for a blob that nobody here has asked for yet: some times the difference between the ways
-    /// of one gossip message to two neighbours. A guess.
+    /// So long a request is held for a blob that nobody here has asked for yet: the entry of a site may hear of a frame
+    /// later than its mates, or have to write others to disk first. A guess.
     pub unheard_max: Duration,
     /// Fetches in progress; further ones wait for their turn.
     pub fetches_max: usize,
@@ -127,7 +127,7 @@ impl Default for BulkLimits {
             streams_served_per_peer_max: 64,
             requests_held_max: 1024,
             requests_held_per_peer_max: 64,
-            unheard_max: Duration::from_millis(500),
+            unheard_max: Duration::from_secs(2),
             fetches_max: 64,
             fetch_bytes_max: 1 << 30,
             connect_timeout: Duration::from_secs(5),
