@@ -17,8 +17,9 @@
 //! - **Reach**: quinn paces at 5/4 of window over round trip and forgets what it could not send in time; so hosts that are
 //!   late keep less in flight than the window. It is made larger, up to [`REACH_MAX`] times, until as much is in flight on
 //!   average as was to be. An epoch in which less was says only that the link carries that much.
-//! - **Start**: the window grows by what is acknowledged, to [`START_GAIN`] times what it would be by the rate so far, until the round trip of a whole epoch has grown by a margin, or
-//!   three epochs brought less than a quarter more, or loss sets in.
+//! - **Start**: the window grows by what is acknowledged, to [`START_GAIN`] times what it would be by the rate so far, until
+//!   the round trip of a whole epoch has grown by a margin, or three epochs brought less than a quarter more, or loss sets
+//!   in.
 //! - **Loss** of up to [`LOSS_MAX`] is the link's. More is a queue that does not hold the margin: that becomes smaller by
 //!   30%, and the rate is that of the epoch; with every epoch without, the margin grows by 5%.
 //! - **The least round trip** is that of the last ten to twenty seconds. Every ten, all connections of a peer at once have
