@@ -1,7 +1,7 @@
 //! Requests that wait for what is on its way here, so that a frame enters a site once.
 //!
 //! Of the members of a site one, the *entry*, fetches a frame from outside, and the others fetch it from that one
-//! (`Sources` in the protocol's plan). They ask at about the time at which it asks. So they first send it a request of
+//! (rule `enters-once` of the protocol's plan). They ask at about the time at which it asks. So they first send it a request of
 //! kind "wait", which it *holds*: says "held" now and then, and answers once it has the whole blob or cannot have it.
 //!
 //! **Rule `waits-end`: no peer holds a request for a blob while it waits for that blob itself.** It holds while a fetch of

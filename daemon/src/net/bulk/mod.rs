@@ -15,6 +15,7 @@
 //! | streams being served | `streams_served_max`, `streams_served_per_peer_max` | answered "busy"; the fetching side |
 //! | | | asks others, then again |
 //! | requests held until a blob is here | `requests_held_max`, `requests_held_per_peer_max` | answered "busy" (`held.rs`) |
+//! | requests of ours held at a peer | half of `streams_per_connection_max` | further ones wait, within their deadline |
 //! | fetches | `fetches_max` | further ones wait, within their deadline, in the order of asking |
 //! | memory of a fetch | the caller's [`Length`] | [`Blame::OverCap`], [`Blame::OtherLength`] |
 //! | memory of all fetches | `fetch_bytes_max`, and what windows let peers send unasked | as for fetches |
@@ -94,8 +95,8 @@ pub struct BulkLimits {
     pub requests_held_max: usize,
     /// Of them, requests of one peer.
     pub requests_held_per_peer_max: usize,
-    /// So long a request is held for a blob that nobody here has asked for yet: some times the difference between the ways
-    /// of one gossip message to two neighbours. A guess.
+    /// So long a request is held for a blob that nobody here has asked for yet: the entry of a site may hear of a frame
+    /// later than its mates, or have to write others to disk first. A guess.
     pub unheard_max: Duration,
     /// Fetches in progress; further ones wait for their turn.
     pub fetches_max: usize,
@@ -127,7 +128,7 @@ impl Default for BulkLimits {
             streams_served_per_peer_max: 64,
             requests_held_max: 1024,
             requests_held_per_peer_max: 64,
-            unheard_max: Duration::from_millis(500),
+            unheard_max: Duration::from_secs(2),
             fetches_max: 64,
             fetch_bytes_max: 1 << 30,
             connect_timeout: Duration::from_secs(5),

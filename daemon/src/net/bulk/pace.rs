@@ -9,19 +9,23 @@
 //!   in it over its length, so that neither bursts of packets nor the token bucket of a limiter count for much. One in
 //!   which the application had nothing to send says only that the link carries that much.
 //! - **Rate of the link**: the highest of the last [`RATES`] epochs.
-//! - **Window**: rate times the least round trip, and a *margin*: an eighth of that, and [`MARGIN_SCALE`] times the root of
+//! - **Window**: rate times the least round trip, and a *margin*: a quarter of that, and [`MARGIN_SCALE`] times the root of
 //!   the rate, up to [`MARGIN_BYTES_MAX`]. The margin lies in the link's queue, where it covers the time in which either
 //!   host does something else. It is also what finds more bandwidth: where there is some, the queue is empty and an epoch
 //!   delivers the whole window in the least round trip. And it is what makes connections share a link: each gets of it
 //!   what it has of the queue, and by the root the slower one has more of that than its share.
-//! - **Start**: the window grows by what is acknowledged, until the round trip of a whole epoch has grown by a margin, or
-//!   three epochs brought less than a quarter more, or loss sets in.
+//! - **Reach**: quinn paces at 5/4 of window over round trip and forgets what it could not send in time; so hosts that are
+//!   late keep less in flight than the window. It is made larger, up to [`REACH_MAX`] times, until as much is in flight on
+//!   average as was to be. An epoch in which less was says only that the link carries that much.
+//! - **Start**: the window grows by what is acknowledged, to [`START_GAIN`] times what it would be by the rate so far, until
+//!   the round trip of a whole epoch has grown by a margin, or three epochs brought less than a quarter more, or loss sets
+//!   in.
 //! - **Loss** of up to [`LOSS_MAX`] is the link's. More is a queue that does not hold the margin: that becomes smaller by
 //!   30%, and the rate is that of the epoch; with every epoch without, the margin grows by 5%.
 //! - **The least round trip** is that of the last ten to twenty seconds. Every ten, all connections of a peer at once have
 //!   half of it in flight for an epoch, so that it can be seen without a queue.
 //!
-//! quinn paces at 5/4 of window over round trip. Tested on a model of a link (`pace/model.rs`).
+//! Tested on a model of a link (`pace/model.rs`).
 
 #[cfg(test)]
 mod model;
@@ -47,6 +51,13 @@ const RATES: usize = 10;
 /// Bytes for the root of one byte a second: 10 ms of 100 Mbit/s, which is several turns of a busy host, and 3 ms of 1 Gbit/s,
 /// 32 ms of 10 Mbit/s.
 const MARGIN_SCALE: f64 = 35.0;
+/// An epoch with less in flight than this share of what was to be says nothing about the link.
+const FILLED_MIN: f64 = 0.8;
+/// The most window for what is to be in flight, and by how much that changes from epoch to epoch: slowly downwards, since
+/// what a change does is seen a round trip later.
+const REACH_MAX: f64 = 2.0;
+const REACH_UP: f64 = 1.25;
+const REACH_DOWN: f64 = 0.95;
 /// Sockets hold not much more.
 const MARGIN_BYTES_MAX: f64 = 256.0 * 1024.0;
 /// A round trip that grows by this much, and a quarter, in the start is a queue. A guess: more than hosts are late.
@@ -59,6 +70,8 @@ const LOSS_PACKETS_MIN: u64 = 3;
 const STRETCH_S: u64 = 10;
 /// 64 packets: a fifth of a second at 3 Mbit/s, a fifth of what a 200 Mbit/s path holds in 20 ms.
 const WINDOW_FIRST: u64 = 64 * 1200;
+/// In the start the window is at most so many times that which the rate of the epoch asks for: enough to double.
+const START_GAIN: f64 = 2.25;
 const WINDOW_PACKETS_MIN: u64 = 4;
 
 /// Bytes a second that a connection is known to carry; 0 while nothing is.
@@ -114,6 +127,12 @@ pub(super) struct Pace {
     round_trips: RoundTrips,
     /// Share of the margin that the link's queue holds.
     ease: f64,
+    /// What is to be in flight.
+    target: f64,
+    /// The window for each byte of that.
+    reach: f64,
+    /// Acknowledged since acknowledgements were last dealt with.
+    batch: u64,
     published: Rate,
 }
 
@@ -138,6 +157,9 @@ struct Epoch {
     /// Whether at any time in it the application had nothing to send.
     app_limited: bool,
     round_trip_min: Duration,
+    /// What was in flight when acknowledgements came, for each byte that they covered, and those bytes.
+    flight: f64,
+    heard: f64,
 }
 
 impl Epoch {
@@ -148,7 +170,14 @@ impl Epoch {
             lost: 0,
             app_limited: false,
             round_trip_min: Duration::MAX,
+            flight: 0.0,
+            heard: 0.0,
         }
+    }
+
+    /// Mean of what was in flight.
+    fn flight(&self) -> Option<f64> {
+        (self.heard > 0.0).then(|| self.flight / self.heard)
     }
 }
 
@@ -193,6 +222,9 @@ impl Pace {
             rates: VecDeque::with_capacity(RATES),
             round_trips: RoundTrips::new(stretch_at(began, now)),
             ease: 1.0,
+            target: WINDOW_FIRST as f64,
+            reach: 1.0,
+            batch: 0,
             published: Rate::default(),
         }
     }
@@ -213,6 +245,7 @@ impl Pace {
         };
         if now > epoch.began {
             epoch.acked += bytes;
+            self.batch += bytes;
         }
         epoch.app_limited |= app_limited;
         epoch.round_trip_min = epoch.round_trip_min.min(round_trip);
@@ -222,9 +255,13 @@ impl Pace {
     }
 
     fn acks_ended(&mut self, now: Instant, in_flight: u64) {
-        let Some(epoch) = self.epoch else {
+        let batch = std::mem::take(&mut self.batch) as f64;
+        let Some(epoch) = &mut self.epoch else {
             return;
         };
+        epoch.flight += batch * (in_flight as f64 + batch);
+        epoch.heard += batch;
+        let epoch = *epoch;
         let length = now.saturating_duration_since(epoch.began);
         let packets = epoch.acked / self.packet_bytes.max(1);
         let long_enough = length >= EPOCH_MIN.max(self.round_trips.latest)
@@ -248,7 +285,19 @@ impl Pace {
         } else {
             self.ease = (self.ease + 0.05).min(1.0);
         }
-        if lossy || !epoch.app_limited || rate > known {
+        let flight = epoch.flight().filter(|_| !epoch.app_limited);
+        // Else nobody knows what the link would have done with more.
+        let filled = flight.is_some_and(|flight| flight > FILLED_MIN * self.target);
+        if let Some(flight) = flight
+            && self.phase == Phase::Cruise
+        {
+            let step = match lossy {
+                true => 1.0 / REACH_UP,
+                false => (self.target / flight.max(1.0)).clamp(REACH_DOWN, REACH_UP),
+            };
+            self.reach = (self.reach * step).clamp(1.0, REACH_MAX);
+        }
+        if lossy || filled || rate > known {
             if self.rates.len() == RATES {
                 self.rates.pop_front();
             }
@@ -284,8 +333,16 @@ impl Pace {
         let rate = self.rate();
         let held = rate * self.round_trips.least().as_secs_f64();
         match self.phase {
-            Phase::Start { .. } => {}
-            Phase::Cruise => self.window = (held + self.ease * margin(rate, held)) as u64,
+            Phase::Start { .. } => {
+                // More would only queue, or be lost, before it is heard of.
+                let most = START_GAIN * (held + margin(rate, held));
+                self.window = self.window.min((most as u64).max(WINDOW_FIRST));
+                self.target = self.window as f64;
+            }
+            Phase::Cruise => {
+                self.target = held + self.ease * margin(rate, held);
+                self.window = (self.target * self.reach) as u64;
+            }
             Phase::Drain => self.window = (held / 2.0) as u64,
         }
         self.window = self.window.max(WINDOW_PACKETS_MIN * self.packet_bytes);
@@ -313,7 +370,7 @@ impl Pace {
 
 /// What a window has beyond `held`, which the link holds without a queue at `rate` bytes a second.
 fn margin(rate: f64, held: f64) -> f64 {
-    held / 8.0 + (MARGIN_SCALE * rate.sqrt()).min(MARGIN_BYTES_MAX)
+    held / 4.0 + (MARGIN_SCALE * rate.sqrt()).min(MARGIN_BYTES_MAX)
 }
 
 /// In which stretch of time `now` lies.

@@ -18,6 +18,8 @@ struct Link {
     loss: f64,
     /// How often either host does its work.
     turn_ms: f64,
+    /// In one of ten turns it is this much late, at most.
+    late_ms: f64,
 }
 
 struct Packet {
@@ -55,6 +57,8 @@ struct Model {
     flows: Vec<Flow>,
     base: Instant,
     now: f64,
+    /// Time since the last turn.
+    step: f64,
     /// When the bottleneck has sent all it has.
     free_at: f64,
     random: u64,
@@ -67,6 +71,7 @@ impl Model {
             flows: Vec::new(),
             base: Instant::now(),
             now: 0.0,
+            step: 0.0,
             free_at: 0.0,
             random: 0x9e37_79b9_7f4a_7c15,
         };
@@ -100,7 +105,12 @@ impl Model {
 
     /// One turn of the senders: they hear what has arrived, and send what they may.
     fn turn(&mut self) {
-        self.now += self.link.turn_ms / 1e3;
+        let late = match self.chance() < 0.1 {
+            true => self.link.late_ms * self.chance(),
+            false => 0.0,
+        };
+        self.step = (self.link.turn_ms + late) / 1e3;
+        self.now += self.step;
         for flow in 0..self.flows.len() {
             self.hear(flow);
             self.send_what_fits(flow);
@@ -133,12 +143,12 @@ impl Model {
     }
 
     fn send_what_fits(&mut self, place: usize) {
-        let step = self.link.turn_ms / 1e3;
+        let step = self.step;
         let flow = &mut self.flows[place];
         let window = flow.pace.window();
         let rate = 1.25 * window as f64 / flow.smoothed;
         let burst = (rate * 1.6e-3).clamp(10.0 * PACKET as f64, 256.0 * PACKET as f64);
-        flow.tokens = (flow.tokens + rate * step).min(burst.max(rate * step));
+        flow.tokens = (flow.tokens + rate * step).min(burst);
         loop {
             let flow = &mut self.flows[place];
             let full = (flow.in_flight.len() as u64 + 1) * PACKET >= window;
@@ -220,6 +230,7 @@ fn veth() -> Link {
         bucket: 65_536.0,
         loss: 0.0,
         turn_ms: 3.0,
+        late_ms: 0.0,
     }
 }
 
@@ -233,6 +244,7 @@ fn long() -> Link {
         bucket: 0.0,
         loss: 0.001,
         turn_ms: 1.0,
+        late_ms: 0.0,
     }
 }
 
@@ -339,4 +351,15 @@ fn connections_share_a_link_and_fill_it_together() {
         assert!(each.iter().all(|flow| flow.share > 0.2 * total), "{each:?}");
         assert!(each.iter().all(|flow| flow.lost < 0.005), "{each:?}");
     }
+}
+
+#[test]
+fn hosts_that_are_late_at_times_fill_a_long_link_all_the_same() {
+    let mut model = Model::new(Link {
+        late_ms: 20.0,
+        ..long()
+    });
+    model.run(3.0);
+    let then = model.run(30.0);
+    assert!(then.share > 0.85, "{then:?}");
 }
