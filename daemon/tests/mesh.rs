@@ -352,7 +352,7 @@ fn peers_that_train_ahead_survive_the_death_of_one_in_an_exchange() {
 
 /// Freezes one of three in the middle of an exchange, for as long as the others take to decide three rounds.
 fn survives_the_freezing_of_one(plan: &'static str) {
-    let mut mesh = Mesh::new(3, in_turn(plan), "crash", 120, 4);
+    let mesh = Mesh::new(3, in_turn(plan), "crash", 120, 4);
     let (survivors, victim) = ([0, 1], 2);
     mesh.wait_applied(&[0, 1, 2], 3);
     let name = mesh.name(victim);
