@@ -14,9 +14,9 @@
 //! 2^-126 goes to step 0. Any other is m * 2^e with m in 1..2, and goes to the step of 2^(e + i / 32), with i the number
 //! of j in 0..=31 for which 2^((2 j + 1) / 64), rounded to f32, is not above m.
 //!
-//! Rule "peak": the largest magnitude of the entries, the first of equal ones, stands for itself on the grid. It lies
-//! above the others like no other does, and took a fifth of a frame's squared error as one of them. When the high
-//! level is at the same step, the first entry that is high takes its place.
+//! Rule "peak": the largest magnitude of the entries, the first of equal ones, stands for itself on the grid; under a level
+//! it alone would make a fifth of a frame's squared error. When the high level is at the same step, the first entry that is
+//! high takes its place.
 //!
 //! Rule "one level": each of the other entries stands for its sign times one level, the mean magnitude of
 //! these entries, on the grid; all of them are high. The mean is what minimises the squared error. It is the f64
@@ -52,7 +52,7 @@ use crate::index::{IndexCode, IndexCost};
 use crate::layout::{TILE_ELEMENTS, TensorMode, Tile};
 
 /// Largest magnitude that a frame carries, and that [`encode`] accepts: 2^15, the largest power of
-/// two that grid, bf16 and f32 all represent, so that rounding never exceeds it.
+/// two that the grid, bf16 and f32 all have, so that rounding never exceeds it.
 ///
 /// An update this large means that the run has diverged; its sum over the members of any round
 /// stays far below `f32::MAX`.
