@@ -105,6 +105,15 @@ impl<'a> BitReader<'a> {
         Some(value as u32)
     }
 
+    /// Reads zero bits: `zeros_max` of them, or fewer and the one bit behind them; how many there are. `zeros_max < 57`.
+    #[inline]
+    pub(crate) fn read_zeros(&mut self, zeros_max: u32) -> Option<u32> {
+        debug_assert!(zeros_max < WORD_BITS);
+        let zeros = self.peek().trailing_zeros().min(zeros_max);
+        self.advance((zeros + u32::from(zeros < zeros_max)) as usize)?;
+        Some(zeros)
+    }
+
     /// Counts zero bits up to the next one bit, which is consumed. Gives up, at an unspecified
     /// position, when the stream ends first; the count is at most the bits of the stream.
     #[inline]
@@ -180,6 +189,18 @@ mod tests {
             assert_eq!(reader.read(11), Some(0x7ff));
             assert_eq!(reader.finish(), Some(&[][..]));
         }
+    }
+
+    #[test]
+    fn zeros_are_read_up_to_the_most() {
+        let mut reader = BitReader::new(&[0b1001_0000, 0b1], 0);
+        assert_eq!(reader.read_zeros(3), Some(3));
+        assert_eq!(reader.read_zeros(3), Some(1));
+        assert_eq!(reader.read_zeros(2), Some(2));
+        assert_eq!(reader.read_zeros(4), Some(0));
+        assert_eq!(reader.read_zeros(4), Some(0));
+        assert_eq!(reader.read_zeros(8), None);
+        assert_eq!(BitReader::new(&[], 0).read_zeros(0), Some(0));
     }
 
     #[test]

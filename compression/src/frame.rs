@@ -9,7 +9,7 @@
 //! | offset | bytes | field | value |
 //! |---|---|---|---|
 //! | 0 | 4 | magic | `GMFR` |
-//! | 4 | 1 | version | 1 |
+//! | 4 | 1 | version | 2 |
 //! | 5 | 1 | codec | 1 sparse, 2 dense f32, 3 dense bf16, 4 dense int8, 5 dense int4 |
 //! | 6 | 1 | value bits | 1 or 2 in a sparse frame, else 0 |
 //! | 7 | 1 | index code | 0..=11 Rice r, 12 packed; by the rule "index code"; 0 in a dense frame |
@@ -20,14 +20,20 @@
 //! and before padding, than what the shortest Rice code takes; else the r of the shortest Rice
 //! code, of equal ones the smallest.
 //!
-//! **Levels**. For each sparse tile, in order:
-//! - with 2 value bits, the low level, f16: zero when all entries of the tile are high, else
-//!   positive and below the high level;
-//! - the high level, f16, at most 2^15: zero when the tile has no entries. Its sign bit is not a
-//!   sign: it is set when the tile has at least one entry, but fewer than k' (rule "selection" of
-//!   [`crate::codec`]);
-//! - if that bit is set, the number of entries, 2 bytes, in `1..k'`. Else the tile has k' entries,
-//!   or none when the high level is zero, and then the low level is zero as well.
+//! **Levels**, a bit stream, in a sparse frame only. Levels and peaks are numbers of the grid (rule "grid" of
+//! [`crate::codec`]), in 1..=4513. A number n is written short, if it is at most 63, as `n >> 4` zero bits, a one bit and
+//! the low 4 bits of n; else long, as four zero bits and then 13 bits that are n unless something else is said. For each
+//! sparse tile, in order:
+//! - its level: the high level, or the peak in a tile of one entry. The number is what it adds to the level of the last
+//!   tile before that has entries, or to 0 in the first one: 2 d for d that is not negative, else -2 d - 1. The 13 bits
+//!   of a long one are the level itself, or one of two others. If they are 0, the tile has no entries, and nothing
+//!   follows of it. If they are 8191, the tile has at least one entry, but fewer than k' (rule "selection"): the number
+//!   of entries, 12 bits, in `1..k'`, follows, and then its level. Else the tile has k' entries;
+//! - with two or more entries, the place of the peak among them, counted from 0, in as many bits as their number less 1
+//!   has;
+//! - with two or more entries, what the peak adds to the high level;
+//! - with two or more entries and 2 value bits, what the high level adds to the low one, at most 512, or 0 when all
+//!   entries besides the peak are high.
 //!
 //! **Dense values**. For each dense tile, in order, its elements: bf16 in a sparse frame, else in the
 //! format of the codec, as [`mod@crate::dense`] lays them out. f32 and bf16: finite, at most 2^15 in
@@ -36,8 +42,9 @@
 //! its integers is exactly Q.
 //!
 //! **Entry values**, a bit stream. For each entry of each sparse tile, by tile and then by index:
-//! its sign (1 is negative); then, with 2 value bits, 1 for high or 0 for low. A tile whose low
-//! level is not zero has an entry of each.
+//! its sign (1 is negative); then, with 2 value bits, 1 for high or 0 for low. The peak counts as high. A tile
+//! with a low level has an entry of each besides the peak. Where the peak adds nothing to the high level, it is the
+//! first of the entries that are high.
 //!
 //! **Indices**, a bit stream. For each sparse tile, in order, the strictly ascending indices of its
 //! entries inside the tile, each below the tile's length. Rice code: the gap g (the first index
@@ -50,28 +57,27 @@
 
 mod quantise;
 mod read;
+mod tile_levels;
 mod write;
 
 use std::fmt;
 use std::ops::Range;
 
 use bytes::Bytes;
-use half::f16;
 use thiserror::Error;
 
 pub use self::quantise::Selection;
+pub(crate) use self::tile_levels::bits_max as level_bits_max;
 pub(crate) use self::write::encode_dense;
 use crate::codec::{Codec, DenseFormat, VALUE_ABS_MAX, ValueBits};
 use crate::dense;
+use crate::grid::{self, Step};
 use crate::index::IndexCode;
 use crate::layout::{TILE_ELEMENTS, TILES_MAX};
 
 pub(crate) const HEADER_BYTES: usize = 14;
 pub(crate) const MAGIC: [u8; 4] = *b"GMFR";
-pub(crate) const VERSION: u8 = 1;
-
-/// Sign bit of the high level: the number of entries follows.
-const SHORT_TILE: u16 = 0x8000;
+pub(crate) const VERSION: u8 = 2;
 
 /// Why values cannot be encoded: our own training has gone wrong, or our caller.
 #[derive(Debug, Clone, PartialEq, Error)]
@@ -143,8 +149,15 @@ pub enum DecodeError {
         found: IndexCode,
         canonical: IndexCode,
     },
-    #[error("tile {tile} has the levels {low:#06x} and {high:#06x}")]
-    Levels { tile: usize, low: u16, high: u16 },
+    #[error("tile {tile} has a level or peak at step {found} of the grid, not in {min}..={max}")]
+    Level {
+        tile: usize,
+        found: i32,
+        min: i32,
+        max: i32,
+    },
+    #[error("tile {tile} has the number {number} in its long form, which is for larger ones")]
+    LongForm { tile: usize, number: u32 },
     #[error("tile {tile} claims {found} entries, not 1..{entries_max}")]
     EntryCount {
         tile: usize,
@@ -153,6 +166,12 @@ pub enum DecodeError {
     },
     #[error("entries of tile {tile} do not use the levels that it has")]
     UnusedLevel { tile: usize },
+    #[error("entry {place} of the {entries} of tile {tile} cannot be its peak")]
+    Peak {
+        tile: usize,
+        place: u32,
+        entries: u16,
+    },
     #[error(
         "dense element {element} is {value}, not a number up to {VALUE_ABS_MAX} in magnitude, or a negative zero"
     )]
@@ -190,28 +209,40 @@ struct FrameTile {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Content {
-    Sparse {
-        low: f16,
-        high: f16,
-        count: u16,
-        short: bool,
-    },
+    Sparse(SparseTile),
     Dense,
 }
 
-// An entry: its index in the low 12 bits, then its sign, then its group. Sign and group in this order are what two value
-// bits are on the wire, and its place in a table of the four values of a tile.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct SparseTile {
+    /// Of the entries that are not high; zero when there are none.
+    low: Step,
+    /// Of the high entries besides the peak; zero when there are none.
+    high: Step,
+    /// Zero in a tile without entries.
+    peak: Step,
+    count: u16,
+    /// Whether it has entries, but fewer than k'.
+    short: bool,
+}
+
+// An entry: its index in the low 12 bits, then its sign, then its group, then whether it is the peak, which is high. Sign
+// and group in this order are what two value bits are on the wire; the three are its place in a table of the values of a
+// tile.
 
 const INDEX: u16 = TILE_ELEMENTS as u16 - 1;
 const VALUE_SHIFT: u32 = TILE_ELEMENTS.trailing_zeros();
 const NEGATIVE: u16 = 1 << VALUE_SHIFT;
 const HIGH: u16 = 2 << VALUE_SHIFT;
+const PEAK: u16 = 4 << VALUE_SHIFT;
+
+/// What entries stand for, by sign, group and whether they are the peak.
+type TileValues = [f32; 8];
 
 /// The content of one tile.
 pub(crate) enum Part<'a> {
     Sparse {
-        /// By sign and group of an entry.
-        values: [f32; 4],
+        values: TileValues,
         entries: &'a [u16],
     },
     Dense(&'a [u8]),
@@ -277,9 +308,8 @@ impl Frame {
         }
     }
 
-    /// Sums of squares of the tiles, in order. A sparse tile: (entries at the low level) * low^2 +
-    /// (entries at the high level) * high^2, which f64 holds exactly but for the sum of the
-    /// two; a dense tile: f64 sum in index order.
+    /// Sums of squares of the tiles, in order, in f64. A sparse tile: ((entries at the low level) * low^2 + (entries at
+    /// the high level) * high^2) + peak^2, the peak not counted among the entries; a dense tile: sum in index order.
     pub(crate) fn squares(&self) -> impl Iterator<Item = f64> + '_ {
         self.squares_with(&self.dense)
     }
@@ -295,14 +325,16 @@ impl Frame {
         for (number, (range, part)) in self.parts_with(dense).enumerate() {
             match part {
                 Part::Sparse {
-                    values: [low, _, high, _],
+                    values: [low, _, high, _, .., peak, _],
                     entries,
                 } => {
-                    let high_count = entries.iter().filter(|&entry| entry & HIGH != 0).count();
-                    let low_count = entries.len() - high_count;
-                    let (low, high) = (f64::from(low), f64::from(high));
+                    let of_group = |group| {
+                        let is_member = |entry: &&u16| *entry & (HIGH | PEAK) == group;
+                        entries.iter().filter(is_member).count() as f64
+                    };
+                    let square = |value: f32| f64::from(value) * f64::from(value);
                     squares[number] =
-                        low_count as f64 * (low * low) + high_count as f64 * (high * high);
+                        of_group(0) * square(low) + of_group(HIGH) * square(high) + square(peak);
                 }
                 Part::Dense(bytes) if range.len() == TILE_ELEMENTS => waiting.push((number, bytes)),
                 Part::Dense(bytes) => {
@@ -342,14 +374,12 @@ impl Frame {
             let range = start..start + len;
             start = range.end;
             let part = match tile.content {
-                Content::Sparse {
-                    low, high, count, ..
-                } => {
-                    let (own, rest) = entries.split_at(usize::from(count));
+                Content::Sparse(tile) => {
+                    let (own, rest) = entries.split_at(usize::from(tile.count));
                     entries = rest;
-                    let (low, high) = (low.to_f32_const(), high.to_f32_const());
+                    let [low, high, peak] = [tile.low, tile.high, tile.peak].map(grid::value);
                     Part::Sparse {
-                        values: [low, -low, high, -high],
+                        values: [low, -low, high, -high, 0.0, 0.0, peak, -peak],
                         entries: own,
                     }
                 }
@@ -383,8 +413,8 @@ impl Frame {
 
 /// Adds to each entry's place in the tile `out` the one of `values` that it stands for.
 #[inline]
-fn add_entries(out: &mut [f32], entries: &[u16], values: [f32; 4]) {
-    let value = |entry: u16| values[usize::from(entry >> VALUE_SHIFT & 3)];
+fn add_entries(out: &mut [f32], entries: &[u16], values: TileValues) {
+    let value = |entry: u16| values[usize::from(entry >> VALUE_SHIFT & 7)];
     let index = |entry: u16| usize::from(entry & INDEX);
     // A length known to the compiler spares the check of every index.
     if let Some(out) = out.first_chunk_mut::<TILE_ELEMENTS>() {

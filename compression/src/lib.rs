@@ -18,7 +18,7 @@
 //!
 //! Everything here is a function of its arguments down to the last bit. Sums are `f32` or `f64` in
 //! the order that their doc states; rustc neither reorders floating-point operations nor contracts
-//! them to fused multiply-adds. Rounding to `f16` and `bf16` is done in software, because hardware
+//! them to fused multiply-adds. Rounding to `bf16` and to the grid of levels is done in software, because hardware
 //! and software paths may round differently. The one assumption on the machine is the IEEE 754
 //! default environment: round to nearest even, subnormals kept. A thread on which some
 //! library switched on flush-to-zero must not run this code.
@@ -29,6 +29,7 @@ pub mod codec;
 pub mod dense;
 pub mod feedback;
 pub mod frame;
+mod grid;
 mod index;
 pub mod layout;
 mod levels;

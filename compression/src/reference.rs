@@ -3,8 +3,11 @@
 //! comparing. It follows the rules of [`crate::codec`] and the specification of [`crate::frame`],
 //! and shares no code with them beyond the types.
 
-use half::{bf16, f16};
+mod levels;
 
+use half::bf16;
+
+use self::levels::{level_bits, parse_levels, step_of};
 use crate::codec::{Codec, DenseFormat, VALUE_ABS_MAX, ValueBits};
 use crate::dense::BLOCK_ELEMENTS;
 use crate::layout::{TILE_ELEMENTS, TensorMode, Tile};
@@ -23,6 +26,7 @@ pub fn encode(values: &[f32], tiles: &[Tile], codec: Codec) -> Option<Vec<u8>> {
     }
 
     let mut levels = Vec::new();
+    let mut level_before = 0;
     let mut dense_values = Vec::new();
     let mut entry_values = Vec::new();
     let mut indices_by_tile = Vec::new();
@@ -71,24 +75,16 @@ pub fn encode(values: &[f32], tiles: &[Tile], codec: Codec) -> Option<Vec<u8>> {
             (Codec::Sparse { k, value_bits }, TensorMode::Sparse) => {
                 let entries_max = entries_max(k.get(), tile.len());
                 let entries = quantise(values, entries_max, value_bits);
-                let high = entries
-                    .iter()
-                    .map(|entry| entry.level)
-                    .fold(f16::ZERO, f16::max);
-                let low = entries.iter().map(|entry| entry.level).fold(high, f16::min);
-                if value_bits == ValueBits::Two {
-                    levels.extend(if low < high { low.to_bits() } else { 0 }.to_le_bytes());
-                }
-                if !entries.is_empty() && entries.len() < entries_max {
-                    levels.extend((high.to_bits() | 0x8000).to_le_bytes());
-                    levels.extend((entries.len() as u16).to_le_bytes());
-                } else {
-                    levels.extend(high.to_bits().to_le_bytes());
-                }
+                levels.extend(level_bits(
+                    &entries,
+                    entries_max,
+                    value_bits,
+                    &mut level_before,
+                ));
                 for entry in &entries {
                     entry_values.push(entry.negative);
                     if value_bits == ValueBits::Two {
-                        entry_values.push(entry.level == high);
+                        entry_values.push(entry.group != Group::Low);
                     }
                 }
                 indices_by_tile.push(entries.iter().map(|entry| entry.index).collect::<Vec<_>>());
@@ -116,7 +112,7 @@ pub fn encode(values: &[f32], tiles: &[Tile], codec: Codec) -> Option<Vec<u8>> {
             }
         })?;
 
-    let mut frame = Vec::from(*b"GMFR\x01");
+    let mut frame = Vec::from(*b"GMFR\x02");
     match codec {
         Codec::Sparse { k, value_bits } => {
             frame.extend([
@@ -132,7 +128,7 @@ pub fn encode(values: &[f32], tiles: &[Tile], codec: Codec) -> Option<Vec<u8>> {
         Codec::Dense(DenseFormat::Int4) => frame.extend([5, 0, 0, 0, 0]),
     }
     frame.extend((tiles.len() as u32).to_le_bytes());
-    frame.extend(levels);
+    frame.extend(pack(&levels));
     frame.extend(dense_values);
     frame.extend(pack(&entry_values));
     frame.extend(pack(&indices));
@@ -158,17 +154,25 @@ fn block_integers(block: &[f32], integer_max: i32) -> (bf16, Vec<i32>) {
     (scale, block.iter().map(integer).collect())
 }
 
+#[derive(Clone, Copy, PartialEq)]
+enum Group {
+    Low,
+    High,
+    Peak,
+}
+
 struct Entry {
     index: usize,
     negative: bool,
-    level: f16,
+    step: u16,
+    group: Group,
 }
 
 fn entries_max(k: u16, len: usize) -> usize {
     (usize::from(k) * len).div_ceil(TILE_ELEMENTS)
 }
 
-/// Rules "selection", "one level", "two levels" and "zero level".
+/// Rules "selection", "peak", "one level", "two levels" and "left out".
 fn quantise(values: &[f32], entries_max: usize, value_bits: ValueBits) -> Vec<Entry> {
     let mut order: Vec<usize> = (0..values.len())
         .filter(|&index| values[index] != 0.0)
@@ -176,66 +180,77 @@ fn quantise(values: &[f32], entries_max: usize, value_bits: ValueBits) -> Vec<En
     // A stable sort: of equal magnitudes the lower index comes first.
     order.sort_by(|&a, &b| values[b].abs().total_cmp(&values[a].abs()));
     order.truncate(entries_max);
+    if order.is_empty() {
+        return Vec::new();
+    }
+    let peak = order.remove(0);
 
     let magnitude = |&index: &usize| f64::from(values[index].abs());
-    let mut level_of = vec![f16::ZERO; values.len()];
-    match value_bits {
+    let sum = |indices: &[usize]| {
+        indices
+            .iter()
+            .map(magnitude)
+            .fold(0.0, |sum, next| sum + next)
+    };
+    let count = order.len();
+    let split = match value_bits {
         ValueBits::One => {
             order.sort_unstable();
-            let level = mean(order.iter().map(magnitude).sum(), order.len());
-            order.iter().for_each(|&index| level_of[index] = level);
+            count
         }
         ValueBits::Two => {
-            let high_sum = |split: usize| {
-                order[..split]
-                    .iter()
-                    .map(magnitude)
-                    .fold(0.0, |sum, next| sum + next)
-            };
-            let count = order.len();
-            let total = high_sum(count);
+            let total = sum(&order);
             let mut best = (count, total * total / count as f64);
             for split in 1..count {
-                let (high, low) = (high_sum(split), total - high_sum(split));
+                let (high, low) = (sum(&order[..split]), total - sum(&order[..split]));
                 let fit = high * high / split as f64 + low * low / (count - split) as f64;
                 if magnitude(&order[split - 1]) > magnitude(&order[split]) && fit > best.1 {
                     best = (split, fit);
                 }
             }
-            let split = best.0;
-            let high = mean(high_sum(split), split);
-            let low = if split < count {
-                mean(total - high_sum(split), count - split)
-            } else {
-                high
-            };
-            let low = low.min(high);
-            order[..split]
-                .iter()
-                .for_each(|&index| level_of[index] = high);
-            order[split..]
-                .iter()
-                .for_each(|&index| level_of[index] = low);
-            order.sort_unstable();
+            best.0
+        }
+    };
+    let high_sum = sum(&order[..split]);
+    let high = mean(high_sum, split);
+    let low = mean(sum(&order) - high_sum, count - split);
+    let entry = |index: usize, step, group| Entry {
+        index,
+        negative: values[index] < 0.0,
+        step,
+        group,
+    };
+    let mut entries = vec![entry(peak, step_of(values[peak].abs()), Group::Peak)];
+    for (place, &index) in order.iter().enumerate() {
+        entries.push(if place < split || low >= high {
+            entry(index, high, Group::High)
+        } else {
+            entry(index, low, Group::Low)
+        });
+    }
+    entries.retain(|entry| entry.step != 0);
+    entries.retain(|entry| entry.group != Group::Low || entry.step + 512 >= high);
+    entries.sort_by_key(|entry| entry.index);
+    if entries
+        .iter()
+        .any(|entry| entry.group == Group::Peak && entry.step == high)
+    {
+        let mut is_first = true;
+        for entry in &mut entries {
+            if entry.group != Group::Low {
+                entry.group = if is_first { Group::Peak } else { Group::High };
+                is_first = false;
+            }
         }
     }
-    let entries = order
-        .into_iter()
-        .filter(|&index| level_of[index] != f16::ZERO);
     entries
-        .map(|index| Entry {
-            index,
-            negative: values[index] < 0.0,
-            level: level_of[index],
-        })
-        .collect()
 }
 
-fn mean(sum: f64, count: usize) -> f16 {
+fn mean(sum: f64, count: usize) -> u16 {
     if count == 0 {
-        f16::ZERO
+        0
     } else {
-        f16::from_f32((sum / count as f64) as f32)
+        step_of((sum / count as f64) as f32)
     }
 }
 
@@ -271,34 +286,29 @@ fn pack(bits: &[bool]) -> Vec<u8> {
 fn parse(bytes: &[u8], tiles: &[Tile], codec: Codec) -> Option<Vec<f32>> {
     let index_code = *bytes.get(7)?;
     let mut bytes = bytes.get(14..)?;
+
+    let mut tile_levels = Vec::new();
+    let mut level_before = 0;
+    let mut level_bits = unpack(bytes);
+    for tile in tiles {
+        let (Codec::Sparse { k, value_bits }, TensorMode::Sparse) = (codec, tile.mode()) else {
+            continue;
+        };
+        let entries_max = entries_max(k.get(), tile.len());
+        tile_levels.push(parse_levels(
+            &mut level_bits,
+            entries_max,
+            value_bits,
+            &mut level_before,
+        )?);
+    }
+    let level_bytes = (8 * bytes.len() - level_bits.count()).div_ceil(8);
     let mut take = |count: usize| {
         let (taken, rest) = bytes.split_at_checked(count)?;
         bytes = rest;
         Some(taken)
     };
-
-    let mut tile_levels = Vec::new();
-    for tile in tiles {
-        let (Codec::Sparse { k, value_bits }, TensorMode::Sparse) = (codec, tile.mode()) else {
-            continue;
-        };
-        let low = if value_bits == ValueBits::Two {
-            u16_of(take(2)?)?
-        } else {
-            0
-        };
-        let high = u16_of(take(2)?)?;
-        let count = match high {
-            0 => 0,
-            0x8000.. => usize::from(u16_of(take(2)?)?),
-            _ => entries_max(k.get(), tile.len()),
-        };
-        tile_levels.push((
-            f16::from_bits(low).to_f32(),
-            f16::from_bits(high & 0x7fff).to_f32(),
-            count,
-        ));
-    }
+    take(level_bytes)?;
 
     let mut values = Vec::new();
     for tile in tiles {
@@ -345,7 +355,7 @@ fn parse(bytes: &[u8], tiles: &[Tile], codec: Codec) -> Option<Vec<f32>> {
         return Some(values);
     };
 
-    let entries: usize = tile_levels.iter().map(|&(_, _, count)| count).sum();
+    let entries: usize = tile_levels.iter().map(|tile| tile.count).sum();
     let bits_per_entry = if value_bits == ValueBits::One { 1 } else { 2 };
     let mut value_bits = unpack(take((entries * bits_per_entry).div_ceil(8))?);
     let mut index_bits = unpack(bytes);
@@ -353,9 +363,9 @@ fn parse(bytes: &[u8], tiles: &[Tile], codec: Codec) -> Option<Vec<f32>> {
     let mut start = 0;
     for tile in tiles {
         if tile.mode() == TensorMode::Sparse {
-            let (low, high, count) = tile_levels.next()?;
+            let levels = tile_levels.next()?;
             let mut next_free = 0;
-            for _ in 0..count {
+            for entry in 0..levels.count {
                 let negative = value_bits.next()?;
                 let is_high = bits_per_entry == 1 || value_bits.next()?;
                 let index = if index_code == 12 {
@@ -370,7 +380,13 @@ fn parse(bytes: &[u8], tiles: &[Tile], codec: Codec) -> Option<Vec<f32>> {
                 if index >= tile.len() {
                     return None;
                 }
-                let level = if is_high { high } else { low };
+                let level = if entry == levels.place {
+                    levels.peak
+                } else if is_high {
+                    levels.high
+                } else {
+                    levels.low
+                };
                 values[start + index] = if negative { -level } else { level };
             }
         }

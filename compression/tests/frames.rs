@@ -194,6 +194,33 @@ fn two_levels_lose_less_than_one() {
 }
 
 #[test]
+fn outlier_keeps_its_value_and_leaves_the_level_to_the_others() {
+    let tiles = tiles(&[(64, TensorMode::Sparse)]);
+    let mut values: Vec<f32> = (0..64_i8).map(|index| f32::from(index % 3 + 1)).collect();
+    values[63] = -1000.0;
+    let decoded =
+        dequantised(&Frame::quantise(&values, &tiles, sparse(4096, ValueBits::One)).unwrap());
+    // 21 times each of 1, 2 and 3.
+    assert_eq!(decoded[..63], [2.0; 63]);
+    // Half a step, and the rounding of a border and of a value to f32.
+    let ratio = f64::from(decoded[63]) / -1000.0;
+    assert!(ratio.log2().abs() <= 1.0 / 64.0 + 1e-6, "{}", decoded[63]);
+}
+
+#[test]
+fn tiles_of_all_scales_share_a_frame() {
+    let exponents = [15, -126, -10, -70];
+    let tiles = tiles(&[(64, TensorMode::Sparse); 4]);
+    let values = exponents.map(|exponent| [2.0_f32.powi(exponent); 64]);
+    let values = values.as_flattened();
+    for value_bits in [ValueBits::One, ValueBits::Two] {
+        let codec = sparse(4096, value_bits);
+        let frame = decode(&encoded(values, &tiles, codec), &tiles, codec).unwrap();
+        assert_eq!(dequantised(&frame), values);
+    }
+}
+
+#[test]
 fn full_tile_has_exactly_k_entries() {
     let (tiles, values) = random_tiles(Rng::normal, 3);
     for k in [1, 31, 32, 64, 128, 255, 1024, 1025, 4095, 4096] {
@@ -245,14 +272,14 @@ fn ties_go_to_the_lower_index() {
 fn zeros_are_never_entries() {
     let tiles = tiles(&[(2 * TILE_ELEMENTS, TensorMode::Sparse)]);
     let mut values = vec![0.0; 2 * TILE_ELEMENTS];
-    values[TILE_ELEMENTS + 5] = -3.0;
+    values[TILE_ELEMENTS + 5] = -2.0;
     values[TILE_ELEMENTS + 9] = -0.0;
     for value_bits in [ValueBits::One, ValueBits::Two] {
         let codec = sparse(64, value_bits);
         let frame = decode(&encoded(&values, &tiles, codec), &tiles, codec).unwrap();
         assert_eq!(frame.entries(), 1);
         let decoded = dequantised(&frame);
-        assert_eq!(decoded[TILE_ELEMENTS + 5], -3.0);
+        assert_eq!(decoded[TILE_ELEMENTS + 5], -2.0);
         assert_eq!(decoded.iter().filter(|value| **value != 0.0).count(), 1);
     }
 }
@@ -419,7 +446,7 @@ fn stated_maximum_is_close_to_what_frames_take() {
     for codec in [sparse(64, ValueBits::One), sparse(64, ValueBits::Two)] {
         let usual = encoded(&values, &tiles, codec).len();
         let max = frame_bytes_max(&tiles, codec);
-        assert!(usual <= max && max * 10 <= usual * 11, "{usual} of {max}");
+        assert!(usual <= max && max * 20 <= usual * 23, "{usual} of {max}");
     }
     for codec in [DENSE_F32, DENSE_INT8, DENSE_INT4] {
         let all = encoded(&values, &tiles, codec).len();
@@ -433,7 +460,8 @@ fn stated_maximum_is_close_to_what_frames_take() {
     }
     let codec = sparse(64, ValueBits::One);
     let frame = encoded(&values, &tiles[..1], codec);
-    // Header, level, signs, indices; the maximum allows two bytes for a count.
-    assert_eq!(frame.len(), 14 + 2 + 8 + 60);
-    assert_eq!(frame_bytes_max(&tiles[..1], codec), 14 + 4 + 8 + 64);
+    // Header, levels, signs, indices. Levels: 17 bits and 6 for the place, and 5 for what the peak adds; at most 17 for
+    // each of both, and 29 for the count of a short tile.
+    assert_eq!(frame.len(), 14 + 4 + 8 + 60);
+    assert_eq!(frame_bytes_max(&tiles[..1], codec), 14 + 9 + 8 + 64);
 }

@@ -25,54 +25,56 @@ fn assert_frame(values: &[f32], tiles: &[Tile], codec: Codec, parts: &[&str], de
 #[test]
 fn one_level_frame() {
     assert_frame(
-        &[0.0, 3.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.5],
+        &[0.0, 2.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.5],
         &tiles(&[(8, TensorMode::Sparse)]),
         // ceil(1024 * 8 / 4096) = 2 entries.
         sparse(1024, ValueBits::One),
         &[
             "474d4652", // magic
-            "01",       // version
+            "02",       // version
             "01",       // sparse
             "01",       // value bits
             "00",       // Rice r = 0: 2 + 3 bits; r = 1 takes 2 + 3 as well, packed 24
             "0004",     // k
             "01000000", // tiles
-            "0040",     // level 2.0
-            "02",       // plus, minus
-            "12",       // gaps 1 and 2: 01 001, first bit lowest
+            // Level 1, step 4033 = 0xfc1, in its long form; place 0 in one bit; the peak is 32 steps above.
+            // 0000 1000001111110 0 0010000
+            "10fc1000", "02", // plus, minus
+            "12", // gaps 1 and 2: 01 001, first bit lowest
         ],
-        &[0.0, 2.0, 0.0, 0.0, -2.0, 0.0, 0.0, 0.0],
+        &[0.0, 2.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0],
     );
 }
 
 #[test]
-fn two_level_frame_with_a_short_and_an_empty_tile() {
+fn two_level_frame_with_an_empty_and_a_short_tile() {
     let mut values = [0.0; 24];
-    values[..8].copy_from_slice(&[0.0, -4.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.25]);
-    values[15] = -0.5;
-    let mut decoded = [0.0; 24];
-    decoded[..8].copy_from_slice(&[0.0, -4.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
-    decoded[15] = -0.5;
+    values[..8].copy_from_slice(&[0.0, -4.0, 1.0, 0.0, 0.25, 0.0, 1.0, 2.0]);
+    values[23] = -1.0;
+    let mut decoded = values;
+    decoded[4] = 0.0;
     assert_frame(
         &values,
         &tiles(&[(8, TensorMode::Sparse); 3]),
-        // ceil(1536 * 8 / 4096) = 3 entries.
-        sparse(1536, ValueBits::Two),
+        // ceil(2048 * 8 / 4096) = 4 entries.
+        sparse(2048, ValueBits::Two),
         &[
             "474d4652", // magic
-            "01",       // version
+            "02",       // version
             "01",       // sparse
             "02",       // value bits
-            "01",       /* gaps 1, 0, 3; 7: Rice r = 1 takes 2 + 2 + 3 + 5 bits, r = 0 15, r = 2
-                         * 13, packed 48 */
-            "0006",     // k
+            "01",       /* gaps 1, 0, 3, 0; 7: Rice r = 1 takes 2 + 2 + 3 + 2 + 5 bits, r = 0 and r
+                         * = 2 16, packed 60 */
+            "0008",     // k
             "03000000", // tiles
-            "003c0044", // levels 1.0 and 4.0
-            "000000b8", // no low level; 0.5 with the flag of a short tile
-            "0100",     // its one entry
-            "00000000", // empty tile
-            "c3",       // minus high, plus low, plus low, minus high: 11 00 00 11
-            "670c",     // 1 1, 1 0, 01 1, 0001 1
+            // First tile: level 2, step 4065 = 0xfe1, in its long form; place 0 in two bits; the peak is 32 steps
+            // above, the low level 32 below. 0000 1000011111110 00 0010000 0010000
+            // Second tile: empty. 0000 0000000000000
+            // Third tile: short, one entry, 32 steps below the level of the first: number 63.
+            // 0000 1111111111111 100000000000 00011111
+            "10fe20100000c0ff0f007c",
+            "8303", // minus high, plus low, plus low, plus high; minus high: 11 00 00 01 11
+            "e730", // 1 1, 1 0, 01 1, 1 0, 0001 1
         ],
         &decoded,
     );
@@ -85,7 +87,7 @@ fn dense_f32_frame() {
         &tiles(&[(2, TensorMode::Sparse), (1, TensorMode::Dense)]),
         DENSE_F32,
         &[
-            "474d4652", "01", "02", "00", "00", "0000", "02000000", "0000803f", "00000000",
+            "474d4652", "02", "02", "00", "00", "0000", "02000000", "0000803f", "00000000",
             "000000c7",
         ],
         &[1.0, 0.0, -32768.0],
@@ -101,7 +103,7 @@ fn dense_bf16_frame() {
         &tiles(&[(3, TensorMode::Sparse)]),
         DENSE_BF16,
         &[
-            "474d4652", "01", "03", "00", "00", "0000", "01000000", "803f", "823f", "00bf",
+            "474d4652", "02", "03", "00", "00", "0000", "01000000", "803f", "823f", "00bf",
         ],
         &[1.0, 1.015625, -0.5],
     );
@@ -115,7 +117,7 @@ fn dense_int8_frame() {
         &tiles(&[(3, TensorMode::Sparse), (1, TensorMode::Dense)]),
         DENSE_INT8,
         &[
-            "474d4652", "01", "04", "00", "00", "0000", "02000000", "803f", "7f", "c0", "00",
+            "474d4652", "02", "04", "00", "00", "0000", "02000000", "803f", "7f", "c0", "00",
             "0000", "00",
         ],
         &[127.0, -64.0, 0.0, 0.0],
@@ -130,7 +132,7 @@ fn dense_int4_frame() {
         &tiles(&[(5, TensorMode::Sparse)]),
         DENSE_INT4,
         &[
-            "474d4652", "01", "05", "00", "00", "0000", "01000000", "003f", "97", "6e", "01",
+            "474d4652", "02", "05", "00", "00", "0000", "01000000", "003f", "97", "6e", "01",
         ],
         &[3.5, -1.0, 0.5, -3.5, 3.0],
     );
@@ -142,13 +144,13 @@ fn mixed_frames() {
     for (codec, expected) in [
         (
             sparse(64, ValueBits::One),
-            "474d4652010101034000040000004047003c1914cd3d000040c002f071",
+            "474d465202010103400004000000c00121f881a003cd3d000040c002f071",
         ),
         (
             sparse(700, ValueBits::Two),
             concat!(
-                "474d465201010202bc0204000000803d40c70500003bb33b000019940100cd3d000040c0441e4e1e",
-                "024950b0a8a8ca44550e"
+                "474d465202010202bc0204000000f0ff0b00c21f71d9f0fba024f8ff0100820ecd3d000040c0cc1e",
+                "4e1e024950b0a8a8ca44550e"
             ),
         ),
     ] {

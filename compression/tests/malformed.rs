@@ -136,19 +136,45 @@ fn frame_of_another_number_of_tiles_is_refused() {
 /// A frame of one sparse tile of 64 elements, k = 256: four entries.
 struct Parts {
     index_code: u8,
-    levels: Vec<u16>,
+    levels: Bits,
     entry_values: u8,
     indices: Vec<u8>,
 }
 
+/// Numbers and the bits that each takes.
+type Bits = Vec<(u32, u32)>;
+
 const TWO: ValueBits = ValueBits::Two;
 
+/// Step of 2.
+const LEVEL: u32 = 4065;
+
+fn short(number: u32) -> Bits {
+    vec![(0, number / 16), (1, 1), (number % 16, 4)]
+}
+
+fn long(number: u32) -> Bits {
+    vec![(0, 4), (number, 13)]
+}
+
+/// Two levels and the peak of four entries.
+fn levels(level: Bits, place: u32, up: Bits, down: Bits) -> Bits {
+    [level, vec![(place, 2)], up, down].concat()
+}
+
+fn packed(numbers: &[(u32, u32)]) -> Vec<u8> {
+    let bits = |&(number, bits): &(u32, u32)| (0..bits).map(move |bit| (number >> bit & 1) as u8);
+    let bits: Vec<u8> = numbers.iter().flat_map(bits).collect();
+    let byte = |bits: &[u8]| bits.iter().rev().fold(0_u8, |byte, bit| byte << 1 | bit);
+    bits.chunks(8).map(byte).collect()
+}
+
 impl Parts {
-    /// Levels 1 and 2; indices 1, 3, 8, 9 in Rice code r = 0: gaps 1, 1, 4, 0.
+    /// Levels 1 and 2, entry 1 the peak of 4; indices 1, 3, 8, 9 in Rice code r = 0: gaps 1, 1, 4, 0.
     fn valid() -> Self {
         Self {
             index_code: 0,
-            levels: vec![0x3c00, 0x4000],
+            levels: levels(long(LEVEL), 1, short(32), short(32)),
             entry_values: 0b10_00_11_00,
             indices: vec![0b0000_1010, 0b0000_0011],
         }
@@ -157,15 +183,24 @@ impl Parts {
     fn decode(&self) -> Result<(), DecodeError> {
         let tiles = tiles(&[(64, TensorMode::Sparse)]);
         let codec = sparse(256, TWO);
-        let mut bytes = b"GMFR\x01\x01\x02".to_vec();
+        let mut bytes = b"GMFR\x02\x01\x02".to_vec();
         bytes.push(self.index_code);
         bytes.extend([0, 1, 1, 0, 0, 0]);
-        bytes.extend(self.levels.iter().flat_map(|level| level.to_le_bytes()));
+        bytes.extend(packed(&self.levels));
         bytes.push(self.entry_values);
         bytes.extend(&self.indices);
         check(&bytes, &tiles, codec);
         decode(&bytes, &tiles, codec).map(|_| ())
     }
+}
+
+/// What comes of the hand-made frame with other levels.
+fn decode_levels(levels: Bits) -> Result<(), DecodeError> {
+    let parts = Parts {
+        levels,
+        ..Parts::valid()
+    };
+    parts.decode()
 }
 
 #[test]
@@ -182,7 +217,7 @@ fn foreign_magic_version_and_index_code_are_refused() {
         decode(&bytes, &tiles, DENSE_F32).unwrap_err()
     };
     assert_eq!(with(3, b'S'), DecodeError::Magic { found: *b"GMFS" });
-    assert_eq!(with(4, 2), DecodeError::Version { found: 2 });
+    assert_eq!(with(4, 1), DecodeError::Version { found: 1 });
     assert_eq!(with(7, 1), DecodeError::IndexCode { found: 1 });
 
     let parts = Parts {
@@ -193,35 +228,63 @@ fn foreign_magic_version_and_index_code_are_refused() {
 }
 
 #[test]
-fn levels_out_of_range_or_order_are_refused() {
-    for (low, high) in [
-        (0x4000, 0x3c00), // low above high
-        (0x3c00, 0x3c00), // equal
-        (0x3c00, 0x0000), // low without high
-        (0xbc00, 0x4000), // negative low
-        (0x8000, 0x4000), // negative zero
-        (0x3c00, 0x7801), // above 2^15
-        (0x3c00, 0x7c00), // infinity
-        (0x3c00, 0x7e00), // NaN
-        (0x7e00, 0x7e01), // NaN
-        (0x0000, 0x8000), // a short tile without level
+fn levels_and_peaks_outside_the_grid_are_refused() {
+    let (up, down) = (|| short(32), || short(32));
+    let marked = [long(8191), vec![(2, 12)]].concat();
+    for (levels, found, min, max) in [
+        (levels(long(4514), 1, up(), down()), 4514, 1, 4513),
+        (levels(long(8190), 1, up(), down()), 8190, 1, 4513),
+        (levels(short(0), 1, up(), down()), 0, 1, 4513), // what the first tile starts from
+        (levels(short(3), 1, up(), down()), -2, 1, 4513),
+        (levels(long(4513), 1, short(1), down()), 4514, 4513, 4513), // peak above 2^15
+        (
+            levels(long(LEVEL), 1, long(8191), down()),
+            12256,
+            4065,
+            4513,
+        ),
+        (levels(short(20), 1, up(), short(10)), 0, 1, 9), // low level below the grid
+        (levels(long(LEVEL), 1, up(), long(513)), 3552, 3553, 4064), // more than 16 octaves
+        ([marked.clone(), long(0)].concat(), 0, 1, 4513), // a short tile without level
+        ([marked, long(8191)].concat(), 8191, 1, 4513),
     ] {
-        let mut parts = Parts::valid();
-        parts.levels = vec![low, high];
         assert_eq!(
-            parts.decode(),
-            Err(DecodeError::Levels { tile: 0, low, high })
+            decode_levels(levels),
+            Err(DecodeError::Level {
+                tile: 0,
+                found,
+                min,
+                max
+            })
         );
     }
+    let lowest = levels(long(LEVEL), 1, short(32), long(512));
+    assert_eq!(decode_levels(lowest), Ok(()));
+}
+
+#[test]
+fn long_form_of_a_small_number_is_refused() {
+    for (levels, number) in [
+        (levels(long(31), 1, short(32), short(1)), 62),
+        (levels(long(LEVEL), 1, long(63), short(32)), 63),
+        (levels(long(LEVEL), 1, short(32), long(32)), 32),
+        (levels(long(LEVEL), 1, short(32), long(0)), 0),
+    ] {
+        assert_eq!(
+            decode_levels(levels),
+            Err(DecodeError::LongForm { tile: 0, number })
+        );
+    }
+    let smallest = levels(long(32), 1, long(64), short(1));
+    assert_eq!(decode_levels(smallest), Ok(()));
 }
 
 #[test]
 fn entry_count_that_is_not_of_a_short_tile_is_refused() {
-    for found in [0, 4, 5, 64, u16::MAX] {
-        let mut parts = Parts::valid();
-        parts.levels = vec![0x3c00, 0xc000, found];
+    for found in [0, 4, 5, 64, 4095] {
+        let count = vec![(u32::from(found), 12)];
         assert_eq!(
-            parts.decode(),
+            decode_levels([long(8191), count, long(LEVEL)].concat()),
             Err(DecodeError::EntryCount {
                 tile: 0,
                 found,
@@ -232,14 +295,35 @@ fn entry_count_that_is_not_of_a_short_tile_is_refused() {
 }
 
 #[test]
+fn entry_that_cannot_be_the_peak_is_refused() {
+    let refused = |place, entries| {
+        Err(DecodeError::Peak {
+            tile: 0,
+            place,
+            entries,
+        })
+    };
+    let at = |place, up| decode_levels(levels(long(LEVEL), place, short(up), short(32)));
+    assert_eq!(at(3, 32), Ok(()));
+    assert_eq!(at(0, 32), refused(0, 4)); // in the low group
+    // As large as the high level: then it is the first that is high.
+    assert_eq!(at(1, 0), Ok(()));
+    assert_eq!(at(3, 0), refused(3, 4));
+    // A fourth of three.
+    let three = [long(8191), vec![(3, 12)]].concat();
+    let three = [three, levels(long(LEVEL), 3, short(32), short(32))].concat();
+    assert_eq!(decode_levels(three), refused(3, 3));
+}
+
+#[test]
 fn level_that_no_entry_uses_is_refused() {
-    for (low, entry_values) in [
-        (0x3c00, 0b10_10_11_10), // all high, but there is a low level
-        (0x3c00, 0b00_00_01_00), // none high
-        (0x0000, 0b10_00_11_10), // one low, but there is no low level
+    for (down, entry_values) in [
+        (32, 0b10_10_11_10), // all high, but there is a low level
+        (32, 0b00_00_11_00), // none high besides the peak
+        (0, 0b10_00_11_10),  // one low, but there is no low level
     ] {
         let mut parts = Parts::valid();
-        parts.levels[0] = low;
+        parts.levels = levels(long(LEVEL), 1, short(32), short(down));
         parts.entry_values = entry_values;
         assert_eq!(parts.decode(), Err(DecodeError::UnusedLevel { tile: 0 }));
     }
@@ -337,13 +421,15 @@ fn padding_must_be_zero() {
     let codec = sparse(1024, ValueBits::One);
     let mut bytes = Vec::new();
     encode(&[1.0; 8], &tiles, codec, &mut bytes).unwrap();
-    // Header, one level, one byte for two signs.
-    bytes[16] |= 4;
-    let section = Section::EntryValues;
-    assert_eq!(
-        decode(&bytes, &tiles, codec),
-        Err(DecodeError::Padding { section })
-    );
+    // Header, 17 + 1 + 5 bits of levels, one byte for two signs.
+    for (at, bit, section) in [(16, 0x80, Section::Levels), (17, 4, Section::EntryValues)] {
+        let mut bytes = bytes.clone();
+        bytes[at] |= bit;
+        assert_eq!(
+            decode(&bytes, &tiles, codec),
+            Err(DecodeError::Padding { section })
+        );
+    }
 }
 
 #[test]
@@ -357,7 +443,7 @@ fn dense_values_out_of_range_are_refused() {
         f32::from_bits(VALUE_ABS_MAX.to_bits() + 0x1_0000),
     ] {
         let (high, all) = (value.to_bits() >> 16, value.to_bits());
-        let mut bytes = b"GMFR\x01\x03\0\0\0\0\x01\0\0\0\x80\x3f".to_vec();
+        let mut bytes = b"GMFR\x02\x03\0\0\0\0\x01\0\0\0\x80\x3f".to_vec();
         bytes.extend(&high.to_le_bytes()[..2]);
         assert!(!check(&bytes, &tiles, DENSE_BF16));
         let error = decode(&bytes, &tiles, DENSE_BF16).unwrap_err();
@@ -366,7 +452,7 @@ fn dense_values_out_of_range_are_refused() {
             "{error}"
         );
 
-        let mut bytes = b"GMFR\x01\x02\0\0\0\0\x01\0\0\0\0\0\x80\x3f".to_vec();
+        let mut bytes = b"GMFR\x02\x02\0\0\0\0\x01\0\0\0\0\0\x80\x3f".to_vec();
         bytes.extend(all.to_le_bytes());
         assert!(!check(&bytes, &tiles, DENSE_F32));
         let error = decode(&bytes, &tiles, DENSE_F32).unwrap_err();
@@ -382,7 +468,7 @@ fn blocks_that_no_values_encode_to_are_refused() {
     // One tile of three elements: a block of a scale and three bytes (int8) or two (int4).
     let tiles = tiles(&[(3, TensorMode::Dense)]);
     let decode_block = |codec: Codec, number: u8, block: &[u8]| {
-        let mut bytes = [b"GMFR\x01", &[number, 0, 0, 0, 0, 1, 0, 0, 0][..]].concat();
+        let mut bytes = [b"GMFR\x02", &[number, 0, 0, 0, 0, 1, 0, 0, 0][..]].concat();
         bytes.extend(block);
         check(&bytes, &tiles, codec);
         decode(&bytes, &tiles, codec).map(|_| ())

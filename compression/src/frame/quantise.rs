@@ -1,11 +1,11 @@
 //! From values, or from what was chosen of them, to a frame.
 
 use bytes::Bytes;
-use half::f16;
 
-use super::{Content, EncodeError, Frame, FrameTile, HIGH, NEGATIVE};
+use super::{Content, EncodeError, Frame, FrameTile, HIGH, NEGATIVE, PEAK, SparseTile};
 use crate::codec::{Codec, DenseFormat, TileCode, VALUE_ABS_MAX, ValueBits};
 use crate::dense;
+use crate::grid;
 use crate::layout::{TILES_MAX, Tile};
 use crate::levels::Levels;
 use crate::select::{Selector, magnitude_bits};
@@ -164,11 +164,22 @@ fn suits(indices: &[u16], values: &[f32], len: usize, entries_max: u16) -> bool 
         && values.iter().all(|&value| value != 0.0)
 }
 
+/// Place of the first of the largest numbers, which are positive.
+fn first_largest(numbers: &[f32]) -> Option<usize> {
+    // As signed integers: that comparison is one instruction on every processor.
+    let bits = |number: &f32| number.to_bits() as i32;
+    let largest = numbers
+        .iter()
+        .fold(0, |largest, number| largest.max(bits(number)));
+    numbers.iter().position(|number| bits(number) == largest)
+}
+
 /// A frame that grows tile by tile.
 struct Builder {
     frame: Frame,
     dense: Vec<u8>,
-    magnitudes: Vec<f32>,
+    /// Of the entries of a tile besides its peak.
+    others: Vec<f32>,
 }
 
 impl Builder {
@@ -189,7 +200,7 @@ impl Builder {
                 dense: Bytes::new(),
             },
             dense: Vec::with_capacity(dense),
-            magnitudes: Vec::new(),
+            others: Vec::new(),
         }
     }
 
@@ -217,42 +228,57 @@ impl Builder {
         entries_max: u16,
         value_bits: ValueBits,
     ) {
-        self.magnitudes.clear();
-        self.magnitudes
-            .extend(values.iter().map(|value| value.abs()));
+        self.others.clear();
+        self.others.extend(values.iter().map(|value| value.abs()));
+        let (first, peak) = match first_largest(&self.others) {
+            Some(first) => (first, grid::nearest(self.others.remove(first))),
+            None => (0, 0),
+        };
         let Levels {
             low,
             high,
             high_from,
         } = match value_bits {
-            _ if indices.is_empty() => Levels::NONE,
-            ValueBits::One => Levels::one(&self.magnitudes),
-            ValueBits::Two => Levels::two(&mut self.magnitudes),
+            _ if self.others.is_empty() => Levels::NONE,
+            ValueBits::One => Levels::one(&self.others),
+            ValueBits::Two => Levels::two(&mut self.others),
+        };
+        let is_high = |value: &f32| value.abs() >= high_from;
+        let place = if peak == high {
+            values.iter().position(is_high).unwrap_or(first)
+        } else {
+            first
         };
         let entries = &mut self.frame.entries;
-        let before = entries.len();
-        for (&index, &value) in indices.iter().zip(values) {
-            let is_high = value.abs() >= high_from;
-            let level = if is_high { high } else { low };
-            if level != f16::ZERO {
+        let start = entries.len();
+        for (number, (&index, value)) in indices.iter().zip(values).enumerate() {
+            let (step, group) = if number == place {
+                (peak, HIGH | PEAK)
+            } else if is_high(value) {
+                (high, HIGH)
+            } else {
+                (low, 0)
+            };
+            if step != 0 {
                 let sign = if value.is_sign_negative() {
                     NEGATIVE
                 } else {
                     0
                 };
-                entries.push(index | sign | if is_high { HIGH } else { 0 });
+                entries.push(index | sign | group);
             }
         }
         // At most `entries_max`.
-        let count = (entries.len() - before) as u16;
+        let count = (entries.len() - start) as u16;
         self.push(
             tile,
-            Content::Sparse {
+            Content::Sparse(SparseTile {
                 low,
                 high,
+                peak,
                 count,
                 short: count != 0 && count < entries_max,
-            },
+            }),
         );
     }
 

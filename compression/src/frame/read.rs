@@ -1,20 +1,18 @@
 //! From bytes to a frame, with every check of the specification.
 
 use bytes::Bytes;
-use half::f16;
 
+use super::tile_levels::LevelReader;
 use super::write::Header;
 use super::{
-    Content, DecodeError, Frame, FrameTile, HIGH, MAGIC, SHORT_TILE, Section, VALUE_SHIFT, VERSION,
+    Content, DecodeError, Frame, FrameTile, HIGH, MAGIC, PEAK, Section, SparseTile, VALUE_SHIFT,
+    VERSION,
 };
 use crate::bits::BitReader;
-use crate::codec::{Codec, TileCode, VALUE_ABS_MAX, ValueBits};
+use crate::codec::{Codec, TileCode};
 use crate::dense::{self, DenseFault};
 use crate::index::{IndexCode, IndexFault, IndexReader};
 use crate::layout::Tile;
-
-/// Bits of [`VALUE_ABS_MAX`] as f16.
-const LEVEL_BITS_MAX: u16 = f16::from_f32_const(VALUE_ABS_MAX).to_bits();
 
 impl Frame {
     /// See [`crate::codec::decode`]. `keep` makes the part of `bytes` that holds the dense elements last.
@@ -33,7 +31,7 @@ impl Frame {
             entries: Vec::new(),
             dense: Bytes::new(),
         };
-        frame.read_levels(&mut rest, tiles)?;
+        let places = frame.read_levels(&mut rest, tiles)?;
         frame.dense = keep(frame.read_dense(&mut rest)?);
         let Some(index_code) = index_code else {
             return match rest.0.len() {
@@ -42,61 +40,30 @@ impl Frame {
             };
         };
 
-        frame.read_entry_values(&mut rest)?;
+        frame.read_entry_values(&mut rest, &places)?;
         frame.read_indices(rest, index_code)?;
         Ok(frame)
     }
 
-    fn read_levels(&mut self, bytes: &mut Rest<'_>, tiles: &[Tile]) -> Result<(), DecodeError> {
-        let section = Section::Levels;
+    /// Pushes the tiles; the places of the peaks in the sparse ones.
+    fn read_levels(
+        &mut self,
+        bytes: &mut Rest<'_>,
+        tiles: &[Tile],
+    ) -> Result<Vec<u16>, DecodeError> {
+        let mut places = Vec::new();
+        let mut reader = match self.codec {
+            Codec::Sparse { value_bits, .. } => Some(LevelReader::new(bytes.0, value_bits)),
+            Codec::Dense(_) => None,
+        };
         for (number, tile) in tiles.iter().enumerate() {
-            let content = match self.codec.for_tile(tile) {
-                TileCode::Sparse {
-                    entries_max,
-                    value_bits,
-                } => {
-                    let low = match value_bits {
-                        ValueBits::One => 0,
-                        ValueBits::Two => bytes.u16(section)?,
-                    };
-                    let flagged = bytes.u16(section)?;
-                    let high = flagged & !SHORT_TILE;
-                    let short = flagged != high;
-                    let is_valid = if high == 0 {
-                        low == 0 && !short
-                    } else {
-                        low < high && high <= LEVEL_BITS_MAX
-                    };
-                    if !is_valid {
-                        return Err(DecodeError::Levels {
-                            tile: number,
-                            low,
-                            high: flagged,
-                        });
-                    }
-                    let count = match (high, short) {
-                        (0, _) => 0,
-                        (_, false) => entries_max,
-                        (_, true) => {
-                            let found = bytes.u16(section)?;
-                            if found == 0 || found >= entries_max {
-                                return Err(DecodeError::EntryCount {
-                                    tile: number,
-                                    found,
-                                    entries_max,
-                                });
-                            }
-                            found
-                        }
-                    };
-                    Content::Sparse {
-                        low: f16::from_bits(low),
-                        high: f16::from_bits(high),
-                        count,
-                        short,
-                    }
+            let content = match (self.codec.for_tile(tile), &mut reader) {
+                (TileCode::Sparse { entries_max, .. }, Some(reader)) => {
+                    let (tile, place) = reader.read(number, entries_max)?;
+                    places.push(place);
+                    Content::Sparse(tile)
                 }
-                TileCode::Dense(_) => Content::Dense,
+                (TileCode::Sparse { .. } | TileCode::Dense(_), _) => Content::Dense,
             };
             // A tile has at most 4096 elements.
             self.tiles.push(FrameTile {
@@ -104,7 +71,10 @@ impl Frame {
                 content,
             });
         }
-        Ok(())
+        if let Some(reader) = reader {
+            bytes.0 = reader.finish()?;
+        }
+        Ok(places)
     }
 
     /// The bytes of the dense elements, checked.
@@ -137,12 +107,17 @@ impl Frame {
         Ok(encoded)
     }
 
-    /// Fills `entries` with signs and groups; the indices stay zero.
-    fn read_entry_values(&mut self, bytes: &mut Rest<'_>) -> Result<(), DecodeError> {
+    /// Fills `entries` with signs, groups and peaks, which are at these `places` in the sparse tiles; the indices stay
+    /// zero.
+    fn read_entry_values(
+        &mut self,
+        bytes: &mut Rest<'_>,
+        places: &[u16],
+    ) -> Result<(), DecodeError> {
         let section = Section::EntryValues;
         let two_levels = self.has_two_levels();
         let counts = self.tiles.iter().map(|tile| match tile.content {
-            Content::Sparse { count, .. } => usize::from(count),
+            Content::Sparse(tile) => usize::from(tile.count),
             Content::Dense => 0,
         });
         let entries: usize = counts.sum();
@@ -168,24 +143,16 @@ impl Frame {
         }
         reader.finish().ok_or(DecodeError::Padding { section })?;
 
-        let mut rest = self.entries.as_slice();
-        for (number, tile) in self.tiles.iter().enumerate() {
-            let Content::Sparse { low, count, .. } = tile.content else {
-                continue;
-            };
-            let (entries, after) = rest.split_at(usize::from(count));
+        let sparse = |(number, tile): (usize, &FrameTile)| match tile.content {
+            Content::Sparse(content) => Some((number, content)),
+            Content::Dense => None,
+        };
+        let tiles = self.tiles.iter().enumerate().filter_map(sparse);
+        let mut rest = self.entries.as_mut_slice();
+        for ((number, tile), &place) in tiles.zip(places) {
+            let (entries, after) = rest.split_at_mut(usize::from(tile.count));
             rest = after;
-            let (any_high, all_high) = entries.iter().fold((0, HIGH), |(any, all), entry| {
-                (any | entry & HIGH, all & entry)
-            });
-            let is_valid = if low == f16::ZERO {
-                all_high != 0
-            } else {
-                any_high != 0 && all_high == 0
-            };
-            if !is_valid {
-                return Err(DecodeError::UnusedLevel { tile: number });
-            }
+            mark_peak(entries, usize::from(place), number, &tile)?;
         }
         Ok(())
     }
@@ -195,10 +162,10 @@ impl Frame {
         let mut reader = IndexReader::new(code, bytes.0);
         let mut rest = self.entries.as_mut_slice();
         for (tile, FrameTile { len, content }) in self.tiles.iter().enumerate() {
-            let Content::Sparse { count, .. } = *content else {
+            let Content::Sparse(content) = content else {
                 continue;
             };
-            let (entries, after) = rest.split_at_mut(usize::from(count));
+            let (entries, after) = rest.split_at_mut(usize::from(content.count));
             rest = after;
             let len = usize::from(*len);
             reader.read(entries, len).map_err(|fault| match fault {
@@ -222,6 +189,40 @@ impl Frame {
             }
         }
         Ok(())
+    }
+}
+
+/// Marks the entry at `place` as the peak, if that and the levels suit the groups of the `entries` of a tile.
+fn mark_peak(
+    entries: &mut [u16],
+    place: usize,
+    number: usize,
+    tile: &SparseTile,
+) -> Result<(), DecodeError> {
+    let high_count = entries.iter().filter(|&entry| entry & HIGH != 0).count();
+    let Some(peak) = entries.get_mut(place) else {
+        // A tile without entries.
+        return Ok(());
+    };
+    let is_high = *peak & HIGH != 0;
+    *peak |= PEAK;
+    let is_first = || entries[..place].iter().all(|entry| entry & HIGH == 0);
+    if !is_high || (tile.peak == tile.high && !is_first()) {
+        return Err(DecodeError::Peak {
+            tile: number,
+            place: place as u32,
+            entries: tile.count,
+        });
+    }
+    let is_valid = if tile.low == 0 {
+        high_count == entries.len()
+    } else {
+        (2..entries.len()).contains(&high_count)
+    };
+    if is_valid {
+        Ok(())
+    } else {
+        Err(DecodeError::UnusedLevel { tile: number })
     }
 }
 

@@ -1,8 +1,9 @@
 //! From values to the bytes of a frame.
 
 use super::quantise::{by_tile, check_range, check_tiles};
+use super::tile_levels::LevelWriter;
 use super::{
-    Content, EncodeError, Frame, HEADER_BYTES, INDEX, MAGIC, SHORT_TILE, VALUE_SHIFT, VERSION,
+    Content, EncodeError, Frame, HEADER_BYTES, INDEX, MAGIC, PEAK, SparseTile, VALUE_SHIFT, VERSION,
 };
 use crate::bits::BitWriter;
 use crate::codec::{Codec, DenseFormat, EncodeStats, ValueBits};
@@ -103,7 +104,7 @@ impl Frame {
     pub(super) fn index_cost(&self) -> IndexCost {
         let mut cost = IndexCost::default();
         let mut gaps = Vec::new();
-        for entries in self.entries_by_tile() {
+        for (_, entries) in self.sparse_tiles() {
             let mut next_free = 0;
             gaps.clear();
             gaps.extend(entries.iter().map(|entry| {
@@ -117,25 +118,15 @@ impl Frame {
     }
 
     fn write_levels(&self, out: &mut Vec<u8>) {
-        for tile in &self.tiles {
-            let Content::Sparse {
-                low,
-                high,
-                count,
-                short,
-            } = tile.content
-            else {
-                continue;
-            };
-            if self.has_two_levels() {
-                out.extend_from_slice(&low.to_le_bytes());
-            }
-            let flag = if short { SHORT_TILE } else { 0 };
-            out.extend_from_slice(&(high.to_bits() | flag).to_le_bytes());
-            if short {
-                out.extend_from_slice(&count.to_le_bytes());
-            }
+        let Codec::Sparse { value_bits, .. } = self.codec else {
+            return;
+        };
+        let mut writer = LevelWriter::new(out, value_bits);
+        for (tile, entries) in self.sparse_tiles() {
+            let place = entries.iter().position(|entry| entry & PEAK != 0);
+            writer.write(tile, place.unwrap_or(0));
         }
+        writer.finish();
     }
 
     fn write_entry_values(&self, out: &mut Vec<u8>) {
@@ -155,22 +146,22 @@ impl Frame {
 
     fn write_indices(&self, code: IndexCode, out: &mut Vec<u8>) {
         let mut writer = BitWriter::new(out);
-        for entries in self.entries_by_tile() {
+        for (_, entries) in self.sparse_tiles() {
             code.write(entries.iter().map(|entry| entry & INDEX), &mut writer);
         }
         writer.finish();
     }
 
-    /// The entries of each sparse tile.
-    fn entries_by_tile(&self) -> impl Iterator<Item = &[u16]> {
+    /// Each sparse tile and its entries.
+    fn sparse_tiles(&self) -> impl Iterator<Item = (&SparseTile, &[u16])> {
         let mut rest = self.entries.as_slice();
         self.tiles
             .iter()
-            .filter_map(move |tile| match tile.content {
-                Content::Sparse { count, .. } => {
-                    let (own, after) = rest.split_at(usize::from(count));
+            .filter_map(move |tile| match &tile.content {
+                Content::Sparse(tile) => {
+                    let (own, after) = rest.split_at(usize::from(tile.count));
                     rest = after;
-                    Some(own)
+                    Some((tile, own))
                 }
                 Content::Dense => None,
             })

@@ -302,7 +302,8 @@ fn hash_of(residual: &[f32]) -> Hash {
     }
 }
 
-/// Rule "norm" for one tile, which has these values. All entries of a sparse tile have one of at most two magnitudes.
+/// Rule "norm" for one tile, which has these values. Besides its peak, the largest, all entries of a sparse tile have one
+/// of at most two magnitudes.
 fn squares(codec: Codec, tile: &Tile, values: &[f32]) -> f64 {
     let sparse = matches!(codec, Codec::Sparse { .. }) && tile.mode() == TensorMode::Sparse;
     if !sparse {
@@ -310,14 +311,16 @@ fn squares(codec: Codec, tile: &Tile, values: &[f32]) -> f64 {
             .iter()
             .fold(0.0, |sum, v| sum + f64::from(*v) * f64::from(*v));
     }
-    let magnitudes = || values.iter().map(|v| v.abs()).filter(|v| *v > 0.0);
-    let high = magnitudes().fold(0.0f32, f32::max);
-    let low = magnitudes().fold(high, f32::min);
-    let count = |level: f32| magnitudes().filter(|v| *v == level).count() as f64;
+    let mut others: Vec<f32> = values.iter().map(|v| v.abs()).collect();
+    others.retain(|v| *v > 0.0);
+    others.sort_by(f32::total_cmp);
+    let Some(peak) = others.pop() else {
+        return 0.0;
+    };
+    let high = others.last().copied().unwrap_or(0.0);
+    let low = others.first().copied().filter(|low| *low < high);
+    let low = low.unwrap_or(0.0);
+    let count = |level: f32| others.iter().filter(|v| **v == level).count() as f64;
     let square = |level: f32| f64::from(level) * f64::from(level);
-    if low == high {
-        count(high) * square(high)
-    } else {
-        count(low) * square(low) + count(high) * square(high)
-    }
+    count(low) * square(low) + count(high) * square(high) + square(peak)
 }
