@@ -435,22 +435,16 @@ impl Task {
                 self.offer(ControlEvent::PeerRtt { peer, rtt }, "rtt");
             }
             SwarmEvent::Behaviour(event) => self.on_reach_event(event),
-            SwarmEvent::NewListenAddr { address, .. } => {
-                // One through a relay is told once the relay has confirmed it.
-                if !is_relayed(&address) {
-                    self.offer(ControlEvent::Listening(address), "listening");
-                }
+            // One through a relay is told once the relay has confirmed it.
+            SwarmEvent::NewListenAddr { address, .. } if !is_relayed(&address) => {
+                self.offer(ControlEvent::Listening(address), "listening");
             }
-            SwarmEvent::ExpiredListenAddr { address, .. } => {
-                if !is_relayed(&address) {
-                    self.offer(ControlEvent::NotListening(address), "listening");
-                }
+            SwarmEvent::ExpiredListenAddr { address, .. } if !is_relayed(&address) => {
+                self.offer(ControlEvent::NotListening(address), "listening");
             }
             SwarmEvent::ExternalAddrConfirmed { address } => self.on_confirmed(address),
-            SwarmEvent::ExternalAddrExpired { address } => {
-                if is_relayed(&address) {
-                    self.offer(ControlEvent::NotListening(address), "listening");
-                }
+            SwarmEvent::ExternalAddrExpired { address } if is_relayed(&address) => {
+                self.offer(ControlEvent::NotListening(address), "listening");
             }
             SwarmEvent::ConnectionEstablished {
                 peer_id: peer,
