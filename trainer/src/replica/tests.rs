@@ -482,7 +482,7 @@ fn roots_are_pinned() {
     update(&mut a, &values(2, 0.01));
     assert_eq!(
         a.feedback_root().to_string(),
-        "5986b2bfef52ff3437e5b37fd93e669c68f3e2b832d5464afa45f1cb0c2bb8bd"
+        "7af03d83bbdf24e7f934e32a8ef7315fca855d89ddc72f48049961f938f2652e"
     );
 }
 
