@@ -147,7 +147,9 @@ fn a_network_goes_with_its_owner_however_that_ends() {
     }
     let topology = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/three-sites.toml");
     for signal in ["INT", "TERM", "KILL"] {
-        let mut owner = Command::new(env!("CARGO_BIN_EXE_gradmesh-bench"))
+        // Jobs that a script starts in the background ignore interrupts, and so do their children, this test among them.
+        let mut owner = Command::new("env")
+            .args(["--default-signal=INT", env!("CARGO_BIN_EXE_gradmesh-bench")])
             .args(["wan", "exec", "--topology", topology, "--", "sleep", "1000"])
             .spawn()
             .unwrap();
