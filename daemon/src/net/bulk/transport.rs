@@ -40,9 +40,9 @@ const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 /// - 50 MB f32 both ways at once over virtual Ethernet behind token buckets of 100 Mbit/s, not packed
 ///   (`gradmesh-bench exchange --link veth:100mbit`), seconds from the update to the last frame, best of four rounds: 4.41,
 ///   5.16, 4.46. Packets alone take 4.22, acknowledgements 0.1.
-/// - 200 Mbit/s, 100 ms round trip, 0.1% loss both ways, a queue of one round trip (examples/bulk_throughput), MB/s,
-///   see there. Cubic carries a tenth of it.
-/// - Loopback, 300 MiB, four runs each in turn, MB/s: 333-494, 362-445, 364-400.
+/// - 200 Mbit/s, 100 ms round trip, 0.1% loss both ways, a queue of one round trip (examples/bulk_throughput),
+///   300 MiB, two runs each in turn, MB/s: 21.6 and 22.1, 22.3 and 22.4. Cubic carries a tenth of it.
+/// - Loopback, 300 MiB, four runs each in turn, MB/s: 829-992, 675-724, 746-892.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Congestion {
     /// Takes loss for congestion (RFC 9438).
