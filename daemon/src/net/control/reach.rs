@@ -1,9 +1,11 @@
 //! Whether others can reach this peer, and the relays that stand in where they cannot.
 //!
 //! Pure: what libp2p finds out goes in, relays to ask come out. A peer counts as reachable until somebody who was asked
-//! to connect to it from a fresh port has failed (AutoNAT, version 2); that somebody has succeeded settles it. A peer
-//! behind NAT reserves a place at up to [`RELAYS_WANTED`] peers that it is connected to, each peer at others so that they
-//! share the load, and asks one that refused or went away again after [`REFUSED_FOR`].
+//! to connect to it from a fresh port has failed (AutoNAT, version 2); that somebody has succeeded settles it. Once some
+//! peer sees this one come from an address that is not this machine's, only tries at such addresses count: that a
+//! neighbour behind the same box gets through says nothing about the others. A peer behind NAT reserves a place at up to
+//! [`RELAYS_WANTED`] peers that it is connected to, each peer at others so that they share the load, and asks one that
+//! refused or went away again after [`REFUSED_FOR`].
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -66,11 +68,29 @@ enum Verdict {
     BehindNat,
 }
 
+/// Whose an address is at which others see this peer, or try to connect to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// One of this machine's own.
+    Machine,
+    /// One that something on the way put in its place.
+    Box,
+}
+
+/// What became of the tries at the addresses of one origin.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tries {
+    reached: bool,
+    failed: bool,
+}
+
 /// See the module's doc. Bounded by the connected peers.
 #[derive(Debug)]
 pub(super) struct Reach {
     me: PeerId,
-    verdict: Verdict,
+    machine: Tries,
+    /// `None` while all who are connected see the machine's own addresses.
+    translated: Option<Tries>,
     /// Connected peers that relay, with the address at which they were reached.
     candidates: BTreeMap<PeerId, Candidate>,
     /// Reservations asked for or granted.
@@ -93,14 +113,23 @@ impl Reach {
     pub(super) fn new(me: PeerId) -> Self {
         Self {
             me,
-            verdict: Verdict::Unknown,
+            machine: Tries::default(),
+            translated: None,
             candidates: BTreeMap::new(),
             relays: BTreeMap::new(),
         }
     }
 
+    fn verdict(&self) -> Verdict {
+        match self.translated.unwrap_or(self.machine) {
+            Tries { reached: true, .. } => Verdict::Public,
+            Tries { failed: true, .. } => Verdict::BehindNat,
+            Tries { .. } => Verdict::Unknown,
+        }
+    }
+
     pub(super) fn reachability(&self) -> Reachability {
-        match self.verdict {
+        match self.verdict() {
             Verdict::Unknown => Reachability::Unknown,
             Verdict::Public => Reachability::Public,
             Verdict::BehindNat => Reachability::BehindNat {
@@ -114,17 +143,28 @@ impl Reach {
         }
     }
 
-    /// Somebody tried to connect. The reservations that are no longer needed.
-    pub(super) fn probed(&mut self, reached: bool) -> Vec<ListenerId> {
-        if reached {
-            self.verdict = Verdict::Public;
-            let relays = std::mem::take(&mut self.relays);
-            return relays.into_values().map(|relay| relay.listener).collect();
+    /// A connected peer sees this one at an address of `origin`.
+    pub(super) fn seen(&mut self, origin: Origin) {
+        if origin == Origin::Box {
+            self.translated.get_or_insert_default();
         }
-        if self.verdict == Verdict::Unknown {
-            self.verdict = Verdict::BehindNat;
+    }
+
+    /// Somebody tried to connect to an address of `origin`. The reservations that are no longer needed.
+    pub(super) fn probed(&mut self, origin: Origin, reached: bool) -> Vec<ListenerId> {
+        let tries = match origin {
+            Origin::Machine => &mut self.machine,
+            Origin::Box => self.translated.get_or_insert_default(),
+        };
+        tries.reached |= reached;
+        tries.failed |= !reached;
+        match self.verdict() {
+            Verdict::Public => {
+                let relays = std::mem::take(&mut self.relays);
+                relays.into_values().map(|relay| relay.listener).collect()
+            }
+            Verdict::Unknown | Verdict::BehindNat => Vec::new(),
         }
-        Vec::new()
     }
 
     /// `peer`, which was reached at `addr`, relays.
@@ -142,7 +182,7 @@ impl Reach {
 
     /// The relays to ask now.
     pub(super) fn wanted(&self, now: Instant) -> Vec<(PeerId, Multiaddr)> {
-        if self.verdict != Verdict::BehindNat {
+        if self.verdict() != Verdict::BehindNat {
             return Vec::new();
         }
         let may_be_asked = |(peer, candidate): &(&PeerId, &Candidate)| {
@@ -215,7 +255,7 @@ mod tests {
         for _ in 0..candidates {
             reach.found(PeerId::random(), addr(1));
         }
-        assert_eq!(reach.probed(false), []);
+        assert_eq!(reach.probed(Origin::Box, false), []);
         reach
     }
 
@@ -226,9 +266,9 @@ mod tests {
         reach.found(PeerId::random(), addr(1));
         assert_eq!(reach.reachability(), Reachability::Unknown);
         assert_eq!(reach.wanted(now), []);
-        reach.probed(true);
+        reach.probed(Origin::Machine, true);
         assert_eq!(reach.reachability(), Reachability::Public);
-        reach.probed(false);
+        reach.probed(Origin::Machine, false);
         assert_eq!(reach.reachability(), Reachability::Public);
         assert_eq!(reach.wanted(now), []);
         assert_eq!(behind_nat(1).wanted(now).len(), 1);
@@ -278,7 +318,26 @@ mod tests {
         let (relay, _) = reach.wanted(Instant::now()).remove(0);
         let listener = ListenerId::next();
         reach.asked(relay, listener);
-        assert_eq!(reach.probed(true), [listener]);
+        assert_eq!(reach.probed(Origin::Box, true), [listener]);
+        assert_eq!(reach.reachability(), Reachability::Public);
+    }
+
+    #[test]
+    fn what_a_neighbour_behind_the_same_box_reaches_says_nothing() {
+        let mut reach = Reach::new(PeerId::random());
+        reach.probed(Origin::Machine, true);
+        assert_eq!(reach.reachability(), Reachability::Public);
+        reach.seen(Origin::Machine);
+        assert_eq!(reach.reachability(), Reachability::Public);
+        reach.seen(Origin::Box);
+        assert_eq!(reach.reachability(), Reachability::Unknown);
+        reach.probed(Origin::Box, false);
+        reach.probed(Origin::Machine, true);
+        assert!(reach.reachability().is_behind_nat());
+        // The box forwards the port.
+        reach.probed(Origin::Box, true);
+        assert_eq!(reach.reachability(), Reachability::Public);
+        reach.probed(Origin::Machine, false);
         assert_eq!(reach.reachability(), Reachability::Public);
     }
 }

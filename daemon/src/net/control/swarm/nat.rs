@@ -1,6 +1,8 @@
 //! The part of the task that has to do with peers behind NAT: whether we are one, our relays, direct connections in place of
 //! relayed ones. What is decided is decided in `reach.rs` and `paths.rs`.
 
+use std::net::IpAddr;
+
 use libp2p::core::ConnectedPoint;
 use libp2p::core::transport::PortUse;
 use libp2p::multiaddr::Protocol;
@@ -12,6 +14,7 @@ use super::Task;
 use crate::net::control::ControlEvent;
 use crate::net::control::addresses::{is_quic_address, is_relayed, socket_addr, without_peer};
 use crate::net::control::behaviour::BehaviourEvent;
+use crate::net::control::reach::Origin;
 
 /// Addresses at which others say that they reached us, at most; further ones are not told to anybody.
 const EXTERNAL_ADDRESSES_MAX: usize = 8;
@@ -47,14 +50,32 @@ impl Task {
     fn on_probe(&mut self, event: &autonat::v2::client::Event) {
         let (addr, server, reached) = (&event.tested_addr, event.server, event.result.is_ok());
         tracing::debug!(%addr, %server, reached, "asked a peer to connect to us");
+        // A relayed connection shows others an address that leads through the relay, or none at all.
+        let Some(socket) = socket_addr(addr) else {
+            return;
+        };
         // Nothing lies between a machine and itself: a failure only says that it is busy.
-        let is_own = socket_addr(addr).is_some_and(|socket| socket.ip().is_loopback());
-        if is_relayed(addr) || (is_own && !reached) {
+        if socket.ip().is_loopback() && !reached {
             return;
         }
-        for listener in self.reach.probed(reached) {
+        let origin = self.origin(socket.ip());
+        for listener in self.reach.probed(origin, reached) {
             self.swarm.remove_listener(listener);
         }
+        self.apply_reach();
+    }
+
+    /// Whose `ip` is, at which somebody sees us.
+    fn origin(&self, ip: IpAddr) -> Origin {
+        let is_ours = |addr: &Multiaddr| socket_addr(addr).is_some_and(|ours| ours.ip() == ip);
+        match ip.is_loopback() || self.swarm.listeners().any(is_ours) {
+            true => Origin::Machine,
+            false => Origin::Box,
+        }
+    }
+
+    /// Does what follows from what `reach` has learned.
+    fn apply_reach(&mut self) {
         let behind_nat = self.reach.reachability().is_behind_nat();
         let mode = match !behind_nat && self.kad_server {
             true => kad::Mode::Server,
@@ -85,15 +106,22 @@ impl Task {
         connection: ConnectionId,
         info: &identify::Info,
     ) {
-        let seen = without_peer(info.observed_addr.clone());
         let endpoint = self.endpoints.get(&connection);
-        match endpoint.filter(|endpoint| !endpoint.is_relayed()) {
-            Some(ConnectedPoint::Dialer {
+        let Some(endpoint) = endpoint.filter(|endpoint| !endpoint.is_relayed()).cloned() else {
+            return;
+        };
+        let seen = without_peer(info.observed_addr.clone());
+        if let Some(socket) = socket_addr(&seen) {
+            self.reach.seen(self.origin(socket.ip()));
+            self.tell_reach();
+        }
+        match endpoint {
+            ConnectedPoint::Dialer {
                 address,
                 port_use: PortUse::Reuse,
                 ..
-            }) => {
-                let addr = without_peer(address.clone());
+            } => {
+                let addr = without_peer(address);
                 if is_quic_address(&seen) {
                     self.swarm.behaviour_mut().observed.seen_at(seen);
                 }
@@ -104,14 +132,14 @@ impl Task {
                     self.reach.lost(&peer);
                 }
             }
-            Some(ConnectedPoint::Listener { .. }) => {
+            ConnectedPoint::Listener { .. } => {
                 let behind_nat = self.reach.reachability().is_behind_nat();
                 let known = self.swarm.external_addresses().count();
                 if is_quic_address(&seen) && !behind_nat && known < EXTERNAL_ADDRESSES_MAX {
                     self.swarm.add_external_address(seen);
                 }
             }
-            Some(ConnectedPoint::Dialer { .. }) | None => {}
+            ConnectedPoint::Dialer { .. } => {}
         }
     }
 
