@@ -122,6 +122,17 @@ pub(super) async fn serve(inner: &Arc<Inner>, connection: &Connection, peer: Pee
             metrics::counter!("gradmesh_bulk_served_total", "status" => status).increment(1);
         });
     }
+    let stats = connection.stats();
+    tracing::debug!(
+        %peer,
+        addr = %connection.remote_address(),
+        sent = stats.udp_tx.bytes,
+        received = stats.udp_rx.bytes,
+        lost = stats.path.lost_bytes,
+        packets = stats.path.sent_packets,
+        rtt_ms = stats.path.rtt.as_millis(),
+        "a bulk connection has ended"
+    );
 }
 
 /// Who may write: the streams of a connection in the order of asking.
