@@ -108,7 +108,7 @@ pub struct PeerStatus {
 }
 
 /// What this daemon says that its link can carry.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CapacityStatus {
     /// In Mbit/s, as it is said: a multiple of ten. 0 owns nothing.
     pub mbit: u32,
@@ -417,9 +417,9 @@ pub struct Status {
     /// Whether nobody can connect to it directly.
     #[serde(default)]
     pub behind_nat: bool,
-    /// What it says that its link can carry.
+    /// What it says that its link can carry; absent before it takes part.
     #[serde(default)]
-    pub capacity: CapacityStatus,
+    pub capacity: Option<CapacityStatus>,
     /// The newest checkpoint.
     pub checkpoint: Option<CheckpointStatus>,
     /// Whether the last round of the run is applied.
@@ -586,7 +586,7 @@ impl StatusHandle {
 
     /// What it says that its link can carry.
     pub fn set_capacity(&self, capacity: CapacityStatus) {
-        self.set(|status| status.capacity = capacity);
+        self.set(|status| status.capacity = Some(capacity));
     }
 
     /// A checkpoint was written.

@@ -67,7 +67,9 @@ fn render(status: &Status) -> String {
     if !status.network.is_empty() {
         line("network", status.network.clone());
     }
-    line("capacity", capacity(status));
+    if let Some(own) = &status.capacity {
+        line("capacity", capacity(own, status));
+    }
     let number = |round: Option<u64>| round.map_or("-".to_owned(), |round| round.to_string());
     let root = status
         .state_root
@@ -187,14 +189,14 @@ fn render(status: &Status) -> String {
 }
 
 /// What the daemon says that its link can carry, why, and what the roster has of it meanwhile.
-fn capacity(status: &Status) -> String {
-    let CapacityStatus { mbit, origin, .. } = status.capacity;
+fn capacity(own: &CapacityStatus, status: &Status) -> String {
+    let CapacityStatus { mbit, origin, .. } = *own;
     let mut words = match mbit {
         0 => format!("owns no shards, {origin}"),
         mbit => format!("{mbit} Mbit/s, {origin}"),
     };
-    let own = status.roster.iter().find(|peer| peer.own);
-    if let Some(decided) = own.map(|peer| peer.capacity_mbit)
+    let member = status.roster.iter().find(|peer| peer.own);
+    if let Some(decided) = member.map(|peer| peer.capacity_mbit)
         && decided != mbit
     {
         words.push_str(&format!("; decided so far: {decided} Mbit/s"));

@@ -20,11 +20,10 @@ const THIN_MBIT: f64 = 5.0;
 const FACTOR_MIN: f64 = 2.0;
 
 /// Where a capacity comes from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
     /// Nobody knows better.
-    #[default]
     Assumed,
     /// The operator said so.
     Declared,

@@ -114,11 +114,14 @@ pub(super) fn set(status: &Status) {
     gauge!("gradmesh_roster_peers").set(status.roster.len() as f64);
     let connected = status.roster.iter().filter(|peer| peer.connected).count();
     gauge!("gradmesh_connected_peers").set(connected as f64);
-    gauge!("gradmesh_capacity_mbit").set(f64::from(status.capacity.mbit));
     let optional = [
         (
+            "gradmesh_capacity_mbit",
+            status.capacity.map(|capacity| f64::from(capacity.mbit)),
+        ),
+        (
             "gradmesh_capacity_measured_mbit",
-            status.capacity.measured_mbit,
+            status.capacity.and_then(|capacity| capacity.measured_mbit),
         ),
         ("gradmesh_decided_round", status.decided.map(|r| r as f64)),
         ("gradmesh_applied_round", status.applied.map(|r| r as f64)),
