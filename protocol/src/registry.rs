@@ -298,6 +298,7 @@ mod tests {
             leaves: leaves.collect(),
             registry: None,
             powers: Vec::new(),
+            capacities: Vec::new(),
         }
     }
 
