@@ -131,14 +131,13 @@ impl<S: Ord + Copy> Capacity<S> {
         let held = seen.iter().filter(|site| site.held).count();
         if 2 * held > outside
             && let Some(rate) = self.held.add(bytes, length)
+            && !self.sites.values().any(Share::has_room)
         {
-            if !self.sites.values().any(Share::has_room) {
-                if self.windows.len() == WINDOWS {
-                    self.windows.pop_front();
-                }
-                self.windows.push_back(rate.max(self.floor));
-                self.floor = 0.0;
+            if self.windows.len() == WINDOWS {
+                self.windows.pop_front();
             }
+            self.windows.push_back(rate.max(self.floor));
+            self.floor = 0.0;
         }
     }
 
