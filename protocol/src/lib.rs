@@ -7,6 +7,7 @@ pub mod agreement;
 pub mod concentration;
 pub mod decision;
 pub mod figures;
+pub mod fragment;
 pub mod hash;
 pub mod header;
 pub mod key;

@@ -692,6 +692,7 @@ impl From<&Exchange> for pb::Exchange {
                 LocalFormat::F32 => 2,
             },
             overlap: exchange.overlap,
+            fragments: exchange.fragments,
         }
     }
 }
@@ -718,6 +719,7 @@ impl TryFrom<pb::Exchange> for Exchange {
                 _ => return Err(bad(NAME, "local")),
             },
             overlap: exchange.overlap,
+            fragments: exchange.fragments,
         })
     }
 }

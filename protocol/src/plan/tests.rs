@@ -51,7 +51,7 @@ fn alone(count: usize) -> Roster {
 fn layout(roster: &Roster, plan: PlanKind, shards: u32) -> Layout {
     let mut manifest = example(roster.members()[0].peer);
     manifest.exchange.plan = plan;
-    Layout::of(roster, &manifest, shards, &BYTES)
+    Layout::of(roster, &manifest, &Fragments::whole(shards), &BYTES)
 }
 
 /// Carries every frame out by hand, one byte for each byte: what each peer receives, and what enters each site.
@@ -294,7 +294,9 @@ fn the_planner_gathers_in_small_runs_reduces_in_large_ones_and_sums_in_sites() {
     };
     let mut manifest = example(small.members()[0].peer);
     manifest.exchange.plan = PlanKind::Auto;
-    let chosen = |roster: &Roster, shards: u32| Plan::choose(roster, &manifest, shards, &bytes);
+    let chosen = |roster: &Roster, shards: u32| {
+        Plan::choose(roster, &manifest, &Fragments::whole(shards), &bytes)
+    };
     assert_eq!(chosen(&small, 64), Plan::Gather);
     assert_eq!(chosen(&large, 64), Plan::Reduce);
     assert_eq!(chosen(&sites, 64), Plan::Hier);
