@@ -41,9 +41,34 @@ fn elements(shard: usize) -> Range<usize> {
     shard * TILE_ELEMENTS..(shard + 1) * TILE_ELEMENTS
 }
 
+#[track_caller]
+fn assert_all(values: &[f32], expected: f32) {
+    let other = values.iter().position(|value| *value != expected);
+    let other = other.map(|element| (element, values[element]));
+    assert_eq!(other, None, "not {expected}");
+}
+
 /// The update of one shard after a training that took `delta` off every element.
 fn train(peer: &mut Replica, shard: usize, delta: f32) -> Update {
-    let local: Vec<f32> = peer.start().iter().map(|start| start - delta).collect();
+    train_some(peer, shard, delta, |_| true)
+}
+
+/// The same with these elements alone.
+fn train_some(
+    peer: &mut Replica,
+    shard: usize,
+    delta: f32,
+    moves: impl Fn(usize) -> bool,
+) -> Update {
+    let start = peer.start();
+    let local = start.iter().enumerate().map(|(element, start)| {
+        if moves(element) {
+            start - delta
+        } else {
+            *start
+        }
+    });
+    let local: Vec<f32> = local.collect();
     let update = peer.update_of(shard..shard + 1, None, &local, Stage::Update);
     let update = update.expect("a finite update");
     assert_eq!(update.frames.len(), 1);
@@ -95,40 +120,38 @@ fn as_many_rounds_as_fragments_exchange_every_element_once_and_training_goes_on_
         apply(&mut peer, shard, &update, true);
         theta[shard] = local;
         for (shard, theta) in theta.iter().enumerate() {
-            assert_eq!(peer.theta()[elements(shard)], [*theta; TILE_ELEMENTS]);
+            assert_all(&peer.theta()[elements(shard)], *theta);
         }
-        assert_eq!(
-            *peer.start(),
-            [local; ELEMENTS],
-            "nothing is lost, and nothing twice"
-        );
+        // Nothing is lost, and nothing goes twice.
+        assert_all(&peer.start(), local);
     }
 }
 
 #[test]
 fn drift_stays_where_others_move_theta_beneath_it() {
+    // Each learns in elements of its own, so that both updates have one norm and none is clipped.
     let (mut a, mut b) = (replica(), replica());
-    for round in 0..SHARDS {
-        let (of_a, of_b) = (train(&mut a, round, 0.5), train(&mut b, round, 0.25));
+    for shard in 0..SHARDS {
+        let of_a = train_some(&mut a, shard, 0.5, |element| element % 2 == 0);
+        let of_b = train_some(&mut b, shard, 0.5, |element| element % 2 == 1);
         for peer in [&mut a, &mut b] {
-            peer.apply(&round_of(round, &[&of_a, &of_b]), None, &[])
+            peer.apply(&round_of(shard, &[&of_a, &of_b]), None, &[])
                 .expect("a sound round");
         }
         assert_eq!(a.state_root(), b.state_root());
     }
     // The mean of what both learnt until the turn of each shard, and what each learnt after it.
-    for (shard, rounds) in (1u8..).take(SHARDS).enumerate() {
-        let (sent, since) = (f32::from(rounds), f32::from(SHARDS as u8 - rounds));
-        let theta = 1.0 - 0.375 * sent;
-        assert_eq!(a.theta()[elements(shard)], [theta; TILE_ELEMENTS]);
-        assert_eq!(
-            a.start()[elements(shard)],
-            [theta - 0.5 * since; TILE_ELEMENTS]
-        );
-        assert_eq!(
-            b.start()[elements(shard)],
-            [theta - 0.25 * since; TILE_ELEMENTS]
-        );
+    let mut rounds = 0.0;
+    for shard in 0..SHARDS {
+        rounds += 1.0;
+        let theta = 1.0 - 0.25 * rounds;
+        let since = 0.5 * (SHARDS as f32 - rounds);
+        assert_all(&a.theta()[elements(shard)], theta);
+        let (even, odd) = (a.start(), b.start());
+        for place in elements(shard).step_by(2) {
+            assert_eq!((even[place], even[place + 1]), (theta - since, theta));
+            assert_eq!((odd[place], odd[place + 1]), (theta, theta - since));
+        }
     }
 }
 
@@ -143,12 +166,15 @@ fn what_a_round_left_out_or_a_restart_made_forget_is_sent_in_its_turn() {
     let mut restarted = peer.clone();
     let saved = peer.save_private(b"inner");
     assert_eq!(restarted.restore_private(&saved), Ok(&b"inner"[..]));
-    assert_eq!(restarted.start(), restarted.theta(), "it starts from theta");
+    assert!(
+        *restarted.start() == *restarted.theta(),
+        "it starts from theta"
+    );
     for shard in 0..SHARDS {
         let update = train(&mut restarted, shard, 0.0);
         apply(&mut restarted, shard, &update, true);
     }
-    assert_eq!(restarted.theta(), [1.0 - 5.0 * 0.25; ELEMENTS]);
+    assert_all(restarted.theta(), 1.0 - 5.0 * 0.25);
 }
 
 #[test]
@@ -157,13 +183,13 @@ fn training_ahead_starts_without_the_update_in_flight_and_with_the_drift() {
     let first = train(&mut peer, 0, 0.25);
     let ahead = peer.start_ahead(Stage::Update, 0..1, &first.frames);
     let ahead = ahead.expect("own frames");
-    assert_eq!(ahead, [0.75; ELEMENTS]);
+    assert_all(&ahead, 0.75);
     apply(&mut peer, 0, &first, true);
     let local: Vec<f32> = ahead.iter().map(|start| start - 0.125).collect();
     let second = peer.update_of(1..2, Some(&ahead), &local, Stage::Update);
     apply(&mut peer, 1, &second.expect("a finite update"), true);
-    assert_eq!(peer.theta()[elements(1)], [0.625; TILE_ELEMENTS]);
-    assert_eq!(*peer.start(), [0.625; ELEMENTS]);
+    assert_all(&peer.theta()[elements(1)], 0.625);
+    assert_all(&peer.start(), 0.625);
 }
 
 #[test]
@@ -173,8 +199,8 @@ fn a_sparse_frame_takes_of_drift_and_feedback_what_it_says_and_leaves_the_rest()
         value_bits: ValueBits::Two,
     });
     let frame = train(&mut peer, 0, 0.25).frames;
-    assert_eq!(peer.start()[elements(0)], [1.0; TILE_ELEMENTS]);
-    assert_eq!(peer.start()[elements(1)], [0.75; TILE_ELEMENTS]);
+    assert_all(&peer.start()[elements(0)], 1.0);
+    assert_all(&peer.start()[elements(1)], 0.75);
     let in_flight = peer.start_ahead(Stage::Update, 0..1, &frame).expect("own");
     let said = in_flight[elements(0)].iter().filter(|v| **v != 1.0);
     assert_eq!(said.count(), 64);
@@ -193,7 +219,7 @@ fn the_drift_that_training_began_with_is_committed_to() {
     // An update of all shards leaves none, and frames of f32 no feedback.
     let theta = b.theta().to_vec();
     b.update(&theta, &theta, Stage::Update).expect("no change");
-    assert_eq!(*b.start(), *b.theta());
+    assert!(*b.start() == *b.theta());
 }
 
 #[test]
@@ -223,5 +249,5 @@ fn what_no_frame_could_say_is_refused_wherever_it_is_and_changes_nothing() {
         peer.update_of(0..1, None, &local[1..], Stage::Update)
             .is_err()
     );
-    assert_eq!(peer, before);
+    assert!(peer == before);
 }
