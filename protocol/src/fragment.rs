@@ -1,6 +1,6 @@
 //! Which shards a round exchanges.
 //!
-//! Rule `one-at-a-time` (Streaming DiLoCo, arXiv 2501.18512, section 2.1): the shards of a run are dealt into P fragments, and
+//! Rule `one-at-a-time` (Streaming DiLoCo, arXiv 2501.18512): the shards of a run are dealt into P fragments, and
 //! round r exchanges fragment r mod P alone. So each fragment is exchanged every P rounds, and a round moves a P-th of the
 //! bytes. What a peer learns in the other fragments meanwhile stays with it (its drift) until their turn comes; nobody's theta
 //! moves there. A round still has H steps: for the bytes per token of a run without fragments, H is divided by P.

@@ -10,6 +10,8 @@
 //! | `reduce` | `2 (n - 1)/n U + (n - 2)/n R` | 2 | `m (2 (n - m)/n U) + R (n - m)(n - m - 1)/(n (n - 1))` |
 //! | `hier` | `2 (m - 1)/m L + (s - 1) U + (m - 2)/m U` | 2 | `(s - 1) U` |
 //!
+//! With fragments these are the bytes of the fragment that the round exchanges ([`crate::fragment`]).
+//!
 //! `gather`: nothing less can give a peer the exact frames of all others, because they are `(n - 1) U` bytes that it does
 //! not have. `reduce`: the first term twice, because each shard has two owners that check each other; an owner has the
 //! reduced frame by itself. `hier`: the last term is the site's own sum, which owners have.

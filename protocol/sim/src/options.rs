@@ -326,9 +326,10 @@ fn exchange(r: &mut Random, chosen: Chosen, manifest: &mut Manifest, peers: &mut
     manifest.launcher_link = peers[0].link;
     let drawn = u32::from(r.chance(400_000));
     manifest.exchange.overlap = chosen.overlap.unwrap_or(drawn);
-    let drawn = match r.chance(250_000) {
-        true => r.within(2..=3) as u32,
-        false => 1,
+    let drawn = if r.chance(250_000) {
+        r.within(2..=3) as u32
+    } else {
+        1
     };
     let fragments = chosen.fragments.unwrap_or(drawn);
     manifest.exchange.fragments = fragments;
