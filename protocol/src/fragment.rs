@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn shards_of_one_size_are_dealt_evenly() {
-        assert_eq!(dealt(&[7; 6], 1), [0..6]);
+        assert_eq!(Fragments::deal(&[7; 6], 1), Ok(Fragments::whole(6)));
         assert_eq!(dealt(&[7; 6], 3), [0..2, 2..4, 4..6]);
         assert_eq!(dealt(&[7; 7], 3), [0..2, 2..5, 5..7]);
         assert_eq!(dealt(&[7; 3], 3), [0..1, 1..2, 2..3]);
