@@ -34,6 +34,8 @@
 //!                           received is what entered it from other sites in a round, mean over rounds, as the router
 //!                           counts IP packets, and bound what has to; of other systems, with their meeting. Else empty
 //!   behind_nat              of gradmesh: how many peers say in the end that nobody can connect to them; null otherwise
+//!   capacity_mbit           of gradmesh: what the roster has the link of each peer carry in the end, in the order of peers;
+//!                           null otherwise
 //!   seconds                 per round, in order
 //!   bound_s                 bound_bytes_per_peer over the rate of the link; null on loopback
 //!   cpu_s                   user and system time of all processes of all peers in a round, mean; of gradmesh with

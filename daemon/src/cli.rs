@@ -65,7 +65,8 @@ pub struct PeerArgs {
     /// inside it first. `auto`: the site of the nearest member within 2 ms [default: a site of its own]
     #[arg(long, value_name = "NAME")]
     pub site: Option<String>,
-    /// What this peer can carry as an owner of shards, in Mbit/s; 0 owns nothing [default: 100, behind NAT 0]
+    /// What this peer can carry as an owner of shards, in Mbit/s; 0 owns nothing [default: as measured, 100 until
+    /// then, behind NAT 0]
     #[arg(long, value_name = "MBIT")]
     pub capacity: Option<u32>,
     /// End when the run is finished, instead of serving those who still need its last rounds

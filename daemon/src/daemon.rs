@@ -6,6 +6,7 @@
 
 pub mod address;
 mod bootstrap;
+pub mod capacity;
 mod driver;
 mod fetch;
 mod meter;

@@ -16,6 +16,7 @@ use libp2p::Multiaddr;
 use serde::Deserialize;
 
 use crate::cli::{PeerArgs, WalletArgs};
+use crate::daemon::capacity::UNIT_MBIT;
 
 /// Where the control plane listens: any address, so that others reach this peer. The port is ours, not registered.
 pub const LISTEN: &str = "/ip4/0.0.0.0/udp/4700/quic-v1";
@@ -23,12 +24,10 @@ pub const LISTEN: &str = "/ip4/0.0.0.0/udp/4700/quic-v1";
 pub const BULK_LISTEN: &str = "0.0.0.0:4701";
 /// Where the status server listens: this machine only.
 pub const STATUS_LISTEN: &str = "127.0.0.1:4702";
-/// What a peer is taken to carry unless it says otherwise, in Mbit/s: a home connection of today. A guess.
+/// What a peer is taken to carry until it was measured, in Mbit/s: a home connection of today. A guess.
 pub const CAPACITY_MBIT: u32 = 100;
 /// In place of a site's name: that of a near member.
 pub const SITE_FOUND: &str = "auto";
-/// The unit of a link's capacity on the wire, in Mbit/s.
-const CAPACITY_UNIT_MBIT: u32 = 10;
 /// What is logged: rounds and membership, and from libraries only what is wrong.
 pub const LOG: &str =
     "warn,gradmesh=info,gradmesh_chain=warn,gradmesh_protocol=info,gradmesh_trainer=info";
@@ -206,7 +205,7 @@ impl Machine {
 
     /// What `peer`, on this machine, says of its link when it joins a run, unless it finds a site.
     pub fn link(&self, peer: &PeerKey) -> Link {
-        let units = self.capacity_mbit.unwrap_or(CAPACITY_MBIT) / CAPACITY_UNIT_MBIT;
+        let units = self.capacity_mbit.unwrap_or(CAPACITY_MBIT) / UNIT_MBIT;
         Link {
             site: match &self.site {
                 Some(name) if !self.finds_site() => SiteId::named(name),

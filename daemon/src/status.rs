@@ -19,6 +19,8 @@ use gradmesh_protocol::key::PeerKey;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::daemon::capacity::Origin;
+
 /// Rounds kept in the history; older ones are forgotten here, never in the store. About 400 bytes each as JSON.
 pub const HISTORY_ROUNDS_MAX: usize = 1024;
 
@@ -100,6 +102,20 @@ pub struct PeerStatus {
     pub accepted_round: Option<u64>,
     /// Its last loss in that round, nats per token.
     pub loss: Option<f64>,
+    /// What the roster has its link carry, in Mbit/s: its share of the shards to own goes by that.
+    #[serde(default)]
+    pub capacity_mbit: u32,
+}
+
+/// What this daemon says that its link can carry.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CapacityStatus {
+    /// In Mbit/s, as it is said: a multiple of ten. 0 owns nothing.
+    pub mbit: u32,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// What the link carried when it was full, in Mbit/s; absent while it never was for long enough to tell.
+    pub measured_mbit: Option<f64>,
 }
 
 /// Where the time of a round went on this daemon.
@@ -403,6 +419,9 @@ pub struct Status {
     /// Whether nobody can connect to it directly.
     #[serde(default)]
     pub behind_nat: bool,
+    /// What it says that its link can carry; absent before it takes part.
+    #[serde(default)]
+    pub capacity: Option<CapacityStatus>,
     /// The newest checkpoint.
     pub checkpoint: Option<CheckpointStatus>,
     /// Whether the last round of the run is applied.
@@ -567,6 +586,11 @@ impl StatusHandle {
             status.network = words;
             status.behind_nat = behind_nat;
         });
+    }
+
+    /// What it says that its link can carry.
+    pub fn set_capacity(&self, capacity: CapacityStatus) {
+        self.set(|status| status.capacity = Some(capacity));
     }
 
     /// A checkpoint was written.

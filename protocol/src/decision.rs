@@ -4,11 +4,13 @@
 //! before, its members are roster members in canonical order, its shards are as many as the run has and their
 //! bitmaps cover exactly the members, each shard has one reduction for each group with an accepted member (none in the
 //! `gather` plan), each member has at least one accepted shard, and joins and leaves are signed,
-//! for this run, sorted by key and without repetition. Its changes of power are of a form that rule `registered-only`
+//! for this run, sorted by key and without repetition; so are its changes of capacity, which the rules of
+//! [`crate::capacity`] allow. Its changes of power are of a form that rule `registered-only`
 //! of [`crate::registry`] allows: none in a run without a chain; otherwise sorted by key, one for each join, and only
 //! those of members that the rule has at this round. Whether the named bytes and the named snapshot of the registry are
 //! at hand is another question, which each voter answers for itself before it votes.
 
+use crate::capacity::{CAPACITIES_MAX, CapacityChange};
 use crate::hash::Hash;
 use crate::header::FrameRef;
 use crate::key::{Keypair, PeerKey, Signature};
@@ -228,6 +230,8 @@ pub struct Decision {
     /// Powers that change with the next round, sorted by key: of peers that join, of members whose power is another one,
     /// and 0 of members that are no longer registered.
     pub powers: Vec<(PeerKey, u32)>,
+    /// Which members have another capacity from the next round on, sorted by key.
+    pub capacities: Vec<CapacityChange>,
 }
 
 /// Why a decision is not sound for its round.
@@ -265,6 +269,9 @@ pub enum DecisionFault {
     /// A leave is unsigned, repeated or not of a member.
     #[error("leave of {0} is not acceptable")]
     Leave(PeerKey),
+    /// A change of capacity is unsigned, repeated, too many, or against the rules of [`crate::capacity`].
+    #[error("change of the capacity of {0} is not acceptable")]
+    Capacity(PeerKey),
     /// A snapshot is named without a change by it, or the other way round, or it is one that may not be named.
     #[error("the snapshot {found:?} with {powers} powers may not follow {last:?}")]
     Registry {
@@ -305,7 +312,7 @@ impl Decision {
     /// `manifest`: of `run`. `roster`: of the decision's round. `previous`: id of the decision before. `layout`: of `roster`.
     ///
     /// # Errors
-    /// The first fault found. Signatures of joins and leaves are checked last, being dearest.
+    /// The first fault found. Signatures of joins, leaves and capacities are checked last, being dearest.
     pub fn check(
         &self,
         run: &RunId,
@@ -424,6 +431,18 @@ impl Decision {
                 return Err(DecisionFault::Leave(leave.peer));
             }
             last = Some(leave.peer);
+        }
+        let mut last = None;
+        for (place, change) in self.capacities.iter().enumerate() {
+            let acceptable = place < CAPACITIES_MAX
+                && last < Some(change.peer)
+                && change.run == self.run
+                && change.suits(roster)
+                && change.is_authentic();
+            if !acceptable {
+                return Err(DecisionFault::Capacity(change.peer));
+            }
+            last = Some(change.peer);
         }
         Ok(())
     }

@@ -122,7 +122,8 @@ impl SiteId {
     }
 }
 
-/// How a peer is connected, as it says itself when it joins. A peer that overstates its capacity is given shards that it
+/// How a peer is connected, as it says itself when it joins; what it says of its capacity later follows the rules of
+/// [`crate::capacity`]. A peer that overstates its capacity is given shards that it
 /// is slow with; one that names the site of others gets its frames summed with theirs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Link {

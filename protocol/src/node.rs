@@ -20,8 +20,9 @@
 //!
 //! This file holds what the driver calls and the node's fields; the steps stand in the submodules, each with its rules:
 //! `round` (1), `reduction` and `owner` (2), `voting` (3 and 4), `decisions` (5), `catch_up` (the paragraph above),
-//! `membership`, `registration` and `heartbeat`.
+//! `membership`, `capacity`, `registration` and `heartbeat`.
 
+mod capacity;
 mod catch_up;
 mod deadline;
 mod decisions;
@@ -50,6 +51,7 @@ pub use effect::{
 pub use view::{Activity, Sizes, View};
 
 use crate::agreement::{Agreement, CommitCertificate, Proposal, Record, SignedProposal};
+use crate::capacity::CapacityChange;
 use crate::decision::{Decision, Join, Leave};
 use crate::fragment::Fragments;
 use crate::hash::Hash;
@@ -85,7 +87,7 @@ pub struct NodeConfig {
     pub keypair: Keypair,
     /// The shards of the run, dealt into the manifest's fragments.
     pub fragments: Fragments,
-    /// How this peer is connected: what its joins say.
+    /// How this peer is connected: what its joins say, until [`Node::set_link`].
     pub link: Link,
     /// The longest frame that the codec of each stage can produce for a shard.
     pub frame_bytes_max: PerStage,
@@ -215,6 +217,8 @@ pub struct Node {
     peers: BTreeMap<PeerKey, PeerState>,
     joins: BTreeMap<PeerKey, Join>,
     leaves: BTreeMap<PeerKey, Leave>,
+    /// The newest of each member that is not decided yet.
+    capacities: BTreeMap<PeerKey, CapacityChange>,
     asking_decisions: Option<Asking>,
     asking_headers: Option<Asking>,
     asking_reductions: Option<Asking>,
@@ -300,6 +304,7 @@ impl Node {
             peers: BTreeMap::new(),
             joins: BTreeMap::new(),
             leaves: BTreeMap::new(),
+            capacities: BTreeMap::new(),
             asking_decisions: None,
             asking_headers: None,
             asking_reductions: None,
@@ -412,7 +417,8 @@ impl Node {
         self.advance(now);
     }
 
-    /// From now on it says this of its link when it asks to join; a member's link stays as it is.
+    /// How this peer is connected from now on: it says so when it asks to join. A member keeps its site, and has its
+    /// capacity changed by the rules of [`crate::capacity`], from the next call of [`Node::handle`] on.
     pub fn set_link(&mut self, link: Link) {
         self.config.link = link;
     }
@@ -528,6 +534,7 @@ impl Node {
             }
             Gossip::Join(join) => self.on_join(from, join),
             Gossip::Leave(leave) => self.on_leave_of(leave),
+            Gossip::Capacity(change) => self.on_capacity(from, change),
             Gossip::Reductions(list) => {
                 if list.reductions.owner == from {
                     self.on_reductions(now, *list);
@@ -555,6 +562,7 @@ impl Node {
         if self.applied != self.join_asked_at && self.may_join() {
             self.ask_to_join();
         }
+        self.say_capacity();
     }
 
     fn exchange_of(&mut self, round: RoundId) -> Option<&mut Exchange> {

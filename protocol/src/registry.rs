@@ -299,6 +299,7 @@ mod tests {
             leaves: leaves.collect(),
             registry: None,
             powers: Vec::new(),
+            capacities: Vec::new(),
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Rule `roster-follows`: the roster of round r + 1 is a pure function of the roster of round r and the decision of
 //! round r. Leaves go first, then peers that the registry of the decision no longer has, then peers that were absent too
-//! often, then joins come in, up to the manifest's limit. A peer is absent in a round whose decision accepts none of its
+//! often, then joins come in, up to the manifest's limit, and changed capacities take effect (rules of [`crate::capacity`]). A peer is absent in a round whose decision accepts none of its
 //! shards. Nobody votes on an absence: every peer counts it in the decisions. Powers change with the roster: a decision is
 //! voted on with the powers that the decisions before it gave.
 
@@ -12,7 +12,7 @@ use crate::key::PeerKey;
 use crate::manifest::{Link, Manifest, RoundId};
 use crate::registry::RegistryMark;
 
-const ROSTER_DOMAIN: &str = "gradmesh roster v2";
+const ROSTER_DOMAIN: &str = "gradmesh roster v3";
 
 /// One member of a roster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +25,10 @@ pub struct Member {
     pub absent_rounds: u32,
     /// Its votes, at least one; one for everybody in a run without a chain.
     pub power: u32,
-    /// How it is connected, by its join.
+    /// How it is connected, by its join and what it said since.
     pub link: Link,
+    /// The first round in which it has this capacity.
+    pub capacity_since: RoundId,
 }
 
 /// The members of one round, sorted by key.
@@ -48,6 +50,7 @@ impl Roster {
                 absent_rounds: 0,
                 power: 1,
                 link: manifest.launcher_link,
+                capacity_since: RoundId::FOUNDING,
             }],
             registry: None,
         }
@@ -124,6 +127,12 @@ impl Roster {
                 ..*member
             })
             .collect();
+        for change in &decision.capacities {
+            if let Some(member) = members.iter_mut().find(|m| m.peer == change.peer) {
+                member.link.capacity = change.capacity;
+                member.capacity_since = next;
+            }
+        }
         // A round that nobody got through says something about the network, not about its members.
         if !decision.members.is_empty() {
             members.retain(|m| m.absent_rounds < manifest.trust.absent_rounds_max);
@@ -137,6 +146,7 @@ impl Roster {
                     absent_rounds: 0,
                     power: decision.power_of(&join.peer).unwrap_or(1),
                     link: join.link,
+                    capacity_since: next,
                 });
             }
         }
@@ -150,7 +160,7 @@ impl Roster {
 
     /// A hash over round, registry and members, for logs and comparisons.
     pub fn hash(&self) -> Hash {
-        let mut body = Vec::with_capacity(48 + 82 * self.members.len());
+        let mut body = Vec::with_capacity(48 + 90 * self.members.len());
         body.extend_from_slice(&self.round.0.to_le_bytes());
         match &self.registry {
             None => body.push(0),
@@ -167,6 +177,7 @@ impl Roster {
             body.extend_from_slice(&member.power.to_le_bytes());
             body.extend_from_slice(&member.link.site.0.0);
             body.extend_from_slice(&member.link.capacity.to_le_bytes());
+            body.extend_from_slice(&member.capacity_since.0.to_le_bytes());
         }
         Hash::in_domain(ROSTER_DOMAIN, &body)
     }

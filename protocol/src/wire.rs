@@ -14,6 +14,7 @@ use crate::agreement::{
     CommitCertificate, CommitSignature, Message, PolkaCertificate, Proposal, ProposedValue, Record,
     RoundCertificate, SignedProposal, SignedVote, Step, TimeoutRecord, Vote,
 };
+use crate::capacity::{CAPACITIES_MAX, CapacityChange};
 use crate::decision::{
     Bitmap, DecidedMember, DecidedReduction, DecidedShard, Decision, JOINS_MAX, Join, Leave,
 };
@@ -99,6 +100,8 @@ pub enum Gossip {
     Contact(Contact),
     /// What an owner made of the updates of a round.
     Reductions(Box<SignedReductions>),
+    /// The sender's link can carry more or less than the roster has.
+    Capacity(CapacityChange),
 }
 
 /// Where a peer listens.
@@ -259,6 +262,7 @@ impl Gossip {
             Gossip::Leave(leave) => Body::Leave(leave.into()),
             Gossip::Contact(contact) => Body::Contact(contact.into()),
             Gossip::Reductions(reductions) => Body::Reductions((&**reductions).into()),
+            Gossip::Capacity(change) => Body::Capacity(change.into()),
         };
         pb::Gossip {
             run: run.0.0.to_vec(),
@@ -292,6 +296,7 @@ impl Gossip {
             Body::Leave(leave) => Gossip::Leave(leave.try_into()?),
             Body::Contact(contact) => Gossip::Contact(contact.try_into()?),
             Body::Reductions(reductions) => Gossip::Reductions(Box::new(reductions.try_into()?)),
+            Body::Capacity(change) => Gossip::Capacity(change.try_into()?),
         })
     }
 }
@@ -1060,6 +1065,33 @@ impl TryFrom<pb::Leave> for Leave {
     }
 }
 
+impl From<&CapacityChange> for pb::CapacityChange {
+    fn from(change: &CapacityChange) -> pb::CapacityChange {
+        pb::CapacityChange {
+            run: change.run.0.0.to_vec(),
+            peer: change.peer.0.to_vec(),
+            round: change.round.0,
+            capacity: change.capacity.into(),
+            signature: change.signature.0.to_vec(),
+        }
+    }
+}
+
+impl TryFrom<pb::CapacityChange> for CapacityChange {
+    type Error = WireError;
+
+    fn try_from(change: pb::CapacityChange) -> Wire<CapacityChange> {
+        const NAME: &str = "capacity change";
+        Ok(CapacityChange {
+            run: RunId(hash(NAME, "run", &change.run)?),
+            peer: key(NAME, "peer", &change.peer)?,
+            round: RoundId(change.round),
+            capacity: u16::try_from(change.capacity).map_err(|_| bad(NAME, "capacity"))?,
+            signature: signature(NAME, &change.signature)?,
+        })
+    }
+}
+
 impl From<&Contact> for pb::Contact {
     fn from(contact: &Contact) -> pb::Contact {
         pb::Contact {
@@ -1129,6 +1161,7 @@ impl From<&Decision> for pb::Decision {
                     power: *power,
                 })
                 .collect(),
+            capacities: decision.capacities.iter().map(Into::into).collect(),
         }
     }
 }
@@ -1208,6 +1241,13 @@ impl TryFrom<pb::Decision> for Decision {
             powers: list(NAME, "powers", decision.powers, POWERS_MAX, |change| {
                 Ok((key(NAME, "powers.peer", &change.peer)?, change.power))
             })?,
+            capacities: list(
+                NAME,
+                "capacities",
+                decision.capacities,
+                CAPACITIES_MAX,
+                |change| change.try_into(),
+            )?,
         })
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use arc_malachitebft_core_types::{Round, VoteType};
 use gradmesh_protocol::agreement::{Message, Proposal, SignedProposal};
+use gradmesh_protocol::capacity::{CAPACITY_ROUNDS_MIN, CapacityChange};
 use gradmesh_protocol::decision::{Bitmap, DecidedShard, Decision, Join};
 use gradmesh_protocol::fragment::Fragments;
 use gradmesh_protocol::hash::Hash;
@@ -18,6 +19,7 @@ use gradmesh_protocol::node::{
     Activity, AppliedShard, Effect, Input, Node, NodeConfig, ReduceTask, Report, RequestId,
     Restored, Start,
 };
+use gradmesh_protocol::plan::Layout;
 use gradmesh_protocol::registry::{QUIET_ATTEMPT, Registry, RegistryMark};
 use gradmesh_protocol::time::Time;
 use gradmesh_protocol::wire::{DecisionRecord, Decisions, Gossip, JournalEntry, Request};
@@ -1061,6 +1063,7 @@ fn forged(
         leaves: Vec::new(),
         registry: Some(RegistryMark { block, block_hash }),
         powers,
+        capacities: Vec::new(),
     };
     let proposal = Proposal {
         height: round,
@@ -1386,6 +1389,145 @@ fn with_overlap_a_peer_that_leaves_stops_what_it_trains_ahead() {
     cluster.kill(leaver);
     cluster.run_until(|c| c.all_applied(12));
     cluster.check();
+}
+
+/// From now on the peer of this seed says that its link carries this much.
+fn relink(cluster: &mut Cluster, seed: u8, capacity: u16) {
+    let key = cluster.key(seed);
+    let node = cluster.peer_mut(key).node.as_mut().unwrap();
+    node.set_link(Link {
+        capacity,
+        ..link(seed)
+    });
+}
+
+/// What all peers have as the capacity of the peer of this seed, if they stand at the same round.
+fn capacity(cluster: &Cluster, seed: u8) -> Option<u16> {
+    let nodes = || cluster.live().into_iter().map(|key| cluster.node(key));
+    let rounds: BTreeSet<RoundId> = nodes().map(|node| node.roster().round()).collect();
+    let capacities: BTreeSet<u16> = nodes()
+        .filter_map(|node| node.roster().member(&cluster.key(seed)))
+        .map(|member| member.link.capacity)
+        .collect();
+    let one = rounds.len() == 1 && capacities.len() == 1;
+    capacities.first().copied().filter(|_| one)
+}
+
+#[test]
+fn a_link_that_turns_thin_is_decided_and_its_peer_owns_less() {
+    for plan in [PlanKind::Gather, PlanKind::Reduce, PlanKind::Hier] {
+        let mut cluster = by_plan(plan, 6);
+        cluster.run_until(|c| c.all_applied(2));
+        relink(&mut cluster, 2, 0);
+        cluster.run_until(|c| capacity(c, 2) == Some(0));
+        cluster.check();
+        let changed = |record: &&Arc<DecisionRecord>| !record.decision.capacities.is_empty();
+        let changes: Vec<_> = cluster.records().iter().filter(changed).collect();
+        assert_eq!(changes.len(), 1, "{plan:?}: said once, decided once");
+        // The first round of the peer is 1.
+        assert!(changes[0].decision.round >= RoundId(1 + CAPACITY_ROUNDS_MIN));
+        let at = changes[0].decision.round.0;
+        cluster.run_until(|c| c.all_applied(at + 3));
+        cluster.check();
+        assert_eq!(accepted(&cluster), [6, 6], "{plan:?}: it stays a member");
+        let node = cluster.node(cluster.key(1));
+        let bytes = UPDATE_BYTES;
+        let fragments = Fragments::whole(SHARDS);
+        let layout = Layout::of(node.roster(), &cluster.manifest, &fragments, &bytes);
+        let owners = layout.owners(&cluster.run);
+        let mut owners = owners.iter().flatten();
+        assert!(
+            owners.all(|o| !o.contains(&cluster.key(2))),
+            "{plan:?}: {owners:?}"
+        );
+        assert_eq!(cluster.blames(), [] as [&Report; 0]);
+    }
+}
+
+#[test]
+fn a_capacity_that_wavers_is_not_followed_and_one_that_comes_back_is_in_time() {
+    let mut cluster = Cluster::new(4, |m| {
+        m.exchange.plan = PlanKind::Reduce;
+        m.schedule.rounds = 40;
+    });
+    cluster.run_until(|c| c.all_applied(2));
+    relink(&mut cluster, 3, 19);
+    cluster.run_until(|c| c.all_applied(9));
+    assert_eq!(capacity(&cluster, 3), Some(10));
+    relink(&mut cluster, 3, 20);
+    cluster.run_until(|c| capacity(c, 3) == Some(20));
+    relink(&mut cluster, 3, 0);
+    cluster.run_until(|c| capacity(c, 3) == Some(0));
+    relink(&mut cluster, 3, 20);
+    cluster.run_until(|c| capacity(c, 3) == Some(20));
+    cluster.check();
+    let key = cluster.key(3);
+    let changes: Vec<(u64, u16)> = cluster
+        .records()
+        .iter()
+        .flat_map(|record| &record.decision.capacities)
+        .inspect(|change| assert_eq!(change.peer, key))
+        .map(|change| (change.round.0, change.capacity))
+        .collect();
+    let capacities: Vec<u16> = changes.iter().map(|(_, capacity)| *capacity).collect();
+    assert_eq!(capacities, [20, 0, 20]);
+    let apart = changes.windows(2).map(|pair| pair[1].0 - pair[0].0);
+    assert!(apart.min() >= Some(CAPACITY_ROUNDS_MIN), "{changes:?}");
+}
+
+#[test]
+fn a_member_of_a_run_on_a_chain_changes_its_capacity_without_a_snapshot() {
+    let mut cluster = Cluster::on_subnet(&FOUR, |m| m.exchange.plan = PlanKind::Reduce);
+    cluster.run_until(|c| c.all_applied(2));
+    relink(&mut cluster, 2, 1);
+    cluster.run_until(|c| capacity(c, 2) == Some(1));
+    cluster.check();
+    let changes = |record: &&Arc<DecisionRecord>| !record.decision.capacities.is_empty();
+    let record = cluster.records().iter().find(changes).unwrap();
+    assert_eq!(record.decision.registry, None);
+}
+
+#[test]
+fn a_proposal_with_a_change_against_the_rules_gets_no_votes() {
+    let mut cluster = by_plan(PlanKind::Gather, 4);
+    cluster.run_until(|c| c.all_applied(2));
+    let round = cluster.node(cluster.key(1)).roster().round();
+    let (liar, message) = forged(&cluster, Vec::new(), 0, &[]);
+    let Gossip::Agreement(Message::Proposal(signed)) = message else {
+        panic!("a proposal");
+    };
+    // In the name of a member, too early.
+    let author = Keypair::from_seed(&[3; 32]);
+    let change = CapacityChange::sign(cluster.run, RoundId(round.0 - 1), 1, &author);
+    let mut proposal = signed.message.clone();
+    proposal.value.registry = None;
+    proposal.value.capacities = vec![change];
+    let signature = cluster.peers[&liar]
+        .keypair
+        .sign(&proposal.hash(&cluster.run));
+    let signed = SignedProposal::new(proposal, signature);
+    let message = Gossip::Agreement(Message::Proposal(Box::new(signed)));
+    cluster.kill(liar);
+    for to in cluster.live() {
+        let message = Box::new(message.clone());
+        cluster.later(
+            0,
+            to,
+            Input::Gossip {
+                from: liar,
+                message,
+            },
+        );
+    }
+    cluster.run_until(|c| c.live().iter().all(|k| c.node(*k).decided() > Some(round)));
+    cluster.check();
+    let what = "proposed a decision that is not sound";
+    let blames = cluster.blames();
+    assert!(!blames.is_empty());
+    let expected = Report::Misbehaviour { peer: liar, what };
+    assert!(blames.iter().all(|blame| **blame == expected), "{blames:?}");
+    let mut records = cluster.records().iter();
+    assert!(records.all(|record| record.decision.capacities.is_empty()));
 }
 
 /// By `plan`, with two fragments of a shard each.

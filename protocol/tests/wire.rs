@@ -9,6 +9,7 @@ use gradmesh_protocol::agreement::{
     CommitCertificate, CommitSignature, Message, PolkaCertificate, Proposal, ProposedValue, Record,
     RoundCertificate, SignedProposal, SignedVote, Step, TimeoutRecord, Vote,
 };
+use gradmesh_protocol::capacity::{CAPACITIES_MAX, CapacityChange};
 use gradmesh_protocol::decision::{
     Bitmap, DecidedMember, DecidedReduction, DecidedShard, Decision, JOINS_MAX, Join, Leave,
 };
@@ -85,6 +86,16 @@ fn link() -> Link {
     }
 }
 
+fn capacity() -> CapacityChange {
+    CapacityChange {
+        run: RUN,
+        peer: peer(),
+        round: RoundId(3),
+        capacity: 2,
+        signature: signature(),
+    }
+}
+
 fn leave() -> Leave {
     Leave {
         run: RUN,
@@ -112,6 +123,15 @@ fn decision() -> Decision {
         leaves: vec![leave()],
         registry: None,
         powers: Vec::new(),
+        capacities: Vec::new(),
+    }
+}
+
+/// The same with a link that carries something else.
+fn decision_with_capacity() -> Decision {
+    Decision {
+        capacities: vec![capacity()],
+        ..decision()
     }
 }
 
@@ -284,6 +304,13 @@ fn gossip() -> Vec<(&'static str, Gossip)> {
             Gossip::Agreement(Message::Proposal(Box::new(proposal(decision_by_owners())))),
         ),
         ("reductions", Gossip::Reductions(Box::new(reductions()))),
+        ("capacity", Gossip::Capacity(capacity())),
+        (
+            "proposal with a capacity",
+            Gossip::Agreement(Message::Proposal(Box::new(proposal(
+                decision_with_capacity(),
+            )))),
+        ),
     ]
 }
 
@@ -418,6 +445,7 @@ fn what_is_signed_and_voted_on_has_pinned_hashes() {
         ("header", header().header.hash()),
         ("decision", decision().id()),
         ("decision by the registry", decision_by_registry().id()),
+        ("decision with a capacity", decision_with_capacity().id()),
         ("decision by owners", decision_by_owners().id()),
         ("run on a subnet", subnet_manifest().manifest.run().0),
         ("vote", vote().message.hash(&RUN)),
@@ -505,6 +533,7 @@ fn the_largest_proposal_and_the_longest_list_of_an_owner_fit_a_gossip_message() 
         SHARDS_MAX
     ];
     large.joins = vec![join(); JOINS_MAX];
+    large.capacities = vec![capacity(); CAPACITIES_MAX];
     large.leaves = vec![leave(); PEERS_MAX as usize];
     large.powers = vec![(peer(), u32::MAX); PEERS_MAX as usize + JOINS_MAX];
     let message = Gossip::Agreement(Message::Proposal(Box::new(proposal(large.clone()))));

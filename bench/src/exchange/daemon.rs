@@ -29,7 +29,19 @@ pub(super) struct Status {
     /// Whether nobody can connect to it directly.
     #[serde(default)]
     pub(super) behind_nat: bool,
+    /// The members of the round at hand.
+    #[serde(default)]
+    pub(super) roster: Vec<Member>,
     pub(super) history: Vec<Round>,
+}
+
+/// A member of the roster.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(super) struct Member {
+    /// Whether it is the daemon itself.
+    pub(super) own: bool,
+    /// What the roster has its link carry.
+    pub(super) capacity_mbit: u32,
 }
 
 /// A decided round.
@@ -58,6 +70,12 @@ impl Status {
     /// What it did in `round`.
     pub(super) fn round(&self, round: u64) -> Option<&Round> {
         self.history.iter().find(|other| other.round == round)
+    }
+
+    /// What the roster has its link carry; `None` if it is no member.
+    pub(super) fn capacity_mbit(&self) -> Option<u32> {
+        let own = self.roster.iter().find(|member| member.own);
+        own.map(|member| member.capacity_mbit)
     }
 
     /// What it does and why, for an error.

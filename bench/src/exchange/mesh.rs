@@ -185,6 +185,7 @@ impl Mesh {
             bytes_per_peer: (after.received_bytes - before.received_bytes) / peers as f64,
             wan_bytes: Vec::new(),
             behind_nat: statuses.iter().filter(|status| status.behind_nat).count(),
+            capacity_mbit: statuses.iter().filter_map(Status::capacity_mbit).collect(),
             roots_equal: rounds
                 .iter()
                 .all(|r| r.root.is_some() && r.root == rounds[0].root),

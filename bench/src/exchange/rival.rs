@@ -162,6 +162,7 @@ impl Group {
             bytes_per_peer: (after.1 - before.1) / self.members.len() as f64,
             wan_bytes: Vec::new(),
             behind_nat: 0,
+            capacity_mbit: Vec::new(),
             roots_equal: roots.iter().all(|root| root.root == roots[0].root),
             rss_bytes: self.most_of(Process::rss_bytes),
             phases: None,

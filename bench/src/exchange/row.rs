@@ -24,6 +24,8 @@ pub(super) struct Sample {
     pub(super) wan_bytes: Vec<u64>,
     /// Peers that say that nobody can connect to them.
     pub(super) behind_nat: usize,
+    /// What the roster has the link of each peer carry.
+    pub(super) capacity_mbit: Vec<u32>,
     pub(super) roots_equal: bool,
     /// That the peer which holds most holds after the round.
     pub(super) rss_bytes: u64,
@@ -151,6 +153,7 @@ impl Row {
                 "bound": bound,
             })).collect::<Vec<_>>(),
             "behind_nat": is_ours.then(|| self.samples.last().map(|sample| sample.behind_nat)),
+            "capacity_mbit": is_ours.then(|| self.samples.last().map(|sample| &sample.capacity_mbit)),
             "seconds": all(|sample| sample.seconds),
             "bound_s": self.bound_s(),
             "cpu_s": self.mean(|sample| sample.cpu_s),
@@ -400,6 +403,7 @@ mod tests {
             bytes_per_peer: 5e7,
             wan_bytes: Vec::new(),
             behind_nat: 1,
+            capacity_mbit: vec![100, 20],
             roots_equal: system == System::Gradmesh,
             rss_bytes: 1,
             phases: (system == System::Gradmesh).then_some(Phases {
@@ -443,6 +447,7 @@ mod tests {
         assert_eq!(ours["seconds"], json!([4.2, 4.1, 4.4]));
         assert_eq!(ours["bound_s"], 4.0);
         assert_eq!(ours["behind_nat"], 1);
+        assert_eq!(ours["capacity_mbit"], json!([100, 20]));
         assert_eq!(hivemind["behind_nat"], Value::Null);
         assert_eq!(ours["phase_seconds"]["encode"], json!([0.5, 0.5, 0.5]));
         assert_eq!(hivemind["roots_equal"], false);

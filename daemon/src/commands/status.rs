@@ -7,7 +7,7 @@ use anyhow::Context;
 use super::chain::{concentration, neurons_table};
 use super::{print_json, running};
 use crate::cli::GlobalArgs;
-use crate::status::{ChainStatus, DENSE_BITS, Status, client};
+use crate::status::{CapacityStatus, ChainStatus, DENSE_BITS, Status, client};
 use crate::terminal::{bytes, loss, percent, say, share_u16, table, tao};
 
 /// Rounds shown; all that the daemon keeps are in `--json`.
@@ -66,6 +66,9 @@ fn render(status: &Status) -> String {
     }
     if !status.network.is_empty() {
         line("network", status.network.clone());
+    }
+    if let Some(own) = &status.capacity {
+        line("capacity", capacity(own, status));
     }
     let number = |round: Option<u64>| round.map_or("-".to_owned(), |round| round.to_string());
     let root = status
@@ -131,11 +134,15 @@ fn render(status: &Status) -> String {
                     if peer.connected { "up" } else { "down" }.to_owned(),
                     number(peer.accepted_round),
                     loss(peer.loss),
+                    format!("{} Mbit/s", peer.capacity_mbit),
                 ]
             })
             .collect();
         text.push('\n');
-        text.push_str(&table(&["peer", "link", "last round", "loss"], &rows));
+        text.push_str(&table(
+            &["peer", "link", "last round", "loss", "capacity"],
+            &rows,
+        ));
     }
     if let Some(chain) = status
         .chain
@@ -179,6 +186,22 @@ fn render(status: &Status) -> String {
     }
     text.push('\n');
     text
+}
+
+/// What the daemon says that its link can carry, why, and what the roster has of it meanwhile.
+fn capacity(own: &CapacityStatus, status: &Status) -> String {
+    let CapacityStatus { mbit, origin, .. } = *own;
+    let mut words = match mbit {
+        0 => format!("owns no shards, {origin}"),
+        mbit => format!("{mbit} Mbit/s, {origin}"),
+    };
+    let member = status.roster.iter().find(|peer| peer.own);
+    if let Some(decided) = member.map(|peer| peer.capacity_mbit)
+        && decided != mbit
+    {
+        words.push_str(&format!("; decided so far: {decided} Mbit/s"));
+    }
+    words
 }
 
 /// Where the run stands on the chain.
@@ -241,6 +264,7 @@ fn show_chain(chain: &ChainStatus, line: &mut impl FnMut(&str, String)) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::daemon::capacity::Origin;
     use crate::status::{Identity, PeerStatus, Phase, RoundStatus, StatusHandle};
 
     #[test]
@@ -263,7 +287,13 @@ mod tests {
             connected: true,
             accepted_round: Some(2),
             loss: Some(2.5),
+            capacity_mbit: 100,
         }]);
+        handle.set_capacity(CapacityStatus {
+            mbit: 20,
+            origin: Origin::Measured,
+            measured_mbit: Some(18.7),
+        });
         handle.set_decided(RoundStatus {
             round: 2,
             members: 1,
@@ -275,8 +305,9 @@ mod tests {
         for part in [
             "round       3 of 9: exchanging updates\n",
             "            waiting for the update of 00ff00ff\n",
+            "20 Mbit/s, as measured while updates were exchanged; decided so far: 100 Mbit/s\n",
             "1.000 bits per parameter, 32 times less than f32",
-            "a1b2c3d4 (this one)    up           2  2.500\n",
+            "a1b2c3d4 (this one)    up           2  2.500  100 Mbit/s\n",
         ] {
             assert!(text.contains(part), "{part:?} is missing in\n{text}");
         }

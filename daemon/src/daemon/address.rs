@@ -7,7 +7,7 @@ use gradmesh_protocol::wire::Contact;
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 
-use crate::net::control::{Reachability, is_relayed};
+use crate::net::control::is_relayed;
 
 /// IP address and UDP port of a listening address; none of one that leads through a relay.
 pub(super) fn udp_address(address: &Multiaddr) -> Option<SocketAddr> {
@@ -29,23 +29,12 @@ pub(super) fn udp_address(address: &Multiaddr) -> Option<SocketAddr> {
 /// How this machine is connected, as far as its operator says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connection {
-    /// What it says of itself when it joins, as long as others can reach it.
+    /// What it says of itself until it knows better (`capacity.rs`).
     pub link: Link,
     /// Whether the operator said what it carries. Then it may own shards behind NAT too, over connections that it makes.
     pub capacity_is_set: bool,
     /// Whether it joins the site of a near member.
     pub finds_site: bool,
-}
-
-impl Connection {
-    /// What it says when it joins: a peer behind NAT owns nothing.
-    pub(super) fn link_when(&self, reachability: &Reachability) -> Link {
-        let may_own = self.capacity_is_set || !reachability.is_behind_nat();
-        Link {
-            capacity: if may_own { self.link.capacity } else { 0 },
-            ..self.link
-        }
-    }
 }
 
 /// Where the bulk plane of a peer behind NAT listens, for those outside: it connects to them, they do not connect to it.
@@ -67,30 +56,7 @@ pub(super) fn bulk_address(
 
 #[cfg(test)]
 mod tests {
-    use gradmesh_protocol::key::PeerKey;
-
     use super::*;
-
-    #[test]
-    fn a_peer_behind_nat_owns_nothing_unless_its_operator_says_so() {
-        let link = Link::alone(&PeerKey([1; 32]));
-        let said = |capacity_is_set| Connection {
-            link,
-            capacity_is_set,
-            finds_site: false,
-        };
-        let behind_nat = Reachability::BehindNat { relays: Vec::new() };
-        assert_eq!(said(false).link_when(&Reachability::Public), link);
-        assert_eq!(said(false).link_when(&Reachability::Unknown), link);
-        assert_eq!(
-            said(false).link_when(&behind_nat),
-            Link {
-                capacity: 0,
-                ..link
-            }
-        );
-        assert_eq!(said(true).link_when(&behind_nat), link);
-    }
 
     const CIRCUIT: &str = "/ip4/192.0.2.1/udp/4700/quic-v1/p2p/12D3KooWJWoaqZhDaoEFshF7Rh1bpY9ohihFhzcW6d69Lr2NASuq/p2p-circuit";
 

@@ -29,8 +29,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use super::address::Connection;
+use super::address::{Connection, udp_address};
 use super::bootstrap::Prepared;
+use super::capacity::{Capacity, Said};
 use super::fetch::{Contacts, FetchedState, FrameError, StateError};
 use super::meter::Meter;
 use super::owner::{Owner, OwnerError, Reduced};
@@ -125,6 +126,7 @@ pub(super) struct Driver {
     events: mpsc::Receiver<ControlEvent>,
     seen: Vec<ControlEvent>,
     connection: Connection,
+    capacity: Capacity,
     reachability: watch::Receiver<Reachability>,
     subnet: Option<SubnetLink>,
     gate: Gate,
@@ -232,6 +234,10 @@ impl Driver {
             events: parts.events,
             seen: parts.seen,
             connection: parts.connection,
+            capacity: Capacity::new(
+                parts.connection.link.capacity,
+                parts.connection.capacity_is_set,
+            ),
             subnet: parts.subnet,
             gate: parts.gate,
             exit_when_finished: parts.exit_when_finished,
@@ -391,9 +397,10 @@ impl Driver {
         }
     }
 
-    /// What this peer says of its link if it joins now.
+    /// What this peer says of its link now, when it joins and as a member.
     fn link_now(&self) -> Link {
-        let mut link = self.connection.link_when(&self.reachability.borrow());
+        let mut link = self.connection.link;
+        (link.capacity, _) = self.capacity_now();
         if self.connection.finds_site {
             let round_trips = self.round_trips.iter().map(|(peer, us)| (*peer, *us));
             let roster = self.node.roster();
@@ -401,6 +408,34 @@ impl Driver {
             link.site = site_of_newcomer(link.site, round_trips, site_of);
         }
         link
+    }
+
+    fn capacity_now(&self) -> Said {
+        let decided = self.node.roster().member(&self.me);
+        let decided = decided.map(|member| member.link.capacity);
+        self.capacity.say(&self.reachability.borrow(), decided)
+    }
+
+    /// Notes what the link was measured to carry, and tells the bulk plane whom to measure it by: members of other sites.
+    /// Those on this machine are near, whatever site they are in.
+    fn measure_link(&mut self) {
+        let near = |peer: &PeerKey| {
+            let address = self.connected.get(peer).and_then(udp_address);
+            address.is_some_and(|address| address.ip().is_loopback())
+        };
+        let roster = self.node.roster();
+        let own = roster.member(&self.me).map(|member| member.link.site);
+        let outside = roster
+            .members()
+            .iter()
+            .filter(|member| Some(member.link.site) != own && !near(&member.peer))
+            .filter_map(|member| Some((peer_id(&member.peer)?, member.link.site)));
+        self.bulk.set_outside(outside.collect());
+        if let Some(bytes_per_s) = self.bulk.measured_bytes_per_s() {
+            let said = self.capacity_now();
+            self.capacity.measured(bytes_per_s, said);
+        }
+        self.node.set_link(self.link_now());
     }
 
     async fn on_tick(&mut self) -> anyhow::Result<()> {
@@ -415,6 +450,7 @@ impl Driver {
         {
             self.end = Some(End::Finished);
         }
+        self.measure_link();
         self.show();
         Ok(())
     }

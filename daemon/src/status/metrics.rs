@@ -37,6 +37,16 @@ pub(super) fn describe() {
             "members that are connected, this one included",
         ),
         (
+            "gradmesh_capacity_mbit",
+            Unit::Count,
+            "what this daemon says that its link can carry, Mbit/s",
+        ),
+        (
+            "gradmesh_capacity_measured_mbit",
+            Unit::Count,
+            "what its link carried when it was full, Mbit/s",
+        ),
+        (
             "gradmesh_parameters",
             Unit::Count,
             "parameters of the model",
@@ -105,6 +115,14 @@ pub(super) fn set(status: &Status) {
     let connected = status.roster.iter().filter(|peer| peer.connected).count();
     gauge!("gradmesh_connected_peers").set(connected as f64);
     let optional = [
+        (
+            "gradmesh_capacity_mbit",
+            status.capacity.map(|capacity| f64::from(capacity.mbit)),
+        ),
+        (
+            "gradmesh_capacity_measured_mbit",
+            status.capacity.and_then(|capacity| capacity.measured_mbit),
+        ),
         ("gradmesh_decided_round", status.decided.map(|r| r as f64)),
         ("gradmesh_applied_round", status.applied.map(|r| r as f64)),
         ("gradmesh_bits_per_param", status.bits_per_param),

@@ -22,6 +22,7 @@ fn decision(round: u64) -> DecisionRecord {
             leaves: Vec::new(),
             registry: None,
             powers: Vec::new(),
+            capacities: Vec::new(),
         },
         certificate: CommitCertificate {
             height: RoundId(round),

@@ -166,6 +166,7 @@ impl Bench {
             leaves: Vec::new(),
             registry: None,
             powers: Vec::new(),
+            capacities: Vec::new(),
         };
         let certificate = CommitCertificate {
             height: round,

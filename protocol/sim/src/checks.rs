@@ -7,6 +7,8 @@
 //!   for this round and this state, and claims the state root that the oracle computes.
 //! - `sums-right`: each decided reduction is what the oracle makes of the decided inputs, going on from the decided residual
 //!   or, if its owners lost that, from none; unless an owner sums wrongly and something kept the other one from speaking.
+//! - `capacities-follow`: a decision changes the capacity of a member only by twice or half, and only of one that had the same
+//!   for some rounds; counted here from the rosters.
 //! - `same-state`: after each round every peer has the root that the oracle computes.
 //! - `registered-only`: in a chain run the powers of each decision are those that the model chain has at the block that it
 //!   names, counted here by definition; no peer joins without; and once the faults are over and everybody has seen the same
@@ -24,6 +26,7 @@ use std::fmt;
 
 use arc_malachitebft_core_types::{NilOrVal, Round, VoteType};
 use gradmesh_protocol::agreement::{CommitCertificate, CommitSignature, Message, Vote};
+use gradmesh_protocol::capacity::CAPACITY_ROUNDS_MIN;
 use gradmesh_protocol::decision::Decision;
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::SignedHeader;
@@ -32,7 +35,7 @@ use gradmesh_protocol::manifest::{Manifest, RoundId, RunId, TrustMode};
 use gradmesh_protocol::node::View;
 use gradmesh_protocol::plan::{Layout, Plan};
 use gradmesh_protocol::registry::QUIET_ATTEMPT;
-use gradmesh_protocol::roster::Roster;
+use gradmesh_protocol::roster::{Member, Roster};
 use gradmesh_protocol::wire::{DecisionRecord, Gossip};
 
 use crate::chain::{ChainOptions, Seen};
@@ -68,8 +71,8 @@ impl fmt::Display for Failure {
 /// The result of a check: the name of the one that failed, and what was found.
 pub type Checked = Result<(), (&'static str, String)>;
 
-/// Gossip that a peer may send for each decided round: two votes, a proposal, a header and a
-/// join, each again for a dozen attempts, and what an owner makes shard by shard.
+/// Gossip that a peer may send for each decided round: two votes, a proposal, a header, a join
+/// and a capacity, each again for a dozen attempts, and what an owner makes shard by shard.
 const GOSSIP_PER_ROUND_MAX: u64 = 128;
 /// Gossip that a peer may send for each second that passes: heartbeats, and votes sent again while it waits.
 const GOSSIP_PER_SECOND_MAX: u64 = 16;
@@ -173,6 +176,11 @@ impl Checks {
         self.oracle.note(frames);
     }
 
+    /// The layout of each round up to the first undecided one.
+    pub fn layouts(&self) -> &[Layout] {
+        &self.layouts
+    }
+
     /// The last decided round.
     pub fn decided(&self) -> Option<RoundId> {
         let count = self.decisions.len() as u64;
@@ -260,10 +268,57 @@ impl Checks {
                 Plan::Hier => Situation::ReducedInSites,
             });
         }
+        self.check_capacities(&record.decision, &roster, coverage)?;
+        if next.plan() != self.layouts[stored].plan() {
+            coverage.meet(Situation::PlanChanged);
+        }
         self.rosters.push(roster);
         self.layouts.push(next);
         let root_after = replayed.root;
         self.decisions.push(Decided { id, root_after });
+        Ok(())
+    }
+
+    /// Checks `capacities-follow`. `next`: the roster after `decision`, which is the last one.
+    fn check_capacities(
+        &self,
+        decision: &Decision,
+        next: &Roster,
+        coverage: &mut Coverage,
+    ) -> Checked {
+        const CHECK: &str = "capacities-follow";
+        for Member { peer, link, .. } in next.members() {
+            let after = link.capacity;
+            let rosters = self.rosters.iter().rev();
+            let mut before: Vec<u16> = rosters
+                .map_while(|roster| roster.member(peer))
+                .map(|known| known.link.capacity)
+                .take(CAPACITY_ROUNDS_MIN as usize)
+                .collect();
+            let Some(last) = before.first().copied().filter(|last| *last != after) else {
+                continue;
+            };
+            let said = decision.capacities.iter().any(|change| {
+                change.peer == *peer && change.capacity == after && change.is_authentic()
+            });
+            ensure(said, CHECK, || {
+                format!("{peer:?} comes to {after} and did not say so")
+            })?;
+            let stood = before.len() as u64;
+            before.dedup();
+            let long = stood == CAPACITY_ROUNDS_MIN && before == [last];
+            ensure(long, CHECK, || {
+                format!("{peer:?} comes to {after} soon after {before:?}")
+            })?;
+            let much = u32::from(after.max(last)) >= 2 * u32::from(after.min(last));
+            ensure(much, CHECK, || {
+                format!("{peer:?} comes from {last} to {after}")
+            })?;
+            coverage.meet(match after < last {
+                true => Situation::LinkTurnedThin,
+                false => Situation::LinkTurnedFat,
+            });
+        }
         Ok(())
     }
 
@@ -588,7 +643,8 @@ impl Checks {
             | Gossip::Contact(_)
             | Gossip::Reductions(_)
             | Gossip::Join(_)
-            | Gossip::Leave(_) => {}
+            | Gossip::Leave(_)
+            | Gossip::Capacity(_) => {}
         }
         self.gossip[peer] += 1;
         let bound = GOSSIP_PER_ROUND_MAX * (1 + self.decisions.len() as u64)
@@ -622,8 +678,8 @@ impl Checks {
             ("early headers", sizes.early_headers, headers),
             // Those of the round at hand and early ones, 24 each.
             ("proposals", sizes.proposals, 48),
-            // One join or leave of each peer.
-            ("changes", sizes.changes, 2 * peers),
+            // One join, leave or capacity of each peer.
+            ("changes", sizes.changes, 3 * peers),
             ("snapshots", sizes.snapshots, 8),
             ("peers", sizes.peers, peers),
             ("effects", sizes.effects, 0),

@@ -82,11 +82,17 @@ pub enum Situation {
     Reduced,
     /// A shard was decided by the `hier` plan.
     ReducedInSites,
+    /// A member's link was decided to carry less.
+    LinkTurnedThin,
+    /// A member's link was decided to carry more.
+    LinkTurnedFat,
+    /// A round went by another plan than the one before.
+    PlanChanged,
 }
 
 impl Situation {
     /// All of them.
-    pub const ALL: [Situation; 38] = [
+    pub const ALL: [Situation; 41] = [
         Situation::CrashBetweenEffects,
         Situation::JournalReplayed,
         Situation::UpdateFound,
@@ -125,6 +131,9 @@ impl Situation {
         Situation::ReducedAnew,
         Situation::Reduced,
         Situation::ReducedInSites,
+        Situation::LinkTurnedThin,
+        Situation::LinkTurnedFat,
+        Situation::PlanChanged,
     ];
 }
 

@@ -39,6 +39,7 @@ pub struct Shape {
     fragments: Fragments,
     genesis: Replica,
     optimizer: InnerOptimizer,
+    planned_scale: u64,
 }
 
 /// What training needs beside the replica.
@@ -92,11 +93,11 @@ fn sparse(k: u32, value_bits: u32) -> Codec {
 }
 
 impl Shape {
-    /// The shape that `manifest` fixes.
+    /// The shape that `manifest` fixes. `planned_scale`: see [`Options`](crate::Options).
     ///
     /// # Panics
     /// If the manifest is unsound: the simulator made it.
-    pub fn new(manifest: &Manifest) -> Shape {
+    pub fn new(manifest: &Manifest, planned_scale: u64) -> Shape {
         let codec = &manifest.codec;
         let (update, reduced) = match codec.kind {
             CodecKind::Sparse => (
@@ -146,6 +147,7 @@ impl Shape {
             .expect("the simulator wants no more fragments than the model has shards");
         let rate = |value: u32| f64::from(value) / 1e6;
         Shape {
+            planned_scale,
             shards,
             fragments,
             config,
@@ -202,9 +204,9 @@ impl Shape {
         self.of_stages(|bytes| bytes.max().unwrap_or(0))
     }
 
-    /// The most bytes that an update can have at each stage.
+    /// The most bytes that an update can have at each stage, as the planner is told.
     pub fn update_bytes(&self) -> PerStage {
-        self.of_stages(|bytes| bytes.sum())
+        self.of_stages(|bytes| bytes.sum::<u64>() * self.planned_scale)
     }
 
     fn of_stages(&self, fold: impl Fn(&mut dyn Iterator<Item = u64>) -> u64) -> PerStage {

@@ -27,6 +27,9 @@ pub struct Options {
     pub peers: Vec<PeerOptions>,
     /// The links between them.
     pub links: LinkOptions,
+    /// By how much the planner takes updates to be larger than they are: those of the small model would never make it choose
+    /// another plan than `gather`.
+    pub planned_scale: u64,
     /// The chain, in a chain run: every fifth seed is one (see [`is_chain_run`]).
     pub chain: Option<ChainOptions>,
     /// What goes wrong when, by time.
@@ -131,6 +134,8 @@ pub enum Fault {
     Leave(usize),
     /// The machine is gone for good. Held back while the roster would have no quorum without it.
     Vanish(usize),
+    /// The link of the peer can carry so much from now on, and its driver knows.
+    Capacity(usize, u16),
 }
 
 /// When exactly a process dies.
@@ -251,7 +256,7 @@ impl Options {
             reorder_ppm: rate(50_000, r),
             corrupt_ppm: rate(20_000, r),
         };
-        let faults = faults(r, count, starters, faults_end, &peers);
+        let mut faults = faults(r, count, starters, faults_end, &peers);
         let chain = is_chain_run(seed).then(|| {
             let r = &mut Random::new(seed, Purpose::Chain);
             if let Some(liar) = peers.iter_mut().find(|peer| peer.lie.is_some())
@@ -270,6 +275,10 @@ impl Options {
         });
         let r = &mut Random::new(seed, Purpose::Plan);
         exchange(r, chosen, &mut manifest, &mut peers);
+        let r = &mut Random::new(seed, Purpose::Links);
+        let planned_scale = r.pick(&[1, 300, 1000]);
+        faults.extend(changed_links(r, count, faults_end));
+        faults.sort_by_key(|(at, _)| *at);
         let rounds = manifest.schedule.rounds;
         let limit_s = LIVENESS_EXTRA_S + rounds * LIVENESS_PER_ROUND_S;
         Options {
@@ -277,6 +286,7 @@ impl Options {
             manifest,
             peers,
             links,
+            planned_scale,
             chain,
             faults,
             faults_end,
@@ -336,6 +346,19 @@ fn exchange(r: &mut Random, chosen: Chosen, manifest: &mut Manifest, peers: &mut
     // As many shards at least.
     let tiles = &mut manifest.codec.tiles_per_shard;
     *tiles = (*tiles).min(FRAGMENTS_MAX / fragments);
+}
+
+/// Draws whose link comes to carry something else, and when.
+fn changed_links(r: &mut Random, count: usize, end: Instant) -> Vec<(Instant, Fault)> {
+    if !r.chance(500_000) {
+        return Vec::new();
+    }
+    let changes = (0..r.within(1..=6)).map(|_| {
+        let at = Instant(r.within(0..=end.0 - 1));
+        let peer = r.within(0..=count as u64 - 1) as usize;
+        (at, Fault::Capacity(peer, r.pick(&[0, 1, 3, 10, 15, 100])))
+    });
+    changes.collect()
 }
 
 /// Whether `seed` stands for a chain run.
@@ -589,6 +612,7 @@ impl fmt::Display for Options {
                 writeln!(f, "snapshot {number}: stake of {peer} is {stake:?}")?;
             }
         }
+        writeln!(f, "planned scale {}", self.planned_scale)?;
         for (at, fault) in &self.faults {
             writeln!(f, "{at}: {fault:?}")?;
         }

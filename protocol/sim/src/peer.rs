@@ -15,7 +15,7 @@ use gradmesh_protocol::agreement::Message;
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::FrameId;
 use gradmesh_protocol::key::{Keypair, PeerKey};
-use gradmesh_protocol::manifest::{Manifest, RoundId, RunId};
+use gradmesh_protocol::manifest::{Link, Manifest, RoundId, RunId};
 use gradmesh_protocol::node::{Effect, Input, Node, NodeConfig, Report, RequestId, Restored};
 use gradmesh_protocol::time::Time;
 use gradmesh_protocol::wire::{DecisionRecord, Decisions, Gossip, JournalEntry, Request, Response};
@@ -258,6 +258,8 @@ pub struct Peer {
     liar: Option<Liar>,
     /// Whether a report said that the run is finished.
     finished: bool,
+    /// How it is connected now.
+    link: Link,
 }
 
 impl Peer {
@@ -285,6 +287,7 @@ impl Peer {
             paused_until: None,
             liar: options.peers[place].lie.map(Liar::new),
             finished: false,
+            link: options.peers[place].link,
         }
     }
 
@@ -380,7 +383,7 @@ impl Peer {
             run: outside.run,
             keypair: self.keypair.clone(),
             fragments: outside.shape.fragments().clone(),
-            link: outside.options.peers[self.place].link,
+            link: self.link,
             frame_bytes_max: outside.shape.frame_bytes_max(),
             update_bytes: outside.shape.update_bytes(),
             genesis_root: outside.shape.genesis().state_root(),
@@ -432,6 +435,14 @@ impl Peer {
     pub fn crash_at(&mut self, moment: Moment) {
         if let Some(running) = &mut self.running {
             running.crash = Some(moment);
+        }
+    }
+
+    /// Its link can carry so much from now on.
+    pub fn relink(&mut self, capacity: u16) {
+        self.link.capacity = capacity;
+        if let Some(running) = &mut self.running {
+            running.node.set_link(self.link);
         }
     }
 

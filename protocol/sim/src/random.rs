@@ -24,6 +24,8 @@ pub enum Purpose {
     Chain = 4,
     /// The plan of the exchange and the links that it goes by.
     Plan = 5,
+    /// Links that come to carry more or less.
+    Links = 6,
 }
 
 impl Random {

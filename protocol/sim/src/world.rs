@@ -13,6 +13,7 @@ use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::key::PeerKey;
 use gradmesh_protocol::manifest::RoundId;
 use gradmesh_protocol::node::{Activity, Input};
+use gradmesh_protocol::plan::Layout;
 
 use crate::chain::DELAY_MAX_US;
 use crate::checks::{Checks, Failure};
@@ -75,6 +76,8 @@ pub struct Outcome {
     pub blobs: BTreeMap<(usize, usize), u64>,
     /// The last decided round.
     pub decided: Option<RoundId>,
+    /// The layout of each round, from the founding one to the first undecided one.
+    pub layouts: Vec<Layout>,
     /// Loss of the first and the last state on held-out data, in nats per token.
     pub losses: (f32, f32),
     /// What the run went through.
@@ -155,7 +158,7 @@ impl World {
     fn new(options: &Options, verbosity: Verbosity) -> World {
         let options = Arc::new(options.clone());
         let manifest = Arc::new(options.manifest.clone());
-        let shape = Arc::new(Shape::new(&manifest));
+        let shape = Arc::new(Shape::new(&manifest, options.planned_scale));
         let count = options.peers.len();
         let names: Vec<PeerKey> = (0..count).map(|p| options.keypair(p).public()).collect();
         let places: BTreeMap<PeerKey, usize> = names
@@ -454,6 +457,11 @@ impl World {
                     Life::Left | Life::Vanished => {}
                 }
             }
+            Fault::Capacity(peer, capacity) => {
+                let what = format_args!("its link can carry {capacity}");
+                outside.trace.record(outside.now, *peer, what, &[]);
+                self.peers[*peer].relink(*capacity);
+            }
             Fault::Vanish(peer) => {
                 self.last_peer = *peer;
                 if outside.checks.decided().is_none() || !self.has_quorum_without(*peer) {
@@ -668,6 +676,7 @@ impl World {
             bytes: outside.network.bytes,
             blobs: outside.blobs,
             decided: outside.checks.decided(),
+            layouts: outside.checks.layouts().to_vec(),
             losses: (
                 shape.loss(shape.genesis().theta()),
                 shape.loss(outside.checks.theta()),

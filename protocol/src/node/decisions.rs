@@ -75,6 +75,7 @@ impl Node {
             fresh && !self.roster.contains(peer)
         });
         self.leaves.retain(|peer, _| self.roster.contains(peer));
+        self.drop_capacities(round);
         if self.applied == round.previous() && self.task == StateTask::Idle {
             self.compare_roots(round.previous().unwrap_or_default(), decision.state_root);
         }

@@ -1,4 +1,4 @@
-//! What is repeated once a heartbeat: status, own header, join and leave, and questions that are overdue.
+//! What is repeated once a heartbeat: status, own header, join, leave and capacity, and questions that are overdue.
 
 use std::time::Duration;
 
@@ -32,6 +32,7 @@ impl Node {
         if self.may_join() {
             self.ask_to_join();
         }
+        self.say_capacity_again();
         let overdue = |asking: &mut Asking| asking.since + REQUEST_TIMEOUT <= now;
         if let Some(asking) = self.asking_decisions
             && asking.since + REQUEST_TIMEOUT <= now

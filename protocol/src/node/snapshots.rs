@@ -170,6 +170,7 @@ mod tests {
                 leaves: Vec::new(),
                 registry: block.map(|block| registry(block).mark()),
                 powers: Vec::new(),
+                capacities: Vec::new(),
             };
             founding.after(&decision, &manifest)
         };

@@ -102,7 +102,7 @@ pub struct Sizes {
     pub early_headers: usize,
     /// Proposals not yet judged.
     pub proposals: usize,
-    /// Joins and leaves not yet decided.
+    /// Joins, leaves and capacities not yet decided.
     pub changes: usize,
     /// Snapshots of the registry.
     pub snapshots: usize,
@@ -144,7 +144,7 @@ impl Node {
                 reductions: exchange.map_or(0, |e| e.reducing.len()) + self.early_lists.len(),
                 early_headers: self.early_headers.len(),
                 proposals: self.proposals.len() + self.early_proposals.len(),
-                changes: self.joins.len() + self.leaves.len(),
+                changes: self.joins.len() + self.leaves.len() + self.capacities.len(),
                 snapshots: self.snapshots.len(),
                 peers: self.peers.len(),
                 effects: self.effects.len(),

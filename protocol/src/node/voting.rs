@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use super::{Asking, Effect, Node, RequestId};
 use crate::agreement::{Message, Output, Proposal, SignedProposal};
+use crate::capacity::CAPACITIES_MAX;
 use crate::decision::{Decision, JOINS_MAX};
 use crate::header::SignedHeader;
 use crate::key::PeerKey;
@@ -190,6 +191,11 @@ impl Node {
                 .collect(),
             registry: None,
             powers: Vec::new(),
+            capacities: self
+                .due_capacities()
+                .take(CAPACITIES_MAX)
+                .copied()
+                .collect(),
         };
         basis.complete(decision, &self.roster, &self.config.manifest)
     }

@@ -37,6 +37,7 @@ fn roster(links: &[(&str, u16)]) -> Roster {
         leaves: Vec::new(),
         registry: None,
         powers: Vec::new(),
+        capacities: Vec::new(),
     };
     let mut manifest = example(key(0).public());
     manifest.launcher_link = link(0);

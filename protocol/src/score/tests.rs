@@ -83,6 +83,7 @@ fn record(manifest: &Manifest, round: u64, previous: Hash, claims: &[Claim]) -> 
         leaves: Vec::new(),
         registry: None,
         powers: Vec::new(),
+        capacities: Vec::new(),
     };
     DecisionRecord {
         certificate: CommitCertificate {

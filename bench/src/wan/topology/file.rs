@@ -174,6 +174,9 @@ mod tests {
     fn the_other_examples_are_valid() {
         let two = Topology::from_toml(include_str!("../../../examples/two-sites.toml"));
         assert_eq!(two.expect("valid").host_sites(), [0, 0, 0, 1, 1, 1]);
+        let thin = Topology::from_toml(include_str!("../../../examples/thin.toml"));
+        let farm = thin.expect("valid").sites[2].uplink;
+        assert_eq!(farm, Some(Rate::mbit(20)));
         let nat = Topology::from_toml(include_str!("../../../examples/nat.toml")).expect("valid");
         let boxes = nat.sites.iter().filter_map(|site| site.nat);
         let boxes: Vec<_> = boxes.collect();

@@ -9,10 +9,11 @@ use libp2p::multiaddr::Protocol;
 use tokio::time::Instant;
 
 use super::{Driver, End};
+use crate::daemon::capacity::UNIT_MBIT;
 use crate::daemon::peer_id;
 use crate::net::control::is_relayed;
 use crate::net::traffic;
-use crate::status::{PeerStatus, Phase, RoundStatus, StatusHandle, Traffic, nats};
+use crate::status::{CapacityStatus, PeerStatus, Phase, RoundStatus, StatusHandle, Traffic, nats};
 
 impl Driver {
     pub(super) fn on_decided(&mut self, record: &DecisionRecord) {
@@ -129,9 +130,19 @@ impl Driver {
                 connected: self.node.is_connected(&member.peer),
                 accepted_round: accepted.map(|(round, _)| round.0),
                 loss: accepted.map(|(_, loss)| nats(*loss)),
+                capacity_mbit: u32::from(member.link.capacity) * UNIT_MBIT,
             }
         });
         self.status.set_roster(roster.collect());
+        let (capacity, origin) = self.capacity_now();
+        self.status.set_capacity(CapacityStatus {
+            mbit: u32::from(capacity) * UNIT_MBIT,
+            origin,
+            measured_mbit: self
+                .bulk
+                .measured_bytes_per_s()
+                .map(|rate| rate * 8.0 / 1e6),
+        });
         let traffic = traffic_now();
         let before_rounds = self.before_rounds.unwrap_or(traffic);
         self.status.set_traffic(traffic, before_rounds);

@@ -28,10 +28,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use libp2p::PeerId;
 use tokio::sync::{Notify, Semaphore};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
+use super::pulse::{LOOK_EVERY, Quiet};
 use super::wire::{Kind, RESPONSE_BYTES, Request, Response, Status};
-use super::{Inner, Order};
+use super::{Inner, Order, PeerSource};
 use crate::blob::BlobHash;
 
 /// The longest that a request is held, and that an asker lets itself be held. A guess: above the time that a frame is
@@ -183,21 +184,31 @@ impl Queues {
     }
 }
 
-/// Waits until the first near source of `order` has the blob, or says that it will not, or says nothing. What became of it
-/// the fetch that follows finds out, and blames: to wait in vain is nobody's fault.
+/// Waits until the first near source of `order` has the blob, or says that it will not, or nothing comes from it any more.
+/// What became of it the fetch that follows finds out, and blames: to wait in vain is nobody's fault.
 pub(super) async fn wait(inner: &Arc<Inner>, order: &Order<'_>) {
     let Some(first) = order.sources.first().filter(|_| order.near > 0) else {
         return;
     };
+    let began = Instant::now();
+    let answer = wait_at(inner, order, first).await;
+    tracing::debug!(
+        peer = %first.peer,
+        blob = %hex::encode(order.hash),
+        waited_ms = began.elapsed().as_millis(),
+        ?answer,
+        "a wait for a blob has ended"
+    );
+}
+
+/// What `entry` answers in the end; `None` if it does not, or cannot be asked.
+async fn wait_at(inner: &Arc<Inner>, order: &Order<'_>, entry: &PeerSource) -> Option<Status> {
     let _wait = inner.flights.wait(order.hash);
     let places = inner.limits.streams_per_connection_max.div_ceil(2) as usize;
-    let queue = inner.queues.at(first.peer, places);
-    let Ok(_place) = queue.acquire().await else {
-        return;
-    };
-    let Ok(lease) = inner.links.lease(inner, first.peer, first.addr, 0).await else {
-        return;
-    };
+    let queue = inner.queues.at(entry.peer, places);
+    let _place = queue.acquire().await.ok()?;
+    let lease = inner.links.lease(inner, entry.peer, entry.addr, 0).await;
+    let lease = lease.ok()?;
     let request = Request {
         kind: Kind::Wait,
         hash: order.hash,
@@ -206,26 +217,35 @@ pub(super) async fn wait(inner: &Arc<Inner>, order: &Order<'_>) {
         total_max: order.length.bytes_max(),
         elements: None,
     };
-    let Ok((mut send, mut recv)) = lease.connection.open_bi().await else {
-        return;
-    };
-    if send.write_all(&request.encode()).await.is_err() || send.finish().is_err() {
-        return;
-    }
-    let until = Instant::now() + HELD_MAX;
-    while Instant::now() < until {
-        let mut wire = [0; RESPONSE_BYTES];
-        match timeout(inner.limits.overtake_after, recv.read_exact(&mut wire)).await {
-            Ok(Ok(())) => match Response::decode(&wire) {
-                Ok(response) if response.status == Status::Held => {}
-                Ok(_) | Err(_) => return,
-            },
-            Ok(Err(_)) => return,
-            Err(_) => {
-                inner.links.freezes(first.peer);
-                return;
+    let (mut send, mut recv) = lease.connection.open_bi().await.ok()?;
+    send.write_all(&request.encode()).await.ok()?;
+    send.finish().ok()?;
+    // An answer may have to wait its turn behind all that the entry sends here; only when that stops it is frozen.
+    let pulse = inner.pulses.of(entry.peer);
+    let answer = async {
+        loop {
+            let mut wire = [0; RESPONSE_BYTES];
+            recv.read_exact(&mut wire).await.ok()?;
+            pulse.beat(0);
+            match Response::decode(&wire).ok()?.status {
+                Status::Held => {}
+                status => return Some(status),
             }
         }
+    };
+    let freezes = async {
+        let mut quiet = Quiet::new(Arc::clone(&pulse));
+        let mut looks = interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while quiet.look() < inner.limits.overtake_after {
+            looks.tick().await;
+        }
+        inner.links.freezes(entry.peer);
+    };
+    tokio::select! {
+        answer = answer => answer,
+        () = freezes => None,
+        () = sleep(HELD_MAX) => None,
     }
 }
 

@@ -19,11 +19,14 @@
 //! | fetches | `fetches_max` | further ones wait, within their deadline, in the order of asking |
 //! | memory of a fetch | the caller's [`Length`] | [`Blame::OverCap`], [`Blame::OtherLength`] |
 //! | memory of all fetches | `fetch_bytes_max`, and what windows let peers send unasked | as for fetches |
+//! | connections whose delivery is looked at | as connections | - |
 //! | peers remembered as frozen | 1024, for five seconds | not remembered |
 //! | peers whose pulse is watched | the sources of fetches that callers wait for | - |
 
 mod budget;
+mod capacity;
 mod fetch;
+mod gauge;
 mod held;
 mod links;
 mod pace;
@@ -33,6 +36,7 @@ mod tls;
 mod transport;
 mod wire;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -42,6 +46,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use gradmesh_compression::planes::Width;
+use gradmesh_protocol::manifest::SiteId;
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
 use quinn::{Endpoint, TokioRuntime, TransportConfig, VarInt};
@@ -49,6 +54,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 use crate::blob::{BlobHash, BlobSource};
+use gauge::Gauge;
 use links::Links;
 use pulse::Pulses;
 pub use tls::TlsError;
@@ -338,6 +344,7 @@ struct Inner {
     allow: Allow,
     links: Links,
     pulses: Pulses,
+    gauge: Gauge,
     /// Incoming connections.
     places: serve::Places,
     /// Streams being served.
@@ -406,6 +413,7 @@ impl Bulk {
             allow,
             links: Links::default(),
             pulses: Pulses::default(),
+            gauge: Gauge::default(),
             places: serve::Places::default(),
             asked_by: serve::Places::default(),
             held_for: serve::Places::default(),
@@ -418,6 +426,7 @@ impl Bulk {
             fetch_memory: budget::semaphore(limits.fetch_bytes_max),
         });
         tokio::spawn(serve::accept(Arc::clone(&inner)));
+        tokio::spawn(gauge::keep_looking(Arc::downgrade(&inner)));
         Ok(Self { inner, local_addr })
     }
 
@@ -467,6 +476,19 @@ impl Bulk {
     #[must_use]
     pub fn is_behind_nat(&self) -> bool {
         self.inner.behind_nat.load(Ordering::Relaxed)
+    }
+
+    /// Says which peers are across this machine's link, not near it, and in which site each of them is: what goes to them
+    /// shows what the link carries.
+    pub fn set_outside(&self, outside: HashMap<PeerId, SiteId>) {
+        self.inner.gauge.set_outside(outside);
+    }
+
+    /// What this machine's link was measured to carry to the peers outside, in bytes a second; `None` while it was never full
+    /// for long enough to tell.
+    #[must_use]
+    pub fn measured_bytes_per_s(&self) -> Option<f64> {
+        self.inner.gauge.bytes_per_s()
     }
 
     /// Connects to `source` unless there is a connection, for it to use: it cannot connect to a peer behind NAT.

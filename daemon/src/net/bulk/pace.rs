@@ -74,21 +74,64 @@ const WINDOW_FIRST: u64 = 64 * 1200;
 const START_GAIN: f64 = 2.25;
 const WINDOW_PACKETS_MIN: u64 = 4;
 
-/// Bytes a second that a connection is known to carry; 0 while nothing is.
+/// What a connection delivers, for others to read.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Rate(Arc<AtomicU64>);
+pub(super) struct Delivery(Arc<Counters>);
 
-impl Rate {
+#[derive(Debug, Default)]
+struct Counters {
+    /// Bytes a second; 0 while nothing is known.
+    rate: AtomicU64,
+    bytes: AtomicU64,
+    limited_bytes: AtomicU64,
+    pauses: AtomicU64,
+}
+
+/// What a connection has delivered so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Delivered {
+    /// Acknowledged.
+    pub(super) bytes: u64,
+    /// Of them, those acknowledged while the application had nothing more to send.
+    pub(super) limited_bytes: u64,
+    /// How often it was found that more could have been in flight: the application had nothing to send, nothing was in flight,
+    /// or an epoch was below its window, in the start or with half of one. Without a new one the path was full.
+    pub(super) pauses: u64,
+}
+
+impl Delivery {
+    /// Bytes a second that the connection is known to carry.
     pub(super) fn bytes_per_s(&self) -> Option<f64> {
-        match self.0.load(Ordering::Relaxed) {
+        match self.0.rate.load(Ordering::Relaxed) {
             0 => None,
             rate => Some(rate as f64),
         }
     }
+
+    pub(super) fn delivered(&self) -> Delivered {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Delivered {
+            bytes: load(&self.0.bytes),
+            limited_bytes: load(&self.0.limited_bytes),
+            pauses: load(&self.0.pauses),
+        }
+    }
+
+    pub(super) fn acked(&self, bytes: u64, app_limited: bool) {
+        self.0.bytes.fetch_add(bytes, Ordering::Relaxed);
+        if app_limited {
+            self.0.limited_bytes.fetch_add(bytes, Ordering::Relaxed);
+            self.paused();
+        }
+    }
+
+    fn paused(&self) {
+        self.0.pauses.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
-/// Where the rate of `connection` can be read; `None` when it has another congestion control.
-pub(super) fn rate_of(connection: &Connection) -> Option<Rate> {
+/// Where it can be read what `connection` delivers; `None` when it has another congestion control.
+pub(super) fn delivery_of(connection: &Connection) -> Option<Delivery> {
     let pace = connection.congestion_state().into_any().downcast::<Pace>();
     pace.ok().map(|pace| pace.published)
 }
@@ -133,7 +176,7 @@ pub(super) struct Pace {
     reach: f64,
     /// Acknowledged since acknowledgements were last dealt with.
     batch: u64,
-    published: Rate,
+    published: Delivery,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -225,13 +268,14 @@ impl Pace {
             target: WINDOW_FIRST as f64,
             reach: 1.0,
             batch: 0,
-            published: Rate::default(),
+            published: Delivery::default(),
         }
     }
 
     fn acked(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool) {
         let round_trip = now.saturating_duration_since(sent);
         self.round_trips.see(round_trip);
+        self.published.acked(bytes, app_limited);
         let idle_for = self
             .idle_since
             .map(|since| sent.saturating_duration_since(since));
@@ -256,6 +300,9 @@ impl Pace {
 
     fn acks_ended(&mut self, now: Instant, in_flight: u64) {
         let batch = std::mem::take(&mut self.batch) as f64;
+        if in_flight == 0 {
+            self.published.paused();
+        }
         let Some(epoch) = &mut self.epoch else {
             return;
         };
@@ -288,6 +335,10 @@ impl Pace {
         let flight = epoch.flight().filter(|_| !epoch.app_limited);
         // Else nobody knows what the link would have done with more.
         let filled = flight.is_some_and(|flight| flight > FILLED_MIN * self.target);
+        let full = (filled || lossy) && self.phase == Phase::Cruise;
+        if !full {
+            self.published.paused();
+        }
         if let Some(flight) = flight
             && self.phase == Phase::Cruise
         {
@@ -327,9 +378,8 @@ impl Pace {
             }
             Phase::Cruise | Phase::Drain => Phase::Cruise,
         };
-        self.published
-            .0
-            .store(self.rate() as u64, Ordering::Relaxed);
+        let rate = self.rate() as u64;
+        self.published.0.rate.store(rate, Ordering::Relaxed);
         let rate = self.rate();
         let held = rate * self.round_trips.least().as_secs_f64();
         match self.phase {

@@ -23,7 +23,7 @@ use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::held::{HELD_MAX, Standing};
-use super::pace::{self, Rate};
+use super::pace::{self, Delivery};
 use super::wire::{Kind, REQUEST_BYTES, Request, Response, Status};
 use super::{CLOSE_DENIED, CLOSE_FULL, CLOSE_SLOW, Inner, tls};
 use crate::blob::{Blob, BlobHash};
@@ -95,20 +95,23 @@ async fn handshake(inner: &Arc<Inner>, incoming: Incoming) -> Result<(), quinn::
 /// Answers the requests that come over `connection`, whichever side opened it, until it ends.
 pub(super) async fn serve(inner: &Arc<Inner>, connection: &Connection, peer: PeerId) {
     let turns = Arc::new(Turns::default());
-    let rate = pace::rate_of(connection);
+    let delivery = pace::delivery_of(connection);
+    let _watched = delivery
+        .clone()
+        .map(|delivery| inner.gauge.watch(peer, delivery));
     while let Ok((send, recv)) = connection.accept_bi().await {
         if !(inner.allow)(&peer) {
             connection.close(CLOSE_DENIED, b"denied");
             return;
         }
         // Tasks are bounded by connections times streams per connection, which QUIC enforces.
-        let (inner, turns, rate) = (Arc::clone(inner), Arc::clone(&turns), rate.clone());
+        let (inner, turns, delivery) = (Arc::clone(inner), Arc::clone(&turns), delivery.clone());
         let connection = connection.clone();
         tokio::spawn(async move {
             let mut answer = Answer {
                 connection,
                 turns,
-                rate,
+                delivery,
                 send,
             };
             let status = answer.run(&inner, peer, recv).await;
@@ -122,6 +125,17 @@ pub(super) async fn serve(inner: &Arc<Inner>, connection: &Connection, peer: Pee
             metrics::counter!("gradmesh_bulk_served_total", "status" => status).increment(1);
         });
     }
+    let stats = connection.stats();
+    tracing::debug!(
+        %peer,
+        addr = %connection.remote_address(),
+        sent = stats.udp_tx.bytes,
+        received = stats.udp_rx.bytes,
+        lost = stats.path.lost_bytes,
+        packets = stats.path.sent_packets,
+        rtt_ms = stats.path.rtt.as_millis(),
+        "a bulk connection has ended"
+    );
 }
 
 /// Who may write: the streams of a connection in the order of asking.
@@ -131,8 +145,8 @@ type Turns = tokio::sync::Mutex<()>;
 struct Answer {
     connection: Connection,
     turns: Arc<Turns>,
-    /// At which the connection delivers, if that is known.
-    rate: Option<Rate>,
+    /// What the connection delivers, if that is known.
+    delivery: Option<Delivery>,
     send: SendStream,
 }
 
@@ -204,7 +218,7 @@ impl Answer {
             match &mut packing {
                 None => self.write(&mut [chunk]).await?,
                 Some(packing) => {
-                    let link = self.rate.as_ref().and_then(Rate::bytes_per_s);
+                    let link = self.delivery.as_ref().and_then(Delivery::bytes_per_s);
                     let (head, body) = packing.dress(chunk, left, link).await?;
                     self.write(&mut [head, body]).await?;
                 }

@@ -22,6 +22,7 @@ pub(crate) fn calm(
     let mut options = Options::with(seed, chosen);
     assert!(options.chain.is_none(), "seed {seed}");
     options.faults.clear();
+    options.planned_scale = 1;
     options.faults_end = Instant::from_secs(1);
     options.links.jitter_us = 0;
     options.links.loss_ppm = 0;

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::super::links::Lease;
-use super::super::pulse::Pulse;
+use super::super::pulse::{AtWork, Pulse};
 use super::super::wire::{Kind, RESPONSE_BYTES, Request, Response, Status};
 use super::super::{Blame, Inner, Length, PeerSource};
 use super::assembly::Part;
@@ -34,6 +34,7 @@ pub(super) struct Errand {
     pub(super) line: usize,
     pub(super) watch: Arc<Watch>,
     pub(super) pulse: Arc<Pulse>,
+    pub(super) _at_work: AtWork,
 }
 
 /// How a lane ended.

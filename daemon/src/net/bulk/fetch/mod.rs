@@ -8,7 +8,8 @@
 //! - the source died or refused;
 //! - it *froze*: nothing came from it for `overtake_after`, in any lane of any fetch. It is then asked again only when
 //!   nobody else is left, and other fetches ask it last for a while;
-//! - the lane *crawls*: all else is done, another source idles, and would be done much sooner.
+//! - the lane *crawls*: all else is done, and a lane to another source, which idles in this fetch, would have much more by
+//!   what the two deliver to all fetches. What is on its way in the lane then comes in vain.
 //!
 //! Sources in the own site ("near") come first: others are asked only when none of those is left, however long the blob.
 //!
@@ -41,7 +42,7 @@ use tokio::sync::SemaphorePermit;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
 
-use super::pulse::Pulse;
+use super::pulse::{AtWork, LOOK_EVERY, Quiet};
 use super::{
     Blame, FetchError, FetchFailed, FetchReport, Fetched, Inner, Length, Order, PeerSource, budget,
     held,
@@ -59,9 +60,7 @@ const BUSY_PAUSE: Duration = Duration::from_millis(50);
 const LANES_PER_SOURCE: usize = 4;
 /// Streams of one fetch.
 const LANES_MAX: usize = 32;
-/// How often lanes are looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// A lane that needs longer than this is taken over by an idle source which is this many times as fast.
+/// A lane that needs longer than this is taken over by an idle source that promises this many times as much.
 const CRAWL_S: f64 = 1.0;
 const CRAWL_FACTOR: f64 = 2.0;
 
@@ -77,6 +76,12 @@ pub(super) async fn fetch(inner: &Arc<Inner>, order: &Order<'_>) -> Result<Fetch
     .await
     .unwrap_or(Err(FetchError::Deadline));
     let report = board.report();
+    tracing::debug!(
+        blob = %hex::encode(order.hash),
+        from = ?report.bytes_from,
+        error = ?fetched.as_ref().err(),
+        "a fetch has ended"
+    );
     match fetched {
         Ok(bytes) => {
             metrics::counter!("gradmesh_bulk_fetches_total", "outcome" => "ok").increment(1);
@@ -117,12 +122,7 @@ struct Holder {
     /// How often it was busy, and when it may be asked again.
     busy: u32,
     not_before: Instant,
-    /// The fastest of its ended lanes, bytes a second.
-    rate: Option<f64>,
-    pulse: Arc<Pulse>,
-    /// The beats of its pulse at the last look, and for how long it was looked at since without another one.
-    beats: u64,
-    quiet: Duration,
+    quiet: Quiet,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -175,10 +175,7 @@ impl<'a> Board<'a> {
             lanes: 0,
             busy: 0,
             not_before: now,
-            rate: None,
-            pulse: inner.pulses.of(source.peer),
-            beats: 0,
-            quiet: Duration::ZERO,
+            quiet: Quiet::new(inner.pulses.of(source.peer)),
         });
         Self {
             inner,
@@ -317,7 +314,7 @@ impl<'a> Board<'a> {
             return;
         };
         if holder.lanes == 0 {
-            holder.quiet = Duration::ZERO;
+            holder.quiet = Quiet::new(Arc::clone(holder.quiet.pulse()));
         }
         holder.lanes += 1;
         let watch = Watch::new();
@@ -337,7 +334,8 @@ impl<'a> Board<'a> {
             line: part.index,
             part,
             watch,
-            pulse: Arc::clone(&holder.pulse),
+            pulse: Arc::clone(holder.quiet.pulse()),
+            _at_work: AtWork::new(holder.quiet.pulse()),
         };
         let lane = self.lanes.spawn(errand.run());
         self.running.insert(lane.id(), running);
@@ -363,10 +361,6 @@ impl<'a> Board<'a> {
         holder.lanes -= 1;
         let peer = holder.source.peer;
         self.report.count(peer, running.watch.bytes());
-        if running.watch.bytes() > 0 {
-            let rate = running.watch.rate();
-            holder.rate = Some(holder.rate.map_or(rate, |known| known.max(rate)));
-        }
         self.all_not_found &= matches!(ended, Ended::Failed(Blame::NotFound));
         match ended {
             Ended::Complete => return Ok(()),
@@ -452,7 +446,6 @@ impl<'a> Board<'a> {
         }
     }
 
-    /// Quiet is counted in looks, not by the clock: when this machine itself was held up, one look went by.
     fn look_at(&mut self, index: usize) {
         let is_good = |holder: &Holder| holder.standing == Standing::Good;
         let good = self.holders.iter().filter(|holder| is_good(holder));
@@ -460,18 +453,15 @@ impl<'a> Board<'a> {
         let Some(holder) = self.holders.get_mut(index).filter(|h| h.lanes > 0) else {
             return;
         };
-        let (peer, beats) = (holder.source.peer, holder.pulse.beats());
-        if beats != holder.beats {
-            holder.beats = beats;
-            holder.quiet = Duration::ZERO;
+        let (peer, quiet) = (holder.source.peer, holder.quiet.look());
+        if quiet.is_zero() {
             if holder.standing == Standing::Frozen {
                 holder.standing = Standing::Good;
             }
             return;
         }
-        holder.quiet += LOOK_EVERY;
         let another = peers.iter().any(|good| *good != peer);
-        if holder.quiet < self.inner.limits.overtake_after || !another {
+        if quiet < self.inner.limits.overtake_after || !another {
             return;
         }
         if is_good(holder) {
@@ -493,23 +483,21 @@ impl<'a> Board<'a> {
                 && holder.lanes == 0
                 && holder.not_before <= Instant::now()
         });
-        // One that has sent nothing yet is given the benefit of the doubt.
         let fastest = idle
-            .map(|holder| holder.rate.unwrap_or(f64::INFINITY))
+            .map(|holder| holder.quiet.pulse().promise())
             .max_by(f64::total_cmp);
         let Some(fastest) = fastest else {
             return;
         };
         let crawlers = self.running.values_mut().filter_map(|running| {
-            let rate = running.watch.rate();
             let done = running.watch.bytes() as f64;
-            let left_s = (running.missing? as f64 - done) / rate.max(1.0);
-            let had_its_chance =
-                done > 0.0 || running.watch.age() >= self.inner.limits.overtake_after;
+            let left_s = (running.missing? as f64 - done) / running.watch.rate().max(1.0);
+            let had_its_chance = running.watch.age() >= self.inner.limits.overtake_after;
+            let quiet = &self.holders.get(running.holder)?.quiet;
             // A source of which nothing comes is about to freeze, which is more to be told.
-            let delivers = self.holders.get(running.holder)?.quiet.is_zero();
-            let crawls =
-                delivers && had_its_chance && left_s > CRAWL_S && rate * CRAWL_FACTOR < fastest;
+            let delivers = quiet.lasted().is_zero();
+            let slow = delivers && quiet.pulse().share() * CRAWL_FACTOR < fastest;
+            let crawls = slow && had_its_chance && left_s > CRAWL_S;
             (crawls && !running.overtaken).then_some((left_s, running))
         });
         if let Some((_, crawler)) = crawlers.max_by(|(a, _), (b, _)| a.total_cmp(b)) {

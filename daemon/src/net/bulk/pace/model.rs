@@ -339,6 +339,37 @@ fn application_that_sends_little_neither_lowers_the_rate_nor_widens_the_window()
 }
 
 #[test]
+fn connections_that_fill_a_link_are_mostly_seen_to_and_idle_ones_never() {
+    for link in [veth(), long()] {
+        let mut model = Model::new(link);
+        model.add_flow();
+        model.run(5.0);
+        let (mut held, mut looks) = (0, 0);
+        let mut before = model.flows[0].pace.published.delivered();
+        for _ in 0..200 {
+            model.run(0.1);
+            let now = model.flows[0].pace.published.delivered();
+            assert!(now.bytes > before.bytes && now.limited_bytes == 0);
+            held += u32::from(now.pauses == before.pauses);
+            looks += 1;
+            before = now;
+        }
+        assert!(held * 2 > looks, "{held} of {looks}");
+
+        let (now, sent) = (model.at(model.now), model.at(model.now - 0.0002));
+        let flow = &mut model.flows[0];
+        flow.pace.acked(now, sent, PACKET, true);
+        flow.pace.acks_ended(now, 2 * PACKET);
+        let after = flow.pace.published.delivered();
+        assert_eq!(after.limited_bytes, PACKET);
+        assert!(after.pauses > before.pauses);
+        flow.pace.acked(now, sent, PACKET, false);
+        flow.pace.acks_ended(now, 0);
+        assert!(flow.pace.published.delivered().pauses > after.pauses);
+    }
+}
+
+#[test]
 fn connections_share_a_link_and_fill_it_together() {
     for link in [veth(), long()] {
         let mut model = Model::new(link);
