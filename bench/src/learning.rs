@@ -13,11 +13,12 @@
 //! benchmark   "learning"
 //! machine     {cpu, cores, commit, date, debug_assertions}; null where the system does not tell
 //! config      {peers, rounds, steps, batch_sequences, sequence_tokens, learning_rate, warmup_steps, parameters,
-//!              tokens_per_run, alpha, k, feedback_beta, reduced_k, reduced_value_bits, owner_beta, land_after, sites}
+//!              tokens_per_run, alpha, k, feedback_beta, reduced_k, reduced_value_bits, owner_beta, fragments, land_after,
+//!              sites}; rounds and steps are those of settings without fragments
 //! results     one object per setting and seed, in the order of their end:
 //!   setting, seed
 //!   loss             nats per token of the last theta on held-out text
-//!   frame_bytes      of one peer's update, mean
+//!   frame_bytes      of one peer's update, mean: with fragments, of one of them
 //!   reduced_bytes    of all reduced frames of a round, mean; 0 in gather
 //!   seconds          of the whole run
 //!   rounds           one object per round, in order:
@@ -318,6 +319,7 @@ fn write(
             "reduced_k": parameters.reduced_k,
             "reduced_value_bits": parameters.reduced_value_bits,
             "owner_beta": parameters.owner_beta,
+            "fragments": parameters.fragments,
             "land_after": parameters.land_after,
             "sites": setting::SITES,
         },

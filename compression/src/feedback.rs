@@ -136,17 +136,26 @@ impl ErrorFeedback {
     /// `start`, when a sum is NaN or above [`VALUE_ABS_MAX`] in magnitude. In both cases e stays as
     /// it was, so that one bad round does not spoil it.
     pub fn accumulate(&mut self, start: usize, delta: &[f32]) -> Result<(), FeedbackError> {
-        let range = self.range(start, delta.len())?;
+        let range = self.check_shard(start, delta)?;
         let beta = self.beta;
-        let sum = |(residual, delta): (&f32, &f32)| (beta * residual) + delta;
+        for (residual, delta) in self.allocated()[range].iter_mut().zip(delta) {
+            *residual = (beta * *residual) + delta;
+        }
+        Ok(())
+    }
+
+    /// Whether [`ErrorFeedback::accumulate`] would go well, and for which elements; changes nothing.
+    ///
+    /// # Errors
+    /// Those of [`ErrorFeedback::accumulate`].
+    pub fn check_shard(&self, start: usize, delta: &[f32]) -> Result<Range<usize>, FeedbackError> {
+        let range = self.range(start, delta.len())?;
+        let sum = |(residual, delta): (&f32, &f32)| (self.beta * residual) + delta;
         match self.residual.get(range.clone()) {
             Some(residual) => check_range(|| residual.iter().zip(delta).map(sum))?,
             None => check_range(|| delta.iter().copied())?,
         }
-        for (residual, delta) in self.allocated()[range].iter_mut().zip(delta) {
-            *residual = sum((residual, delta));
-        }
-        Ok(())
+        Ok(range)
     }
 
     /// Whether frames of `codec` take all of an update: e is zero before and after. Then [`ErrorFeedback::send`] refuses

@@ -250,6 +250,7 @@ pub async fn run(options: DaemonOptions, mut stop: watch::Receiver<bool>) -> any
         rounds: manifest.schedule.rounds,
         parameters: standing.parameters,
         parameters_dense: standing.parameters_dense,
+        fragments: manifest.exchange.fragments,
         device: standing.device.clone(),
     });
     match (&subnet, standing.applied) {

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use gradmesh_chain::Settings;
 use gradmesh_compression::TILE_ELEMENTS;
+use gradmesh_protocol::fragment::TooFewShards;
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::key::PeerKey;
 use gradmesh_protocol::manifest::{
@@ -342,6 +343,9 @@ pub struct Exchange {
     /// Rounds that training runs ahead of the exchange, 0 or 1. Default 0: each round trains on all that was learnt before it.
     /// With 1 a round takes as long as the longer of training and exchange, not both.
     pub overlap: u32,
+    /// Fragments that the model is exchanged in, one a round, 1 to 64. Default 1: a round exchanges all of it. With P of them a
+    /// round moves a P-th of the bytes, so that `steps_per_round` may be a P-th as well.
+    pub fragments: u32,
 }
 
 impl Default for Exchange {
@@ -353,6 +357,7 @@ impl Default for Exchange {
             owner_beta: 0.9,
             local: LocalName::Bf16,
             overlap: 0,
+            fragments: 1,
         }
     }
 }
@@ -755,6 +760,12 @@ impl RunFile {
                 format!("{per_shard} makes more than {SHARDS_MAX} shards; at least {needed}");
             push(faults, "codec.tiles_per_shard", problem);
         }
+        let shards = tiles.div_ceil(per_shard.max(1));
+        let fragments = self.exchange.fragments;
+        if usize::try_from(fragments).is_ok_and(|fragments| fragments > shards) {
+            let problem = TooFewShards { fragments, shards }.to_string();
+            push(faults, "exchange.fragments", problem);
+        }
     }
 
     fn to_manifest(
@@ -840,6 +851,7 @@ impl RunFile {
                     LocalName::F32 => LocalFormat::F32,
                 },
                 overlap: self.exchange.overlap,
+                fragments: self.exchange.fragments,
             },
             launcher_link,
             schedule: manifest::Schedule {

@@ -367,6 +367,8 @@ pub struct Identity {
     pub parameters: u64,
     /// Those among them that travel dense in a sparse run: small tensors.
     pub parameters_dense: u64,
+    /// Fragments that they are exchanged in, one a round.
+    pub fragments: u32,
     /// Where it trains, for example `cpu`.
     pub device: String,
 }
@@ -401,7 +403,7 @@ pub struct Status {
     pub traffic: Traffic,
     /// The same since this daemon's first round began: without manifest, data and state.
     pub traffic_of_rounds: Traffic,
-    /// Bits that one peer's update takes per parameter, mean over the history; f32 takes 32.
+    /// Bits that one peer's update takes per parameter that it is of, mean over the history; f32 takes 32.
     pub bits_per_param: Option<f64>,
     /// The same for the tensors in sparse mode alone, all framing counted as theirs; absent in a dense run.
     pub bits_per_param_sparse: Option<f64>,
@@ -462,6 +464,8 @@ impl Status {
                 total += seconds.total();
             }
         }
+        // Of a history that is not a multiple of the fragments this is right as far as they are of one size.
+        let updates = updates / f64::from(self.identity.fragments.max(1));
         let sent = updates * self.identity.parameters as f64;
         self.bits_per_param = (sent > 0.0).then(|| bits / sent);
         let dense = updates * self.identity.parameters_dense as f64;
@@ -659,6 +663,13 @@ mod tests {
         // 250 bytes are 2000 bits, for five updates of 1000 parameters.
         assert_eq!(status.bits_per_param, Some(0.4));
         assert_eq!(status.sync_share, Some(0.1));
+        handle.set_identity(Identity {
+            fragments: 2,
+            ..status.identity
+        });
+        handle.set_decided(decided(3, 5, 250));
+        // 500 bytes are 4000 bits, for ten updates of half of them.
+        assert_eq!(handle.snapshot().bits_per_param, Some(0.8));
     }
 
     #[test]

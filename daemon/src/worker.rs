@@ -13,6 +13,7 @@
 pub(crate) mod disk;
 mod training;
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use gradmesh_compression::{Codec, TensorMode};
+use gradmesh_protocol::fragment::{Fragments, TooFewShards};
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::{PerStage, Stage, UpdateSummary};
 use gradmesh_protocol::key::PeerKey;
@@ -98,6 +100,8 @@ pub(crate) enum Command {
         round: RoundId,
         /// Of the frames.
         stage: Stage,
+        /// Of which there are frames.
+        shards: Range<usize>,
     },
     /// Stop the training of a round and fold what was learnt.
     StopTraining(RoundId),
@@ -274,6 +278,17 @@ impl Standing {
         }
     }
 
+    /// The shards, dealt into `count` fragments.
+    ///
+    /// # Errors
+    /// There are fewer shards than that.
+    pub(crate) fn fragments(&self, count: u32) -> Result<Fragments, TooFewShards> {
+        let shards = 0..self.shape.shard_count();
+        let elements = shards.filter_map(|shard| self.shape.shard_elements(shard));
+        let elements: Vec<u64> = elements.map(|range| range.len() as u64).collect();
+        Fragments::deal(&elements, count)
+    }
+
     /// How many leaves a state may have: one per tile and, where owners keep residuals, one per shard.
     pub(crate) fn leaf_counts(&self) -> [usize; 2] {
         let tiles = self.shape.layout().tiles().len();
@@ -373,6 +388,7 @@ struct Machine {
 /// What a decided round made of an own update.
 struct OwnOutcome {
     stage: Stage,
+    shards: Range<usize>,
     /// By shard; empty where it was accepted, and nobody has to read it again.
     frames: Vec<Vec<u8>>,
     /// By shard.
@@ -383,6 +399,7 @@ impl OwnOutcome {
     fn update(&self) -> OwnUpdate<'_> {
         OwnUpdate {
             stage: self.stage,
+            shards: self.shards.clone(),
             frames: &self.frames,
             accepted: &self.accepted,
         }
@@ -550,7 +567,11 @@ impl Machine {
                 self.begin_training(round, seed, steps, &start);
                 Ok(None)
             }
-            Command::Encode { round, stage } => self.encode(round, stage),
+            Command::Encode {
+                round,
+                stage,
+                shards,
+            } => self.encode(round, stage, shards),
             Command::StopTraining(round) => self.stop_training(round).map(|()| None),
             Command::Apply {
                 record,
@@ -635,6 +656,7 @@ impl Machine {
             headers
                 .position(|h| h.header.peer == self.config.me && h.header.update == pending.summary)
         });
+        // A decision has the shards that an update of its round is of.
         let accepts = |shard: usize| match (record, place) {
             (Some(record), Some(place)) => {
                 let shard = record.decision.shards.get(shard);
@@ -653,6 +675,7 @@ impl Machine {
         });
         Ok(OwnOutcome {
             stage: pending.stage,
+            shards: pending.shards(),
             frames: frames.collect::<Result<_, WorkerError>>()?,
             accepted,
         })

@@ -36,6 +36,8 @@ struct Exchange {
     plan: &'static str,
     /// Rounds that training runs ahead.
     overlap: u32,
+    /// Of which a round exchanges one.
+    fragments: u32,
 }
 
 struct Peer {
@@ -89,7 +91,11 @@ impl Mesh {
         steps: u32,
         rounds_per_epoch: u64,
     ) -> Mesh {
-        let Exchange { plan, overlap } = exchange;
+        let Exchange {
+            plan,
+            overlap,
+            fragments,
+        } = exchange;
         let home = tempfile::tempdir().unwrap();
         let data = home.path().join("text");
         fs::create_dir(&data).unwrap();
@@ -110,6 +116,7 @@ impl Mesh {
             codec.tiles_per_shard = 8
             exchange.plan = "{plan}"
             exchange.overlap = {overlap}
+            exchange.fragments = {fragments}
             schedule.steps_per_round = {steps}
             schedule.rounds = 1000
             schedule.rounds_per_epoch = {rounds_per_epoch}
@@ -268,7 +275,11 @@ impl Mesh {
 }
 
 fn in_turn(plan: &'static str) -> Exchange {
-    Exchange { plan, overlap: 0 }
+    Exchange {
+        plan,
+        overlap: 0,
+        fragments: 1,
+    }
 }
 
 fn survives_the_death_of_one(peers: usize, exchange: Exchange, trust: &str) -> Mesh {
@@ -338,8 +349,8 @@ fn three_peers_with_crash_trust_survive_the_death_of_one() {
 #[test]
 fn peers_that_train_ahead_survive_the_death_of_one_in_an_exchange() {
     let ahead = Exchange {
-        plan: "hier",
         overlap: 1,
+        ..in_turn("hier")
     };
     let mesh = survives_the_death_of_one(4, ahead, "byzantine");
     let seconds = |status: Status| status.history.into_iter().filter_map(|r| r.seconds);
@@ -348,6 +359,15 @@ fn peers_that_train_ahead_survive_the_death_of_one_in_an_exchange() {
         rounds.any(|seconds| seconds.hidden > 0.0),
         "no exchange went on while the next round was trained"
     );
+}
+
+#[test]
+fn peers_that_exchange_a_fragment_a_round_survive_the_death_of_one_in_an_exchange() {
+    let fragments = Exchange {
+        fragments: 3,
+        ..in_turn("reduce")
+    };
+    survives_the_death_of_one(4, fragments, "byzantine");
 }
 
 /// Freezes one of three in the middle of an exchange, for as long as the others take to decide three rounds.

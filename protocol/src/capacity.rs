@@ -99,6 +99,7 @@ pub fn may_change(member: &Member, capacity: u16, round: RoundId) -> bool {
 mod tests {
     use super::*;
     use crate::decision::{Decision, DecisionFault};
+    use crate::fragment::Fragments;
     use crate::header::PerStage;
     use crate::manifest::{Link, Manifest, SiteId, example};
     use crate::plan::Layout;
@@ -142,7 +143,7 @@ mod tests {
         roster: &Roster,
         capacities: &[CapacityChange],
     ) -> Result<(), DecisionFault> {
-        let layout = Layout::of(roster, manifest, 0, &PerStage::default());
+        let layout = Layout::of(roster, manifest, &Fragments::whole(0), &PerStage::default());
         let decision = decision(manifest, roster, capacities);
         decision.check(&manifest.run(), manifest, roster, &Hash::ZERO, &layout)
     }

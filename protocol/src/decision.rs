@@ -219,7 +219,7 @@ pub struct Decision {
     pub state_root: Hash,
     /// The headers that count, in canonical order.
     pub members: Vec<DecidedMember>,
-    /// One entry for each shard of the run; none in the founding round.
+    /// One entry for each shard that the round exchanges; none in the founding round.
     pub shards: Vec<DecidedShard>,
     /// Who comes in with the next round, sorted by key.
     pub joins: Vec<Join>,
@@ -250,12 +250,12 @@ pub enum DecisionFault {
     /// A member is not in the roster, or out of order.
     #[error("member {0} is not in the roster or out of order")]
     Member(PeerKey),
-    /// The number of shards is wrong, a bitmap does not cover the members, or groups are reduced otherwise than the plan says.
+    /// The number of shards is wrong for the round, a bitmap does not cover the members, or groups are reduced otherwise than the plan says.
     #[error(
-        "{found} shards where the run has {expected}, a bitmap of the wrong length, or reductions against the plan"
+        "{found} shards where the round has {expected}, a bitmap of the wrong length, or reductions against the plan"
     )]
     Shards {
-        /// Shards of the run.
+        /// Shards of the round.
         expected: usize,
         /// Shards of the decision.
         found: usize,
@@ -339,7 +339,7 @@ impl Decision {
         let shards = if founding {
             0
         } else {
-            layout.shards() as usize
+            layout.shards_of(self.round).len()
         };
         let covered = |shard: &DecidedShard| {
             shard.accepted.len() == self.members.len()

@@ -47,6 +47,16 @@ impl PerStage {
             Stage::Reduced => self.reduced,
         }
     }
+
+    /// Each figure over `parts`, rounded up.
+    pub fn divided_by(&self, parts: u64) -> PerStage {
+        let part = |figure: u64| figure.div_ceil(parts.max(1));
+        PerStage {
+            local: part(self.local),
+            update: part(self.update),
+            reduced: part(self.reduced),
+        }
+    }
 }
 
 /// A frame as a header or a decision names it: its content, its length, and the shard and stage that it is a frame of.
@@ -77,22 +87,15 @@ impl FrameRef {
     }
 }
 
-impl UpdateSummary {
-    /// The frames in shard order, as frames of `stage`: that of the round's plan.
-    pub fn frame_ids(&self, stage: Stage) -> impl Iterator<Item = FrameId> + '_ {
-        let frames = (0..).zip(&self.frames);
-        frames.map(move |(shard, frame)| frame.id(shard, stage))
-    }
-}
-
 /// What a worker knows of an update once it is encoded; the node makes the header of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpdateSummary {
-    /// One frame for each shard, in shard order.
+    /// One frame for each shard that the round exchanges, in shard order.
     pub frames: Vec<FrameRef>,
-    /// Root over the error feedback before the update went in.
+    /// Root over the error feedback before the update went in, and over the drift that training began with
+    /// ([`crate::fragment`]).
     pub feedback_before: Hash,
-    /// Root over what is left of it after the frames were taken out.
+    /// Root over what is left of both after the frames were taken out.
     pub feedback_after: Hash,
     /// Root over the segment leaves; [`Hash::ZERO`] until segments exist.
     pub segments_root: Hash,

@@ -8,6 +8,7 @@ pub mod capacity;
 pub mod concentration;
 pub mod decision;
 pub mod figures;
+pub mod fragment;
 pub mod hash;
 pub mod header;
 pub mod key;

@@ -6,12 +6,13 @@
 
 use std::fmt;
 
+use crate::fragment::FRAGMENTS_MAX;
 use crate::hash::Hash;
 use crate::key::{Keypair, PeerKey, Signature};
 use crate::wire::{self, WireError};
 
 /// The version of the manifest that this build writes and reads.
-pub const MANIFEST_VERSION: u32 = 2;
+pub const MANIFEST_VERSION: u32 = 3;
 /// The most peers in a roster: the most voters for which one all-to-all vote stays cheap (DESIGN: committee above).
 pub const PEERS_MAX: u32 = 64;
 /// The most blocks between two snapshots of the registry: a day of the 12 s blocks of subtensor. A node that does not
@@ -181,10 +182,15 @@ pub struct Exchange {
     /// exchange, not both, and each round trains without what the others learnt in the round before it (rule `train-ahead`
     /// of the node).
     pub overlap: u32,
+    /// Fragments that the shards are dealt into; a round exchanges one of them (rule `one-at-a-time` of [`crate::fragment`]).
+    /// With P of them a round moves a P-th of the bytes, and P rounds exchange everything once: for the same bytes per token,
+    /// `steps_per_round` is divided by P.
+    pub fragments: u32,
 }
 
 impl Default for Exchange {
-    /// The planner's choice; k' = 256 with 2 bits and a decay of 0.9, the figures of DESIGN, section 4; no overlap.
+    /// The planner's choice; k' = 256 with 2 bits and a decay of 0.9, the figures of DESIGN, section 4; no overlap, all shards in each
+    /// round.
     fn default() -> Exchange {
         Exchange {
             plan: PlanKind::Auto,
@@ -193,6 +199,7 @@ impl Default for Exchange {
             owner_beta_ppm: 900_000,
             local: LocalFormat::Bf16,
             overlap: 0,
+            fragments: 1,
         }
     }
 }
@@ -458,6 +465,8 @@ impl Manifest {
         let beta = exchange.owner_beta_ppm.into();
         range("exchange.owner_beta", beta, 0, 1_000_000);
         range("exchange.overlap", exchange.overlap.into(), 0, 1);
+        let fragments = exchange.fragments.into();
+        range("exchange.fragments", fragments, 1, FRAGMENTS_MAX.into());
         const DAY_MS: u64 = 24 * 3600 * 1000;
         let floor = self.timing.deadline_floor_ms.into();
         range("timing.deadline_floor_ms", floor, 1, DAY_MS);

@@ -53,6 +53,7 @@ pub use view::{Activity, Sizes, View};
 use crate::agreement::{Agreement, CommitCertificate, Proposal, Record, SignedProposal};
 use crate::capacity::CapacityChange;
 use crate::decision::{Decision, Join, Leave};
+use crate::fragment::Fragments;
 use crate::hash::Hash;
 use crate::header::{PerStage, SignedHeader};
 use crate::key::{Keypair, PeerKey};
@@ -84,8 +85,8 @@ pub struct NodeConfig {
     pub run: RunId,
     /// This peer's key.
     pub keypair: Keypair,
-    /// Shards of an update.
-    pub shards: u32,
+    /// The shards of the run, dealt into the manifest's fragments.
+    pub fragments: Fragments,
     /// How this peer is connected: what its joins say, until [`Node::set_link`].
     pub link: Link,
     /// The longest frame that the codec of each stage can produce for a shard.
@@ -256,7 +257,7 @@ impl Node {
         let layout = Arc::new(Layout::of(
             &founding,
             &config.manifest,
-            config.shards,
+            &config.fragments,
             &config.update_bytes,
         ));
         let (applied, state_root) = match restored.applied {

@@ -10,6 +10,8 @@
 //! | `reduce` | `2 (n - 1)/n U + (n - 2)/n R` | 2 | `m (2 (n - m)/n U) + R (n - m)(n - m - 1)/(n (n - 1))` |
 //! | `hier` | `2 (m - 1)/m L + (s - 1) U + (m - 2)/m U` | 2 | `(s - 1) U` |
 //!
+//! With fragments these are the bytes of the fragment that the round exchanges ([`crate::fragment`]).
+//!
 //! `gather`: nothing less can give a peer the exact frames of all others, because they are `(n - 1) U` bytes that it does
 //! not have. `reduce`: the first term twice, because each shard has two owners that check each other; an owner has the
 //! reduced frame by itself. `hier`: the last term is the site's own sum, which owners have.
@@ -23,12 +25,14 @@
 //! there is another member left to take them. When the roster changes, most shards keep their owners.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::decision::{Bitmap, DecidedMember};
+use crate::fragment::Fragments;
 use crate::hash::Hash;
-use crate::header::{PerStage, Stage};
+use crate::header::{FrameId, Header, PerStage, Stage};
 use crate::key::PeerKey;
-use crate::manifest::{Manifest, PlanKind, RunId, SiteId};
+use crate::manifest::{Manifest, PlanKind, RoundId, RunId, SiteId};
 use crate::roster::{Member, Roster};
 
 /// The most reductions of one decision: shards times groups. A plan that would need more is not chosen, so that a
@@ -114,9 +118,17 @@ pub enum Plan {
 impl Plan {
     /// The plan for `roster`: that of the manifest, or the one with the shortest predicted exchange; the earlier of equals.
     ///
-    /// `shards`: of an update. `bytes`: of all its frames at each stage.
-    pub fn choose(roster: &Roster, manifest: &Manifest, shards: u32, bytes: &PerStage) -> Plan {
-        let fits = |plan: &Plan| plan.groups(roster).len() * shards as usize <= REDUCTIONS_MAX;
+    /// `bytes`: of the frames of all shards at each stage. Fragments are taken to be of one size, so that all rounds of a
+    /// roster have the same plan: owners keep their residuals from one turn of a fragment to the next.
+    pub fn choose(
+        roster: &Roster,
+        manifest: &Manifest,
+        fragments: &Fragments,
+        bytes: &PerStage,
+    ) -> Plan {
+        let shards = fragments.shards_max() as usize;
+        let fits = |plan: &Plan| plan.groups(roster).len() * shards <= REDUCTIONS_MAX;
+        let bytes = &bytes.divided_by(fragments.count().into());
         let wanted = match manifest.exchange.plan {
             PlanKind::Gather => Plan::Gather,
             PlanKind::Reduce => Plan::Reduce,
@@ -342,7 +354,7 @@ impl Sites<'_> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     plan: Plan,
-    shards: u32,
+    fragments: Fragments,
     groups: Vec<Group>,
     /// The place of each member's group, and its capacity; none in the `gather` plan.
     members: BTreeMap<PeerKey, (usize, u16)>,
@@ -350,8 +362,13 @@ pub struct Layout {
 
 impl Layout {
     /// The layout of `roster`, with the plan that [`Plan::choose`] gives.
-    pub fn of(roster: &Roster, manifest: &Manifest, shards: u32, bytes: &PerStage) -> Layout {
-        let plan = Plan::choose(roster, manifest, shards, bytes);
+    pub fn of(
+        roster: &Roster,
+        manifest: &Manifest,
+        fragments: &Fragments,
+        bytes: &PerStage,
+    ) -> Layout {
+        let plan = Plan::choose(roster, manifest, fragments, bytes);
         let groups = plan.groups(roster);
         let mut members = BTreeMap::new();
         for (place, group) in groups.iter().enumerate() {
@@ -362,7 +379,7 @@ impl Layout {
         }
         Layout {
             plan,
-            shards,
+            fragments: fragments.clone(),
             groups,
             members,
         }
@@ -373,9 +390,28 @@ impl Layout {
         self.plan
     }
 
-    /// Shards of an update.
+    /// Shards of the run.
     pub fn shards(&self) -> u32 {
-        self.shards
+        self.fragments.shards()
+    }
+
+    /// The shards that `round` exchanges: those that its updates have frames of, and its decision speaks of.
+    pub fn shards_of(&self, round: RoundId) -> Range<u32> {
+        self.fragments.of(round)
+    }
+
+    /// The frames of an update of its round, in shard order.
+    pub fn frames_of(&self, header: &Header) -> impl Iterator<Item = FrameId> {
+        let stage = self.plan.stage_of_updates();
+        let frames = self.shards_of(header.round).zip(&header.update.frames);
+        frames.map(move |(shard, frame)| frame.id(shard, stage))
+    }
+
+    /// The frame of `shard` of an update of its round; `None` if the round does not exchange it.
+    pub fn frame_of(&self, header: &Header, shard: u32) -> Option<FrameId> {
+        let place = shard.checked_sub(self.shards_of(header.round).start)?;
+        let frame = header.update.frames.get(place as usize)?;
+        Some(frame.id(shard, self.plan.stage_of_updates()))
     }
 
     /// The groups, by id; none in the `gather` plan.
@@ -399,16 +435,20 @@ impl Layout {
         places.iter().map(|place| self.groups[*place].id).collect()
     }
 
-    /// The owners of each group's shards, in the order of groups and shards. Rule `owners-by-capacity`.
+    /// The owners of each group's shards, in the order of groups and shards. Rule `owners-by-capacity`, for the shards of each
+    /// fragment by themselves.
     ///
     /// Cost: a hash for each member and shard.
     pub fn owners(&self, run: &RunId) -> Vec<Vec<Owners>> {
-        let of_group = |group: &Group| self.owners_in(group, run);
+        let of_group = |group: &Group| {
+            let fragments = self.fragments.iter();
+            let owners = fragments.flat_map(|shards| self.owners_in(group, shards, run));
+            owners.collect()
+        };
         self.groups.iter().map(of_group).collect()
     }
 
-    fn owners_in(&self, group: &Group, run: &RunId) -> Vec<Owners> {
-        let shards = self.shards;
+    fn owners_in(&self, group: &Group, shards: Range<u32>, run: &RunId) -> Vec<Owners> {
         let capacity = |peer: &PeerKey| self.members.get(peer).map_or(0, |(_, c)| u64::from(*c));
         let nobody = group.members.iter().all(|peer| capacity(peer) == 0);
         let mut candidates: Vec<Candidate> = group
@@ -425,7 +465,7 @@ impl Layout {
             .collect();
         let total: u64 = candidates.iter().map(|c| c.capacity).sum();
         for candidate in &mut candidates {
-            candidate.quota = (u64::from(shards) * candidate.capacity).div_ceil(total);
+            candidate.quota = (shards.len() as u64 * candidate.capacity).div_ceil(total);
         }
         let mut choose = |shard: u32| {
             let mut ranked: Vec<(u128, usize)> = candidates
@@ -459,7 +499,7 @@ impl Layout {
                 second: second.map(|place| candidates[place].peer),
             })
         };
-        (0..shards).map_while(&mut choose).collect()
+        shards.map_while(&mut choose).collect()
     }
 }
 

@@ -216,13 +216,14 @@ pub fn powers(
 mod tests {
     use super::*;
     use crate::decision::{Bitmap, DecidedMember, DecidedShard, DecisionFault, Join, Leave};
+    use crate::fragment::Fragments;
     use crate::header::PerStage;
     use crate::key::Keypair;
     use crate::manifest::{Link, RunId, TrustMode, example};
     use crate::plan::Layout;
 
     fn layout(roster: &Roster, manifest: &Manifest) -> Layout {
-        Layout::of(roster, manifest, 1, &PerStage::default())
+        Layout::of(roster, manifest, &Fragments::whole(1), &PerStage::default())
     }
 
     fn keypair(seed: u8) -> Keypair {

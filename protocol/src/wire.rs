@@ -697,6 +697,7 @@ impl From<&Exchange> for pb::Exchange {
                 LocalFormat::F32 => 2,
             },
             overlap: exchange.overlap,
+            fragments: exchange.fragments,
         }
     }
 }
@@ -723,6 +724,7 @@ impl TryFrom<pb::Exchange> for Exchange {
                 _ => return Err(bad(NAME, "local")),
             },
             overlap: exchange.overlap,
+            fragments: exchange.fragments,
         })
     }
 }

@@ -1,14 +1,16 @@
 //! Scenarios on pure nodes: a few of them, an instant network and virtual time.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
 use arc_malachitebft_core_types::{Round, VoteType};
 use gradmesh_protocol::agreement::{Message, Proposal, SignedProposal};
 use gradmesh_protocol::capacity::{CAPACITY_ROUNDS_MIN, CapacityChange};
 use gradmesh_protocol::decision::{Bitmap, DecidedShard, Decision, Join};
+use gradmesh_protocol::fragment::Fragments;
 use gradmesh_protocol::hash::Hash;
-use gradmesh_protocol::header::{FrameRef, PerStage, UpdateSummary};
+use gradmesh_protocol::header::{FrameRef, Header, PerStage, UpdateSummary};
 use gradmesh_protocol::key::{Keypair, PeerKey};
 use gradmesh_protocol::manifest::{
     self, Chain, Link, Manifest, PlanKind, Powers, RoundId, RunId, SiteId, Subnet, TrustMode,
@@ -51,6 +53,8 @@ struct Peer {
     training: Option<(RoundId, Hash, u64)>,
     /// The seeds of the rounds that it trained.
     seeds: BTreeMap<RoundId, Hash>,
+    /// The shards whose residuals it was last told to have at hand.
+    owned: BTreeSet<u32>,
     reports: Vec<Report>,
 }
 
@@ -146,11 +150,12 @@ impl Cluster {
 
     fn start(&mut self, keypair: Keypair, disk: Disk) -> PeerKey {
         let key = keypair.public();
+        let fragments = self.manifest.exchange.fragments;
         let config = NodeConfig {
             manifest: Arc::clone(&self.manifest),
             run: self.run,
             keypair: keypair.clone(),
-            shards: SHARDS,
+            fragments: Fragments::deal(&[1; SHARDS as usize], fragments).unwrap(),
             link: self.links.get(&key).copied().unwrap_or(Link::alone(&key)),
             frame_bytes_max: FRAME_BYTES_MAX,
             update_bytes: UPDATE_BYTES,
@@ -172,6 +177,7 @@ impl Cluster {
                 node: Some(node),
                 training: None,
                 seeds: BTreeMap::new(),
+                owned: BTreeSet::new(),
                 reports: Vec::new(),
             },
         );
@@ -355,11 +361,13 @@ impl Cluster {
                 let (applied, _) = peer.disk.applied.unwrap();
                 match start {
                     Start::State => assert_eq!(round, applied.next()),
-                    Start::Ahead { frames, .. } => {
+                    Start::Ahead { frames } => {
+                        let frames: Vec<Hash> = frames.iter().map(|frame| frame.hash).collect();
                         assert_eq!(round, applied.next().next());
                         let in_flight = frames.is_empty() || peer.disk.journal.iter().any(|(_, entry)| {
                             matches!(entry, JournalEntry::Header(own)
-                                if own.header.round == applied.next() && own.header.update.frames == frames)
+                                if own.header.round == applied.next()
+                                    && own.header.update.frames.iter().map(|frame| frame.hash).eq(frames.iter().copied()))
                         });
                         assert!(in_flight, "not this peer's update of the round at hand");
                     }
@@ -368,17 +376,19 @@ impl Cluster {
                 assert_eq!(trained, None, "one round at a time");
                 peer.seeds.insert(round, seed);
             }
-            Effect::Encode { round, .. } => {
+            Effect::Encode { round, shards, .. } => {
                 let (now, peer) = (self.now, self.peer_mut(key));
                 let (trained, seed, ready) = peer.training.take().unwrap();
                 let (applied, _) = peer.disk.applied.unwrap();
                 assert_eq!((trained, round), (round, applied.next()));
-                let update = Box::new(update(key, seed));
+                let update = Box::new(update(key, seed, shards));
                 let delay = ready.saturating_sub(now);
                 self.later(delay, key, Input::UpdateReady { round, update });
             }
             Effect::StopTraining(_) => self.peer_mut(key).training = None,
-            Effect::Own(_) => {}
+            Effect::Own(owned) => {
+                self.peer_mut(key).owned = owned.iter().map(|owned| owned.shard).collect();
+            }
             Effect::Reduce(task) => {
                 let wrong = self.falsifiers.contains(&key);
                 let input = reduced(&task, wrong);
@@ -516,7 +526,7 @@ impl Cluster {
     }
 }
 
-fn update(key: PeerKey, seed: Hash) -> UpdateSummary {
+fn update(key: PeerKey, seed: Hash, shards: Range<u32>) -> UpdateSummary {
     let frame = |shard: u32| {
         let mut body = seed.0.to_vec();
         body.extend_from_slice(&key.0);
@@ -527,7 +537,7 @@ fn update(key: PeerKey, seed: Hash) -> UpdateSummary {
         }
     };
     UpdateSummary {
-        frames: (0..SHARDS).map(frame).collect(),
+        frames: shards.map(frame).collect(),
         feedback_before: Hash::ZERO,
         feedback_after: Hash::ZERO,
         segments_root: Hash::ZERO,
@@ -1163,8 +1173,12 @@ fn a_run_without_a_chain_takes_in_no_snapshot_and_no_powers() {
 
 /// A run by a plan; peers 1 to 3 are in one site, the others in another.
 fn by_plan(plan: PlanKind, count: u8) -> Cluster {
+    in_sites(count, |m| m.exchange.plan = plan)
+}
+
+fn in_sites(count: u8, change: impl FnOnce(&mut Manifest)) -> Cluster {
     let mut cluster = Cluster::new(1, |m| {
-        m.exchange.plan = plan;
+        change(m);
         m.trust.peers_min = count.into();
         m.launcher_link = link(1);
     });
@@ -1418,7 +1432,8 @@ fn a_link_that_turns_thin_is_decided_and_its_peer_owns_less() {
         assert_eq!(accepted(&cluster), [6, 6], "{plan:?}: it stays a member");
         let node = cluster.node(cluster.key(1));
         let bytes = UPDATE_BYTES;
-        let layout = Layout::of(node.roster(), &cluster.manifest, SHARDS, &bytes);
+        let fragments = Fragments::whole(SHARDS);
+        let layout = Layout::of(node.roster(), &cluster.manifest, &fragments, &bytes);
         let owners = layout.owners(&cluster.run);
         let mut owners = owners.iter().flatten();
         assert!(
@@ -1513,4 +1528,85 @@ fn a_proposal_with_a_change_against_the_rules_gets_no_votes() {
     assert!(blames.iter().all(|blame| **blame == expected), "{blames:?}");
     let mut records = cluster.records().iter();
     assert!(records.all(|record| record.decision.capacities.is_empty()));
+}
+
+/// By `plan`, with two fragments of a shard each.
+fn by_fragments(plan: PlanKind, overlap: u32) -> Cluster {
+    in_sites(4, |m| {
+        m.exchange.plan = plan;
+        m.exchange.fragments = SHARDS;
+        m.exchange.overlap = overlap;
+    })
+}
+
+#[test]
+fn with_fragments_a_round_exchanges_the_shard_whose_turn_it_is() {
+    for plan in [PlanKind::Gather, PlanKind::Reduce, PlanKind::Hier] {
+        for overlap in [0, 1] {
+            let mut cluster = by_fragments(plan, overlap);
+            cluster.run_until(|c| c.all_applied(12));
+            cluster.check();
+            for record in &cluster.records()[1..] {
+                assert_eq!(record.certificate.attempt, 0, "{plan:?}");
+                let counts = record.decision.shards.iter();
+                let counts: Vec<_> = counts.map(|s| s.accepted.positions().count()).collect();
+                assert_eq!(counts, [4], "{plan:?}");
+                for signed in &record.headers {
+                    let Header { peer, round, .. } = signed.header;
+                    let seed = cluster.peers[&peer].seeds[&round];
+                    let shard = (round.0 % u64::from(SHARDS)) as u32;
+                    assert_eq!(signed.header.update, update(peer, seed, shard..shard + 1));
+                }
+            }
+            assert_eq!(cluster.blames(), [] as [&Report; 0]);
+        }
+    }
+}
+
+#[test]
+fn with_fragments_owners_keep_each_residual_until_its_next_turn() {
+    let mut cluster = by_fragments(PlanKind::Reduce, 0);
+    cluster.run_until(|c| c.all_applied(12));
+    let records = cluster.records();
+    for (before, record) in records[1..].iter().zip(&records[1 + SHARDS as usize..]) {
+        let residual = before.decision.shards[0].reduced[0].residual;
+        // What the owners of this test make of the inputs and that residual.
+        let mut body = residual.0.to_vec();
+        body.push(0);
+        for signed in &record.headers {
+            body.extend_from_slice(&signed.header.update.frames[0].hash.0);
+            body.extend_from_slice(&signed.header.update.tokens.to_le_bytes());
+        }
+        let expected = Hash::of_content(&body);
+        assert_eq!(record.decision.shards[0].reduced[0].frame.hash, expected);
+    }
+    let owned = cluster.peers.values().flat_map(|peer| &peer.owned);
+    let owned: BTreeSet<u32> = owned.copied().collect();
+    assert_eq!(owned, (0..SHARDS).collect());
+}
+
+#[test]
+fn a_header_with_frames_of_all_fragments_is_refused() {
+    let mut cluster = by_fragments(PlanKind::Gather, 0);
+    cluster.run_until(|c| c.all_applied(2));
+    let author = cluster.key(3);
+    let node = cluster.node(cluster.key(1));
+    let header = Header {
+        run: cluster.run,
+        round: node.roster().round(),
+        peer: author,
+        state_root: node.state_root(),
+        update: update(author, Hash::ZERO, 0..SHARDS),
+    };
+    let signed = header.sign(&cluster.peers[&author].keypair);
+    let witness = cluster.key(1);
+    let message = Box::new(Gossip::Header(Box::new(signed)));
+    let from = author;
+    cluster.later(0, witness, Input::Gossip { from, message });
+    cluster.run_for(1);
+    let blames = cluster.blames();
+    let Some(Report::Misbehaviour { peer, .. }) = blames.first() else {
+        panic!("nobody is blamed");
+    };
+    assert_eq!(*peer, author);
 }

@@ -58,7 +58,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         };
         for _ in 0..ROUNDS {
             let began = Instant::now();
-            let update = replica.update_from_theta(&local, Stage::Update)?;
+            let update = replica.update_of(
+                0..replica.shape().shard_count(),
+                None,
+                &local,
+                Stage::Update,
+            )?;
             time(0, began);
             let shards: Vec<_> = update
                 .frames

@@ -3,14 +3,18 @@
 //! **Shared**: theta (flat f32), the outer optimizer's momentum, if it has one, and the content hashes of the residuals
 //! that the owners of shards keep. Changed by [`Replica::apply`] alone, a pure function of the decided frames, so that
 //! all replicas stay equal to the bit; [`Replica::state_root`] proves it.
-//! **Private**: the error feedback of this peer's own updates, which the others know by its root only.
+//! **Private**: the error feedback of this peer's own updates, and its drift where updates are of some shards only. The
+//! others know both by their root.
 //!
 //! Rules of a round:
 //!
-//! - "update": delta = start - local, element by element in f32, where start is what training began from: theta, or with
-//!   overlap [`Replica::start_ahead`]. The error feedback takes delta in and gives one frame per shard, in the codec of
+//! - "update": delta = start - local, element by element in f32, where start is what training began from:
+//!   [`Replica::start`], or with overlap [`Replica::start_ahead`]. The error feedback takes delta in and gives one frame per shard, in the codec of
 //!   the stage that the plan says. With overlap that is done when the round before is applied, so that what it left out
 //!   goes with this update.
+//! - "drift": where an update is of some shards only, what training did in the others adds up (`drift.rs`): drift = drift +
+//!   delta. Training begins at theta minus drift, [`Replica::start`]. A shard's drift goes with the update of its turn, in
+//!   the place of delta, and then there is none of it.
 //! - "aggregate": [`gradmesh_compression::aggregate`] for each shard over the contributions to it, in their order. A
 //!   shard whose contributions have no tokens is skipped: its theta and momentum stay as they are.
 //! - "reduce": what an owner of a shard does ([`Shape::reduce`]): e = beta e + aggregate; the frame is taken of e, what
@@ -24,6 +28,7 @@
 //! Knows no peers, rounds or hashes of frames: who contributes, and in which order, is decided elsewhere.
 
 mod apply;
+mod drift;
 mod leaves;
 mod own;
 mod owner;
@@ -41,6 +46,7 @@ use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::Stage;
 
 pub use self::apply::{ApplyError, RoundShard};
+use self::drift::Drift;
 pub use self::own::{OwnUpdate, Update, UpdateError};
 pub use self::owner::{ReduceError, Reduction};
 pub use self::private::PrivateError;
@@ -114,6 +120,7 @@ pub struct Replica {
     momentum: Vec<f32>,
     residuals: Residuals,
     feedback: ErrorFeedback,
+    drift: Drift,
     /// Leaf `i`: the hash of tile `i` of theta and momentum. Kept with every change, because a tile is hashed fastest
     /// while the cache still has it.
     tile_leaves: Vec<Hash>,
@@ -170,6 +177,7 @@ impl Replica {
                 None => Vec::new(),
             },
             feedback: ErrorFeedback::new(theta.len(), config.feedback_beta)?,
+            drift: Drift::default(),
             tile_leaves: vec![Hash::ZERO; shape.layout.tiles().len()],
             feedback_leaves: vec![Hash::ZERO; shape.layout.tiles().len()],
             theta,

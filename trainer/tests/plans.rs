@@ -73,7 +73,9 @@ fn update(peer: &mut Replica, delta: &[f32], stage: Stage) -> Update {
     let local: Vec<f32> = start.iter().zip(delta).map(|(s, d)| s - d).collect();
     let mut other = peer.clone();
     let update = peer.update(&start, &local, stage).expect("update");
-    let from_theta = other.update_from_theta(&local, stage).expect("update");
+    let from_theta = other
+        .update_of(0..SHARDS, None, &local, stage)
+        .expect("update");
     assert_eq!((update.clone(), &*peer), (from_theta, &other));
     update
 }
@@ -117,6 +119,7 @@ fn apply(
     for (peer, update) in peers.iter_mut().zip(updates) {
         let own = OwnUpdate {
             stage,
+            shards: 0..SHARDS,
             frames: &update.frames,
             accepted: &[true; SHARDS],
         };
@@ -456,7 +459,9 @@ fn training_ahead_subtracts_what_the_frames_of_each_stage_say() {
         let mut peer = replica(in_reduce());
         let delta = values(7);
         let own = update(&mut peer, &delta, stage);
-        let start = peer.start_ahead(stage, &own.frames).expect("own frames");
+        let start = peer
+            .start_ahead(stage, 0..SHARDS, &own.frames)
+            .expect("own frames");
         let moved = peer.theta().iter().zip(&start).map(|(t, s)| t - s);
         let mut changed = 0;
         for (moved, delta) in moved.zip(&delta) {
@@ -469,7 +474,7 @@ fn training_ahead_subtracts_what_the_frames_of_each_stage_say() {
             Stage::Update | Stage::Reduced => Stage::Local,
         };
         assert!(matches!(
-            peer.start_ahead(other, &own.frames),
+            peer.start_ahead(other, 0..SHARDS, &own.frames),
             Err(UpdateError::Frame { shard: 0, .. })
         ));
     }

@@ -129,6 +129,7 @@ fn round(peers: &mut [Peer], round: u32, windows: &Windows<'_>, late: Option<usi
         let accepted = vec![Some(index) != late; update.frames.len()];
         let own = OwnUpdate {
             stage: Stage::Update,
+            shards: 0..update.frames.len(),
             frames: &update.frames,
             accepted: &accepted,
         };

@@ -4,8 +4,10 @@ use std::ops::Range;
 use std::thread;
 
 use anyhow::{Context, ensure};
+use gradmesh_protocol::fragment::Fragments;
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::Stage;
+use gradmesh_protocol::manifest::RoundId;
 use gradmesh_protocol::plan::GroupId;
 use gradmesh_trainer::data::{Windows, assignment};
 use gradmesh_trainer::replica::{Contribution, Reduction, Replica, RoundShard};
@@ -34,8 +36,14 @@ struct Peer {
     hotkey: [u8; 32],
     trainer: Box<dyn Trainer>,
     replica: Replica,
-    /// Frames of an update that is not applied yet.
-    in_flight: Option<Vec<Vec<u8>>>,
+    /// An update that is not applied yet.
+    in_flight: Option<InFlight>,
+}
+
+/// Frames of one fragment.
+struct InFlight {
+    shards: Range<usize>,
+    frames: Vec<Vec<u8>>,
 }
 
 /// The peers of a run and what their owners keep.
@@ -43,6 +51,10 @@ pub(super) struct Mesh<'a> {
     setting: Setting,
     args: &'a Args,
     seed: u8,
+    /// Of a round.
+    steps: u32,
+    rounds: u32,
+    fragments: Fragments,
     peers: Vec<Peer>,
     /// By group and shard: the owners' residuals.
     residuals: Vec<Vec<Vec<u8>>>,
@@ -69,6 +81,16 @@ impl<'a> Mesh<'a> {
         let config = setting.replica(&args.parameters)?;
         let parameters = architecture.parameters();
         let replica = Replica::new(&parameters, config, theta)?;
+        let shape = replica.shape();
+        let elements = (0..shape.shard_count()).filter_map(|shard| shape.shard_elements(shard));
+        let elements: Vec<u64> = elements.map(|range| range.len() as u64).collect();
+        let count = setting.fragments(&args.parameters);
+        let fragments = Fragments::deal(&elements, count)?;
+        ensure!(
+            args.steps.is_multiple_of(count),
+            "{} steps cannot be divided among {count} fragments",
+            args.steps
+        );
         let peers = (0..args.peers)
             .map(|peer| {
                 Ok(Peer {
@@ -83,6 +105,9 @@ impl<'a> Mesh<'a> {
             setting,
             args,
             seed,
+            steps: args.steps / count,
+            rounds: args.rounds * count,
+            fragments,
             peers,
             residuals: vec![vec![Vec::new(); replica.shape().shard_count()]; SITES],
             frame_bytes: 0,
@@ -97,14 +122,14 @@ impl<'a> Mesh<'a> {
         tell: impl Fn(String),
     ) -> anyhow::Result<Run> {
         let mut rounds = Vec::new();
-        for round in 0..self.args.rounds {
+        for round in 0..self.rounds {
             let train = self.round(round, windows)?;
             let validation = match (round + 1) % VALIDATE_EVERY {
                 0 => Some(self.validation(windows, WINDOWS)?),
                 _ => None,
             };
             if let Some(validation) = validation {
-                let rounds = self.args.rounds;
+                let rounds = self.rounds;
                 tell(format!(
                     "round {} of {rounds}: train {train:.4}, validation {validation:.4}",
                     round + 1
@@ -113,7 +138,7 @@ impl<'a> Mesh<'a> {
             rounds.push(Round { train, validation });
         }
         self.land()?;
-        let count = f64::from(self.args.rounds);
+        let count = f64::from(self.rounds);
         Ok(Run {
             loss: self.validation(windows, FINAL_WINDOWS)?,
             frame_bytes: self.frame_bytes as f64 / count / self.peers.len() as f64,
@@ -127,7 +152,7 @@ impl<'a> Mesh<'a> {
         let stage = self.setting.plan().stage();
         let starts = self.peers.iter().map(|peer| peer.start(stage));
         let starts: Vec<Vec<f32>> = starts.collect::<anyhow::Result<_>>()?;
-        let steps = self.args.steps;
+        let steps = self.steps;
         let ahead = match self.peers[0].in_flight {
             Some(_) => self.args.parameters.land_after.min(steps),
             None => 0,
@@ -137,15 +162,15 @@ impl<'a> Mesh<'a> {
         if ahead < steps {
             // Rule `land-in-flight` of the daemon's worker.
             for (peer, trained) in self.peers.iter().zip(&mut trained) {
-                let theta = peer.replica.theta();
-                for (local, (start, theta)) in trained
+                let now = peer.replica.start();
+                for (local, (start, now)) in trained
                     .local
                     .iter_mut()
-                    .zip(trained.start.iter().zip(theta))
+                    .zip(trained.start.iter().zip(&*now))
                 {
-                    *local += theta - start;
+                    *local += now - start;
                 }
-                trained.start.copy_from_slice(theta);
+                trained.start.copy_from_slice(&now);
             }
             let locals = trained
                 .iter_mut()
@@ -157,11 +182,18 @@ impl<'a> Mesh<'a> {
         }
         let mut loss = 0.0;
         for (peer, trained) in self.peers.iter_mut().zip(trained) {
-            let update = peer.replica.update(&trained.start, &trained.local, stage)?;
+            let (shards, start) = (self.fragments.of(RoundId(round.into())), &trained.start);
+            let shards = shards.start as usize..shards.end as usize;
+            let update =
+                peer.replica
+                    .update_of(shards.clone(), Some(start), &trained.local, stage)?;
             let bytes: usize = update.frames.iter().map(Vec::len).sum();
             self.frame_bytes += bytes as u64;
             loss += trained.loss;
-            peer.in_flight = Some(update.frames);
+            peer.in_flight = Some(InFlight {
+                shards,
+                frames: update.frames,
+            });
         }
         if !self.setting.overlaps() {
             self.land()?;
@@ -176,13 +208,14 @@ impl<'a> Mesh<'a> {
         windows: &Windows<'_>,
         from: Vec<Vec<f32>>,
     ) -> anyhow::Result<Vec<Trained>> {
-        let (args, seed) = (self.args, self.seed);
+        let (args, seed, of_round) = (self.args, self.seed, self.steps);
+        let first = u64::from(round) * u64::from(of_round);
         let mut work: Vec<(&mut Peer, Vec<f32>)> = self.peers.iter_mut().zip(from).collect();
         let at_a_time = work.len().div_ceil(args.threads);
         let train = |work: &mut [(&mut Peer, Vec<f32>)]| {
             let trained = work.iter_mut().map(|(peer, from)| {
                 let from = std::mem::take(from);
-                peer.train(from, (seed, round, steps.clone()), args, windows)
+                peer.train(from, (seed, first, steps.clone()), args, windows)
             });
             trained.collect::<anyhow::Result<Vec<_>>>()
         };
@@ -201,28 +234,34 @@ impl<'a> Mesh<'a> {
     /// Applies the updates in flight, if there are any, and compares the state roots.
     fn land(&mut self) -> anyhow::Result<()> {
         let in_flight = self.peers.iter_mut().map(|peer| peer.in_flight.take());
-        let updates: Option<Vec<Vec<Vec<u8>>>> = in_flight.collect();
-        let Some(updates) = updates else {
+        let in_flight: Option<Vec<InFlight>> = in_flight.collect();
+        let Some(in_flight) = in_flight else {
             return Ok(());
         };
+        let exchanged = in_flight[0].shards.clone();
+        let updates: Vec<Vec<Vec<u8>>> = in_flight.into_iter().map(|own| own.frames).collect();
         let groups = self.groups();
         let stage = self.setting.plan().stage();
         let reductions = match self.setting.plan() {
             Plan::Gather => Vec::new(),
-            Plan::Reduce => self.reduce(&updates, &groups, Stage::Reduced)?,
-            Plan::Hier => self.reduce(&updates, &groups, Stage::Update)?,
+            Plan::Reduce => self.reduce(&updates, &exchanged, &groups, Stage::Reduced)?,
+            Plan::Hier => self.reduce(&updates, &exchanged, &groups, Stage::Update)?,
         };
-        let shards: Vec<RoundShard<'_>> = (0..self.peers[0].replica.shape().shard_count())
-            .map(|shard| match self.setting.plan() {
-                Plan::Gather => RoundShard {
-                    stage,
-                    contributions: self.contributions(&updates, shard).collect(),
-                    residuals: Vec::new(),
-                },
-                Plan::Reduce => reduced(Stage::Reduced, shard, &groups, &reductions),
-                Plan::Hier => reduced(Stage::Update, shard, &groups, &reductions),
-            })
-            .collect();
+        let mut shards = vec![
+            RoundShard {
+                stage,
+                contributions: Vec::new(),
+                residuals: Vec::new(),
+            };
+            self.peers[0].replica.shape().shard_count()
+        ];
+        for (place, shard) in shards[exchanged].iter_mut().enumerate() {
+            match self.setting.plan() {
+                Plan::Gather => shard.contributions = self.contributions(&updates, place).collect(),
+                Plan::Reduce => *shard = reduced(Stage::Reduced, place, &groups, &reductions),
+                Plan::Hier => *shard = reduced(Stage::Update, place, &groups, &reductions),
+            }
+        }
         let ids: Vec<GroupId> = groups.iter().map(|group| group.id).collect();
         for peer in &mut self.peers {
             peer.replica.apply(&shards, None, &ids)?;
@@ -233,10 +272,11 @@ impl<'a> Mesh<'a> {
         Ok(())
     }
 
-    /// What the owners of each group do, by group and shard.
+    /// What the owners of each group do, by group and exchanged shard.
     fn reduce(
         &mut self,
         updates: &[Vec<Vec<u8>>],
+        exchanged: &Range<usize>,
         groups: &[Group],
         output: Stage,
     ) -> anyhow::Result<Vec<Vec<Reduction>>> {
@@ -244,8 +284,8 @@ impl<'a> Mesh<'a> {
         let mut reductions = Vec::with_capacity(groups.len());
         for (number, group) in groups.iter().enumerate() {
             let mut of_group = Vec::new();
-            for shard in 0..self.peers[0].replica.shape().shard_count() {
-                let all: Vec<_> = self.contributions(updates, shard).collect();
+            for (place, shard) in exchanged.clone().enumerate() {
+                let all: Vec<_> = self.contributions(updates, place).collect();
                 let inputs = &all[group.members.clone()];
                 let residual = &self.residuals[number][shard];
                 let owner = &self.peers[group.members.start].replica;
@@ -265,12 +305,12 @@ impl<'a> Mesh<'a> {
     fn contributions<'u>(
         &self,
         updates: &'u [Vec<Vec<u8>>],
-        shard: usize,
+        place: usize,
     ) -> impl Iterator<Item = Contribution<'u>> + use<'u> {
         let tokens = tokens_of_round(self.args);
         updates.iter().map(move |frames| Contribution {
             tokens,
-            frame: &frames[shard],
+            frame: &frames[place],
         })
     }
 
@@ -312,10 +352,10 @@ struct Group {
     tokens: u64,
 }
 
-/// A shard as the groups' reductions decide it.
+/// A shard as the groups' reductions decide it; `place` is that among the exchanged ones.
 fn reduced<'a>(
     stage: Stage,
-    shard: usize,
+    place: usize,
     groups: &[Group],
     reductions: &'a [Vec<Reduction>],
 ) -> RoundShard<'a> {
@@ -325,11 +365,11 @@ fn reduced<'a>(
         contributions: pairs()
             .map(|(group, of_group)| Contribution {
                 tokens: group.tokens,
-                frame: &of_group[shard].frame,
+                frame: &of_group[place].frame,
             })
             .collect(),
         residuals: pairs()
-            .map(|(group, of_group)| (group.id, of_group[shard].residual_hash()))
+            .map(|(group, of_group)| (group.id, of_group[place].residual_hash()))
             .collect(),
     }
 }
@@ -339,30 +379,37 @@ fn tokens_of_round(args: &Args) -> u64 {
 }
 
 impl Peer {
-    /// Theta, or, with an update in flight, theta without it.
+    /// Where training starts: with an update in flight, without it.
     fn start(&self, stage: Stage) -> anyhow::Result<Vec<f32>> {
         match &self.in_flight {
-            None => Ok(self.replica.theta().to_vec()),
-            Some(own) => Ok(self.replica.start_ahead(stage, own)?),
+            None => Ok(self.replica.start().into_owned()),
+            Some(own) => {
+                let shards = own.shards.clone();
+                Ok(self.replica.start_ahead(stage, shards, &own.frames)?)
+            }
         }
     }
 
     fn train(
         &mut self,
         start: Vec<f32>,
-        (seed, round, steps): (u8, u32, Range<u32>),
+        (seed, first, steps): (u8, u64, Range<u32>),
         args: &Args,
         windows: &Windows<'_>,
     ) -> anyhow::Result<Trained> {
         let task = TrainTask {
             first_step: steps.start,
             steps: steps.end - steps.start,
-            global_step: u64::from(round) * u64::from(args.steps) + u64::from(steps.start),
+            global_step: first + u64::from(steps.start),
         };
-        let mut data_seed = vec![seed];
-        data_seed.extend_from_slice(&round.to_le_bytes());
         let hotkey = self.hotkey;
-        let mut batches = |step| {
+        let mut batches = |step: u32| {
+            // By the rounds of a run without fragments, so that all settings see the same text.
+            let step = first + u64::from(step);
+            let of_round = u64::from(args.steps);
+            let (round, step) = ((step / of_round) as u32, (step % of_round) as u32);
+            let mut data_seed = vec![seed];
+            data_seed.extend_from_slice(&round.to_le_bytes());
             let indices = assignment(&data_seed, &hotkey, step, args.batch, windows.training());
             let batch = windows.training_batch(&indices);
             batch.map_err(|error| error.to_string())

@@ -44,6 +44,10 @@ pub(crate) struct Parameters {
     #[arg(long, default_value_t = 0.9)]
     pub(super) owner_beta: f32,
 
+    /// With fragments: how many. A round has as many times fewer steps, and there are as many times more rounds
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) fragments: u32,
+
     /// With overlap: steps of a round that are done when the round before it is applied; the exchange takes so long
     #[arg(long, default_value_t = 2)]
     pub(super) land_after: u32,
@@ -74,6 +78,10 @@ pub(crate) enum Setting {
     SparseOverlap,
     /// Dense with Nesterov's step, one round of overlap
     DenseOverlap,
+    /// Sparse, a fragment of the model in each round
+    SparseFragments,
+    /// Dense with Nesterov's step, a fragment of the model in each round
+    DenseFragments,
 }
 
 /// Who sums what.
@@ -101,7 +109,7 @@ impl fmt::Display for Setting {
 }
 
 impl Setting {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::DenseNesterov,
         Self::Sparse,
         Self::Reduce,
@@ -110,16 +118,22 @@ impl Setting {
         Self::Hier,
         Self::Sparse2Bit,
         Self::DenseAverage,
+        Self::SparseFragments,
+        Self::DenseFragments,
     ];
 
     /// What it is compared with: the same without what it adds.
     pub(super) fn reference(self) -> Option<Self> {
         match self {
             Self::DenseNesterov => None,
-            Self::DenseAverage | Self::Sparse | Self::DenseOverlap => Some(Self::DenseNesterov),
-            Self::Sparse2Bit | Self::Reduce | Self::Hier | Self::SparseOverlap => {
-                Some(Self::Sparse)
+            Self::DenseAverage | Self::Sparse | Self::DenseOverlap | Self::DenseFragments => {
+                Some(Self::DenseNesterov)
             }
+            Self::Sparse2Bit
+            | Self::Reduce
+            | Self::Hier
+            | Self::SparseOverlap
+            | Self::SparseFragments => Some(Self::Sparse),
         }
     }
 
@@ -132,12 +146,22 @@ impl Setting {
             | Self::Sparse
             | Self::Sparse2Bit
             | Self::SparseOverlap
-            | Self::DenseOverlap => Plan::Gather,
+            | Self::DenseOverlap
+            | Self::SparseFragments
+            | Self::DenseFragments => Plan::Gather,
         }
     }
 
     pub(super) fn overlaps(self) -> bool {
         matches!(self, Self::SparseOverlap | Self::DenseOverlap)
+    }
+
+    /// Fragments of a run of this setting.
+    pub(super) fn fragments(self, parameters: &Parameters) -> u32 {
+        match self {
+            Self::SparseFragments | Self::DenseFragments => parameters.fragments,
+            _ => 1,
+        }
     }
 
     /// # Errors
@@ -148,7 +172,7 @@ impl Setting {
             anyhow::Ok(Codec::Sparse { k, value_bits })
         };
         let (codec, outer) = match self {
-            Self::DenseNesterov | Self::DenseOverlap => (
+            Self::DenseNesterov | Self::DenseOverlap | Self::DenseFragments => (
                 Codec::Dense(DenseFormat::F32),
                 Outer::Nesterov {
                     rate: 0.7,
@@ -156,7 +180,12 @@ impl Setting {
                 },
             ),
             Self::DenseAverage => (Codec::Dense(DenseFormat::F32), Outer::Plain { rate: 1.0 }),
-            Self::Sparse | Self::Reduce | Self::Hier | Self::SparseOverlap | Self::Sparse2Bit => {
+            Self::Sparse
+            | Self::Reduce
+            | Self::Hier
+            | Self::SparseOverlap
+            | Self::SparseFragments
+            | Self::Sparse2Bit => {
                 let value_bits = match self {
                     Self::Sparse2Bit => ValueBits::Two,
                     _ => ValueBits::One,

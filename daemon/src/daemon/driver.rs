@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use bytes::Bytes;
 use gradmesh_protocol::figures::RoundFigures;
 use gradmesh_protocol::hash::Hash;
@@ -187,13 +188,16 @@ impl Driver {
                 &RoundFigures::of(record),
             );
         }
+        let fragments = standing
+            .fragments(manifest.exchange.fragments)
+            .context("the run cannot be taken part in: exchange.fragments")?;
         let node = Node::new(
             Time(0),
             NodeConfig {
                 manifest: Arc::new(manifest.clone()),
                 run,
                 keypair: parts.keypair.clone(),
-                shards: standing.shape.shard_count() as u32,
+                fragments,
                 link: parts.connection.link,
                 frame_bytes_max: standing.frame_bytes_max(),
                 update_bytes: standing.update_bytes_max(),

@@ -193,6 +193,17 @@ fn a_sequence_longer_than_the_model_reads_is_refused() {
 }
 
 #[test]
+fn more_fragments_than_the_model_has_shards_are_refused() {
+    // Four shards of up to 64 of its 240 tiles.
+    let text = |count: u32| format!("{SMALLEST}\nexchange.fragments = {count}");
+    assert!(load(&text(4)).is_ok());
+    for count in [0, 5, 65] {
+        let found = faults(&text(count));
+        assert_eq!(found[0].0, "exchange.fragments", "{count}");
+    }
+}
+
+#[test]
 fn text_that_is_no_toml_is_refused_with_its_line() {
     let error = load("name = \"a\"\nmodel = [").unwrap_err();
     assert!(error.to_string().contains("line 2"), "{error}");

@@ -6,7 +6,7 @@
 use bincode::{Decode, Encode};
 
 /// The layout of the tables and records below; raised with every change of either.
-pub(super) const SCHEMA: u32 = 3;
+pub(super) const SCHEMA: u32 = 4;
 
 /// Bytes of BLAKE3 kept: enough against accidents, which is all that a local file needs.
 const CHECKSUM_BYTES: usize = 8;
@@ -36,6 +36,8 @@ pub(crate) enum Stage {
 pub(crate) struct InFlight {
     pub(crate) round: u64,
     pub(crate) stage: Stage,
+    /// Of the first frame.
+    pub(crate) first_shard: u32,
     /// Hash and length of each frame, in shard order.
     pub(crate) frames: Vec<([u8; 32], u64)>,
     pub(crate) feedback_before: [u8; 32],

@@ -17,6 +17,7 @@
 use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -72,7 +73,16 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> DiskError + '_ {
 pub(crate) struct Pending {
     pub(crate) round: RoundId,
     pub(crate) stage: Stage,
+    /// Of its first frame.
+    pub(crate) first_shard: usize,
     pub(crate) summary: UpdateSummary,
+}
+
+impl Pending {
+    /// The shards that it is of.
+    pub(crate) fn shards(&self) -> Range<usize> {
+        self.first_shard..self.first_shard + self.summary.frames.len()
+    }
 }
 
 /// What `private.bin` holds.
@@ -404,6 +414,8 @@ impl From<&Pending> for InFlight {
                 Stage::Update => record::Stage::Update,
                 Stage::Reduced => record::Stage::Reduced,
             },
+            // At most 4096 shards.
+            first_shard: pending.first_shard as u32,
             frames: summary.frames.iter().map(|f| (f.hash.0, f.bytes)).collect(),
             feedback_before: summary.feedback_before.0,
             feedback_after: summary.feedback_after.0,
@@ -428,6 +440,7 @@ impl From<InFlight> for Pending {
                 record::Stage::Update => Stage::Update,
                 record::Stage::Reduced => Stage::Reduced,
             },
+            first_shard: stored.first_shard as usize,
             summary: UpdateSummary {
                 frames: frames
                     .map(|(hash, bytes)| FrameRef {
@@ -457,6 +470,7 @@ mod tests {
         Pending {
             round: RoundId(7),
             stage: Stage::Local,
+            first_shard: 2,
             summary: UpdateSummary {
                 frames: vec![FrameRef {
                     hash: Hash::of_content(b"frame"),

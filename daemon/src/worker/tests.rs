@@ -2,10 +2,11 @@
 
 use std::fs;
 
+use gradmesh_compression::decode;
 use gradmesh_protocol::agreement::CommitCertificate;
 use gradmesh_protocol::decision::Decision;
 use gradmesh_protocol::key::Keypair;
-use gradmesh_protocol::manifest;
+use gradmesh_protocol::manifest::{self, CodecKind, Manifest};
 use gradmesh_trainer::synthetic::SyntheticConfig;
 use tempfile::TempDir;
 
@@ -17,13 +18,19 @@ const STEPS: u32 = 50;
 struct Bench {
     worker: Worker,
     events: mpsc::Receiver<Event>,
-    shards: usize,
+    shape: Arc<Shape>,
+    config: WorkerConfig,
     _home: TempDir,
 }
 
 impl Bench {
     /// Steps take `step_ms`.
     fn new(step_ms: u64) -> Bench {
+        Bench::with(step_ms, |_| {})
+    }
+
+    /// With these changes to the manifest.
+    fn with(step_ms: u64, change: impl FnOnce(&mut Manifest)) -> Bench {
         let home = tempfile::tempdir().unwrap();
         let data_dir = home.path().join("text");
         fs::create_dir(&data_dir).unwrap();
@@ -37,6 +44,7 @@ impl Bench {
         manifest.model.config_json = SyntheticConfig::new(vec![20_000, 100], step_ms).to_json();
         manifest.schedule.steps_per_round = STEPS;
         manifest.codec.tiles_per_shard = 2;
+        change(&mut manifest);
         let state_dir = StateDir::new(home.path().join("peer"));
         state_dir.create().unwrap();
         let config = WorkerConfig {
@@ -51,17 +59,29 @@ impl Bench {
             device: device::Request::Cpu,
             threads: 1,
         };
-        let (worker, standing, events) = Worker::start(config).unwrap();
+        let (worker, standing, events) = Worker::start(config.clone()).unwrap();
         let mut bench = Bench {
             worker,
             events,
-            shards: standing.shape.shard_count(),
+            shape: standing.shape,
+            config,
             _home: home,
         };
         bench.apply(RoundId::FOUNDING, &[]);
         let applied = bench.next();
         assert!(matches!(applied, Event::Applied { .. }), "{applied:?}");
         bench
+    }
+
+    /// Ends the worker, and starts it again from what is on the disk.
+    fn restart(self) -> Bench {
+        self.worker.shutdown();
+        let (worker, _, events) = Worker::start(self.config.clone()).unwrap();
+        Bench {
+            worker,
+            events,
+            ..self
+        }
     }
 
     fn command(&self, command: Command) {
@@ -82,9 +102,14 @@ impl Bench {
     }
 
     fn encode(&self, round: u64) {
+        self.encode_of(round, 0..self.shape.shard_count());
+    }
+
+    fn encode_of(&self, round: u64, shards: Range<usize>) {
         self.command(Command::Encode {
             round: RoundId(round),
             stage: Stage::Update,
+            shards,
         });
     }
 
@@ -115,10 +140,16 @@ impl Bench {
 
     /// Has the decision of a round applied that accepts these frames, one of each shard, and of nobody's header.
     fn apply(&mut self, round: RoundId, frames: &[Bytes]) {
+        self.apply_of(round, 0, frames);
+    }
+
+    /// The same with frames of some shards, from this one on.
+    fn apply_of(&mut self, round: RoundId, first: usize, frames: &[Bytes]) {
         let shard = |shard: usize| DecidedFrames {
             stage: Stage::Update,
-            contributions: frames
-                .get(shard)
+            contributions: shard
+                .checked_sub(first)
+                .and_then(|place| frames.get(place))
                 .map(|f| (1, f.clone()))
                 .into_iter()
                 .collect(),
@@ -149,7 +180,7 @@ impl Bench {
                 certificate,
                 headers: Vec::new(),
             }),
-            shards: (0..self.shards).map(shard).collect(),
+            shards: (0..self.shape.shard_count()).map(shard).collect(),
             groups: Vec::new(),
             ends_epoch: false,
         });
@@ -165,8 +196,10 @@ fn a_decision_is_applied_in_the_middle_of_the_next_rounds_training() {
     bench.train(
         2,
         Start::Ahead {
-            stage: Stage::Update,
-            frames: first.frames.clone(),
+            frames: (0..)
+                .zip(&first.frames)
+                .map(|(shard, frame)| frame.id(shard, Stage::Update))
+                .collect(),
         },
     );
     bench.wait_step(2);
@@ -205,6 +238,50 @@ fn what_is_learnt_before_a_stop_goes_into_the_error_feedback_and_the_round_may_b
     let (anew, _) = bench.update(1);
     assert_eq!(anew.steps, STEPS);
     assert_ne!(anew.feedback_before, undisturbed.feedback_before);
+}
+
+#[test]
+fn what_is_learnt_outside_a_rounds_fragment_goes_with_its_turn_and_outlives_a_restart() {
+    let mut bench = Bench::with(0, |manifest| {
+        manifest.codec.kind = CodecKind::DenseF32;
+        manifest.codec.feedback_beta_ppm = 1_000_000;
+    });
+    let shape = Arc::clone(&bench.shape);
+    let shards: Vec<_> = shape
+        .layout()
+        .shards(shape.config().tiles_per_shard)
+        .collect();
+    assert_eq!(shards.len(), 3);
+    let mut largest = Vec::new();
+    for (round, shard) in (1..).zip(0..3) {
+        if round == 3 {
+            bench = bench.restart();
+        }
+        bench.train(round, Start::State);
+        bench.encode_of(round, shard..shard + 1);
+        let (summary, frames) = bench.update(round);
+        assert_eq!((summary.frames.len(), frames.len()), (1, 1));
+        let tiles = &shape.layout().tiles()[shards[shard].clone()];
+        let frame = decode(&frames[0], tiles, shape.config().codec).unwrap();
+        let mut values = vec![0.0; frame.elements()];
+        frame.dequantise_into(&mut values);
+        let most = values
+            .iter()
+            .fold(0.0f32, |most, value| most.max(value.abs()));
+        largest.push(most);
+        bench.apply_of(RoundId(round), shard, &frames);
+        let applied = bench.next();
+        assert!(matches!(applied, Event::Applied { .. }), "{applied:?}");
+    }
+    // A round of the synthetic model moves each element by up to 0.01, and some of thousands by nearly that: an update that had
+    // the drift of one round less would not reach so far.
+    for (rounds, most) in (1u8..).zip(&largest) {
+        let reach = 0.01 * f32::from(rounds);
+        assert!(
+            *most <= reach * 1.001 && *most > reach - 0.01,
+            "{largest:?}"
+        );
+    }
 }
 
 #[test]

@@ -6,19 +6,21 @@
 //! applying takes.
 //!
 //! Rule `land-in-flight`: when the state after a round is here while the next one is trained from a start of its own, the
-//! local parameters move by what theta has become less that start, and the steps that are left go on from there. The update
-//! stays what the steps did; only those before were done without what others had learnt. Training that is over stays as it is.
+//! local parameters move by what the replica's start (theta, less the drift where updates are of some shards) has become less
+//! that start, and the steps that are left go on from there. The update stays what the steps did; only those before were done without what others had learnt. Training that is over stays as it is.
 //! What overlap costs in loss depends on the share of the steps that are done before: `gradmesh-bench learning --land-after`.
 //!
 //! Rule `stop-and-fold`: a training that will not be committed to ends between two steps; what was learnt goes into the error
 //! feedback. So it does when the worker ends. A training ahead leaves no other trace: after a restart the round is trained
 //! anew, with the inner optimizer's state as it was last saved.
 
+use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
 use bytes::Bytes;
 use gradmesh_protocol::hash::Hash;
-use gradmesh_protocol::header::{FrameRef, Stage, UpdateSummary};
+use gradmesh_protocol::header::{FrameId, FrameRef, Stage, UpdateSummary};
 use gradmesh_protocol::manifest::RoundId;
 use gradmesh_protocol::node::Start;
 use gradmesh_trainer::data::assignment;
@@ -33,12 +35,12 @@ pub(super) struct Training {
     seed: Hash,
     /// Inner steps to do.
     steps: u32,
-    /// What it began from, unless that is theta as it is, which then stays so until the update is encoded.
+    /// What it began from, unless that is the replica's start as it is, which then stays so until the update is encoded.
     start: Option<Vec<f32>>,
     /// What was done so far.
     done: Option<Done>,
-    /// The stage to encode the update at, once that was asked for.
-    encode: Option<Stage>,
+    /// The stage to encode the update at, and the shards, once that was asked for.
+    encode: Option<(Stage, Range<usize>)>,
 }
 
 /// Inner steps of a training.
@@ -57,14 +59,14 @@ impl Training {
         self.steps_done() >= self.steps
     }
 
-    /// Rule `land-in-flight`.
-    fn land(&mut self, theta: &[f32]) {
+    /// Rule `land-in-flight`: `now` is the replica's start.
+    fn land(&mut self, now: &[f32]) {
         if self.is_over() {
             return;
         }
         if let (Some(start), Some(done)) = (self.start.take(), &mut self.done) {
-            for ((local, start), theta) in done.local.iter_mut().zip(start).zip(theta) {
-                *local += theta - start;
+            for ((local, start), now) in done.local.iter_mut().zip(start).zip(now) {
+                *local += now - start;
             }
         }
     }
@@ -98,7 +100,7 @@ impl Machine {
         }
         let start = match start {
             Start::State => None,
-            Start::Ahead { stage, frames } => Some(self.start_ahead(round, *stage, frames)),
+            Start::Ahead { frames } => Some(self.start_ahead(round, frames)),
         };
         self.training = Some(Training {
             round,
@@ -110,20 +112,22 @@ impl Machine {
         });
     }
 
-    /// Theta minus the own update of the round before `round`, if there is one; its frames are on disk.
-    fn start_ahead(&self, round: RoundId, stage: Stage, frames: &[FrameRef]) -> Vec<f32> {
-        if frames.is_empty() {
-            return self.replica.theta().to_vec();
-        }
+    /// The replica's start minus the own update of the round before `round`, if there is one; its frames are on disk.
+    fn start_ahead(&self, round: RoundId, frames: &[FrameId]) -> Vec<f32> {
+        let without = || self.replica.start().into_owned();
+        let (Some(first), Some(last)) = (frames.first(), frames.last()) else {
+            return without();
+        };
+        let (stage, shards) = (first.stage, first.shard as usize..last.shard as usize + 1);
         let in_flight = round.previous().unwrap_or_default();
         let own = frames.iter();
         let own = own.map(|frame| self.own_frame(in_flight, &frame.hash));
         let start = own
             .collect::<Result<Vec<Bytes>, WorkerError>>()
-            .and_then(|own| Ok(self.replica.start_ahead(stage, &own)?));
+            .and_then(|own| Ok(self.replica.start_ahead(stage, shards, &own)?));
         start.unwrap_or_else(|error| {
             tracing::warn!(%round, %error, "training ahead starts without the update in flight");
-            self.replica.theta().to_vec()
+            without()
         })
     }
 
@@ -178,8 +182,12 @@ impl Machine {
             });
             match inbox.try_recv() {
                 // Nothing to stop for: it is done at the end.
-                Ok(Command::Encode { round: of, stage }) if of == round => {
-                    *encode = Some(stage);
+                Ok(Command::Encode {
+                    round: of,
+                    stage,
+                    shards,
+                }) if of == round => {
+                    *encode = Some((stage, shards));
                     true
                 }
                 Ok(command) => {
@@ -191,13 +199,13 @@ impl Machine {
             }
         };
         let from = match (&training.done, &training.start) {
-            (Some(done), _) => &done.local,
-            (None, Some(start)) => start,
-            (None, None) => self.replica.theta(),
+            (Some(done), _) => Cow::Borrowed(&*done.local),
+            (None, Some(start)) => Cow::Borrowed(&**start),
+            (None, None) => self.replica.start(),
         };
         let report = self
             .trainer
-            .train(from, &task, &mut source, &mut keep_going)?;
+            .train(&from, &task, &mut source, &mut keep_going)?;
         let local = self.trainer.take_local();
         training.note(report, local);
         Ok(())
@@ -207,6 +215,7 @@ impl Machine {
         &mut self,
         round: RoundId,
         stage: Stage,
+        shards: Range<usize>,
     ) -> Result<Option<Event>, WorkerError> {
         let made = self.pending.as_ref();
         if let Some(made) = made.filter(|own| (own.round, own.stage) == (round, stage)) {
@@ -221,7 +230,7 @@ impl Machine {
         }
         // Without a training of the round: it has failed, and its failure was told.
         if let Some(training) = self.training.as_mut().filter(|t| t.round == round) {
-            training.encode = Some(stage);
+            training.encode = Some((stage, shards));
         }
         self.encode_if_due()
     }
@@ -233,16 +242,16 @@ impl Machine {
             round,
             start,
             done: Some(Done { report, local }),
-            encode: Some(stage),
+            encode: Some((stage, shards)),
             ..
         }) = due
         else {
             return Ok(None);
         };
-        let update = match &start {
-            Some(start) => self.replica.update(start, &local, stage),
-            None => self.replica.update_from_theta(&local, stage),
-        };
+        let first_shard = shards.start;
+        let update = self
+            .replica
+            .update_of(shards, start.as_deref(), &local, stage);
         let update = match update {
             Ok(update) => update,
             Err(error) => {
@@ -263,6 +272,7 @@ impl Machine {
         let pending = Pending {
             round,
             stage,
+            first_shard,
             summary: UpdateSummary {
                 frames,
                 feedback_before: update.feedback_before,
@@ -306,7 +316,7 @@ impl Machine {
     /// Rule `land-in-flight`: `round` is applied.
     pub(super) fn land(&mut self, round: RoundId) {
         if let Some(training) = self.training.as_mut().filter(|t| t.round == round.next()) {
-            training.land(self.replica.theta());
+            training.land(&self.replica.start());
         }
     }
 
@@ -315,7 +325,7 @@ impl Machine {
             return Ok(());
         };
         let start = training.start;
-        let start = start.unwrap_or_else(|| self.replica.theta().to_vec());
+        let start = start.unwrap_or_else(|| self.replica.start().into_owned());
         self.replica.fold(&start, &local)?;
         self.private_file.changed = true;
         Ok(())

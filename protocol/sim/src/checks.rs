@@ -135,12 +135,7 @@ struct Due {
 }
 
 fn layout(roster: &Roster, manifest: &Manifest, shape: &Shape) -> Layout {
-    Layout::of(
-        roster,
-        manifest,
-        shape.shards() as u32,
-        &shape.update_bytes(),
-    )
+    Layout::of(roster, manifest, shape.fragments(), &shape.update_bytes())
 }
 
 fn ensure(holds: bool, check: &'static str, what: impl FnOnce() -> String) -> Checked {
@@ -569,7 +564,7 @@ impl Checks {
                 && header.run == self.run
                 && header.round == decision.round
                 && header.state_root == root
-                && header.update.frames.len() == shape.shards();
+                && header.update.frames.len() == shape.fragments().of(decision.round).len();
             ensure(fits && signed.is_authentic(), "decision-sound", || {
                 format!(
                     "the header of {:?} does not belong to this round",

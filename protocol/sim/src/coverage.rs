@@ -18,6 +18,8 @@ pub enum Situation {
     AppliedWhileTraining,
     /// An update was encoded that was trained ahead.
     TrainedAhead,
+    /// An update of one of several fragments was encoded.
+    FragmentEncoded,
     /// A peer that would have been late in a round trained the next one instead.
     FellIntoStep,
     /// A training ahead was ended: its round was decided, the peer is out, or its state was replaced.
@@ -90,13 +92,14 @@ pub enum Situation {
 
 impl Situation {
     /// All of them.
-    pub const ALL: [Situation; 40] = [
+    pub const ALL: [Situation; 41] = [
         Situation::CrashBetweenEffects,
         Situation::JournalReplayed,
         Situation::UpdateFound,
         Situation::TrainingStopped,
         Situation::AppliedWhileTraining,
         Situation::TrainedAhead,
+        Situation::FragmentEncoded,
         Situation::FellIntoStep,
         Situation::StoppedAhead,
         Situation::TrainingFailed,

@@ -8,8 +8,9 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 
 use gradmesh_compression::{Codec, DenseFormat, TopK, ValueBits};
+use gradmesh_protocol::fragment::Fragments;
 use gradmesh_protocol::hash::Hash;
-use gradmesh_protocol::header::{FrameRef, PerStage, Stage, UpdateSummary};
+use gradmesh_protocol::header::{FrameId, FrameRef, PerStage, Stage, UpdateSummary};
 use gradmesh_protocol::key::PeerKey;
 use gradmesh_protocol::manifest::{CodecKind, LocalFormat, Manifest, OuterRule, RoundId};
 use gradmesh_protocol::node::AppliedShard;
@@ -17,7 +18,7 @@ use gradmesh_protocol::plan::GroupId;
 use gradmesh_protocol::wire::DecisionRecord;
 use gradmesh_trainer::reference::{ReferenceConfig, ReferenceTrainer};
 use gradmesh_trainer::replica::{
-    Contribution, Outer, OwnUpdate, Replica, ReplicaConfig, RoundShard, StateImport,
+    Contribution, Outer, OwnUpdate, Replica, ReplicaConfig, RoundShard, StateImport, UpdateError,
 };
 use gradmesh_trainer::{Batch, InnerOptimizer, TrainTask, Trainer};
 
@@ -35,6 +36,7 @@ pub struct Shape {
     config: ReplicaConfig,
     batch_sequences: usize,
     sequence_tokens: usize,
+    fragments: Fragments,
     genesis: Replica,
     optimizer: InnerOptimizer,
     planned_scale: u64,
@@ -53,9 +55,11 @@ pub struct Private {
 pub struct Update {
     /// What goes into the header.
     pub summary: UpdateSummary,
-    /// The frames, in shard order.
+    /// The frames, in the order of its shards.
     pub frames: Vec<Vec<u8>>,
     stage: Stage,
+    /// The shards that it is of.
+    shards: Range<usize>,
     /// Its first frame is no frame, on purpose.
     spoiled: bool,
 }
@@ -136,10 +140,16 @@ impl Shape {
             .layout()
             .shards(config.tiles_per_shard)
             .collect();
+        let shape = genesis.shape();
+        let elements = (0..shape.shard_count()).filter_map(|shard| shape.shard_elements(shard));
+        let elements: Vec<u64> = elements.map(|range| range.len() as u64).collect();
+        let fragments = Fragments::deal(&elements, manifest.exchange.fragments)
+            .expect("the simulator wants no more fragments than the model has shards");
         let rate = |value: u32| f64::from(value) / 1e6;
         Shape {
             planned_scale,
             shards,
+            fragments,
             config,
             batch_sequences: manifest.inner.batch_sequences as usize,
             sequence_tokens: manifest.data.sequence_tokens as usize,
@@ -168,6 +178,11 @@ impl Shape {
     /// Number of shards.
     pub fn shards(&self) -> usize {
         self.shards.len()
+    }
+
+    /// Which of them each round exchanges.
+    pub fn fragments(&self) -> &Fragments {
+        &self.fragments
     }
 
     /// Tiles of each shard.
@@ -256,11 +271,9 @@ impl Shape {
                 residuals: shard.residuals.clone(),
             });
         }
-        if shards.is_empty() {
-            round.resize(self.shards(), skipped());
-        }
         let own = own.map(|(update, accepted)| OwnUpdate {
             stage: update.stage,
+            shards: update.shards.clone(),
             frames: &update.frames,
             accepted,
         });
@@ -309,15 +322,22 @@ fn dense(format: DenseFormat) -> (Codec, Codec) {
     (Codec::Dense(format), Codec::Dense(format))
 }
 
-fn skipped() -> RoundShard<'static> {
-    RoundShard {
-        stage: Stage::Update,
-        contributions: Vec::new(),
-        residuals: Vec::new(),
-    }
-}
-
 impl Update {
+    /// Whether it has these frames.
+    pub fn is_of(&self, frames: &[FrameId]) -> bool {
+        let own = self.shards.clone().zip(&self.summary.frames);
+        own.map(|(shard, frame)| frame.id(shard as u32, self.stage))
+            .eq(frames.iter().copied())
+    }
+
+    /// Where training starts on `state` while this update is in flight.
+    ///
+    /// # Errors
+    /// For one that was spoiled.
+    pub fn start_ahead(&self, state: &Replica) -> Result<Vec<f32>, UpdateError> {
+        state.start_ahead(self.stage, self.shards.clone(), &self.frames)
+    }
+
     /// Which of its shards `record` accepted, as far as they are given back. A peer that sent a frame that does not decode
     /// (on purpose) has nothing of it to give back.
     pub fn accepted(&self, peer: &PeerKey, record: Option<&DecisionRecord>) -> Vec<bool> {
@@ -392,11 +412,11 @@ impl Private {
         start: &[f32],
         peer: &PeerKey,
         task: Task,
-        stage: Stage,
+        (stage, shards): (Stage, Range<usize>),
     ) {
         let (local, report) = self.learn(shape, start, peer, task);
         let update = state
-            .update(start, &local, stage)
+            .update_of(shards.clone(), Some(start), &local, stage)
             .expect("updates of the reference model are small");
         let micronats = |loss: f32| (f64::from(loss) * 1e6).round() as u64;
         let frame = |frame: &Vec<u8>| FrameRef {
@@ -419,6 +439,7 @@ impl Private {
             summary,
             frames: update.frames,
             stage,
+            shards,
             spoiled: false,
         };
         self.pending = Some((task.round, update));
@@ -441,7 +462,7 @@ impl Private {
         }
     }
 
-    /// Replaces the frame of shard 0 by bytes that are no frame, as a liar would.
+    /// Replaces the first frame by bytes that are no frame, as a liar would.
     pub fn spoil(&mut self) {
         if let Some((_, update)) = &mut self.pending {
             let frame = vec![0xff; update.frames[0].len()];

@@ -8,7 +8,7 @@ use std::time::Instant;
 use clap::{Parser, ValueEnum};
 use gradmesh_protocol::manifest::PlanKind;
 use gradmesh_sim::coverage::Coverage;
-use gradmesh_sim::options::{Chosen, is_chain_run};
+use gradmesh_sim::options::{Chosen, FRAGMENTS_MAX, is_chain_run};
 use gradmesh_sim::{Options, Outcome, Verbosity, Verdict, run};
 
 /// Simulates gradmesh runs: one seed, one run.
@@ -33,6 +33,9 @@ struct Arguments {
     /// That many rounds of training ahead, 0 or 1, instead of what a seed says.
     #[arg(long, value_parser = clap::value_parser!(u32).range(0..=1))]
     overlap: Option<u32>,
+    /// That many fragments, 1 to 5, instead of what a seed says.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(FRAGMENTS_MAX)))]
+    fragments: Option<u32>,
     /// Only seeds that are chain runs.
     #[arg(long, conflicts_with = "seed")]
     chain: bool,
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
     let chosen = Chosen {
         plan: arguments.plan.map(PlanKind::from),
         overlap: arguments.overlap,
+        fragments: arguments.fragments,
     };
     let holds = match arguments.seed {
         Some(seed) => run_one(seed, chosen, arguments.trace),

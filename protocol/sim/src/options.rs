@@ -40,6 +40,9 @@ pub struct Options {
     pub time_limit: Instant,
 }
 
+/// The most fragments: a tile each, of the learner's five tensors.
+pub const FRAGMENTS_MAX: u32 = 5;
+
 /// What is not left to the seed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Chosen {
@@ -47,6 +50,8 @@ pub struct Chosen {
     pub plan: Option<PlanKind>,
     /// Rounds that training runs ahead of the exchange.
     pub overlap: Option<u32>,
+    /// Fragments that the shards are dealt into, at most [`FRAGMENTS_MAX`].
+    pub fragments: Option<u32>,
 }
 
 /// One peer.
@@ -295,7 +300,7 @@ impl Options {
     }
 }
 
-/// Draws how updates are exchanged, over which sites, whether a liar sums wrongly, and the overlap.
+/// Draws how updates are exchanged, over which sites, whether a liar sums wrongly, the overlap, and the fragments.
 fn exchange(r: &mut Random, chosen: Chosen, manifest: &mut Manifest, peers: &mut [PeerOptions]) {
     let plans = [
         PlanKind::Gather,
@@ -314,6 +319,7 @@ fn exchange(r: &mut Random, chosen: Chosen, manifest: &mut Manifest, peers: &mut
         owner_beta_ppm: 900_000,
         local: r.pick(&[LocalFormat::Bf16, LocalFormat::F32]),
         overlap: 0,
+        fragments: 1,
     };
     let sites = r.within(1..=4);
     for peer in peers.iter_mut() {
@@ -330,6 +336,16 @@ fn exchange(r: &mut Random, chosen: Chosen, manifest: &mut Manifest, peers: &mut
     manifest.launcher_link = peers[0].link;
     let drawn = u32::from(r.chance(400_000));
     manifest.exchange.overlap = chosen.overlap.unwrap_or(drawn);
+    let drawn = if r.chance(250_000) {
+        r.within(2..=3) as u32
+    } else {
+        1
+    };
+    let fragments = chosen.fragments.unwrap_or(drawn);
+    manifest.exchange.fragments = fragments;
+    // As many shards at least.
+    let tiles = &mut manifest.codec.tiles_per_shard;
+    *tiles = (*tiles).min(FRAGMENTS_MAX / fragments);
 }
 
 /// Draws whose link comes to carry something else, and when.
@@ -539,12 +555,13 @@ impl fmt::Display for Options {
         )?;
         writeln!(
             f,
-            "     {:?}, {} bit, {} tiles per shard; plan {:?}, overlap {}; deadline {} to {} ms, propose {} ms, vote {} ms",
+            "     {:?}, {} bit, {} tiles per shard; plan {:?}, overlap {}, {} fragments; deadline {} to {} ms, propose {} ms, vote {} ms",
             codec.kind,
             codec.value_bits,
             codec.tiles_per_shard,
             exchange.plan,
             exchange.overlap,
+            exchange.fragments,
             timing.deadline_floor_ms,
             timing.deadline_cap_ms,
             timing.propose_ms,

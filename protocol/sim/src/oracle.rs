@@ -126,10 +126,11 @@ impl Oracle {
         anew: &mut usize,
     ) -> Result<(), String> {
         let decision = &record.decision;
-        for (shard, decided) in decision.shards.iter().enumerate() {
+        let shards = layout.shards_of(decision.round);
+        for (shard, decided) in shards.zip(&decision.shards) {
             let groups = layout.accepted_groups(&decision.members, &decided.accepted);
             for (group, reduction) in groups.iter().zip(&decided.reduced) {
-                let key = (*group, shard as u32);
+                let key = (*group, shard);
                 let of_group = |place: &usize| {
                     let group = layout.place_of(&record.headers[*place].header.peer);
                     group.is_some_and(|place| layout.groups()[place].id == key.0)
@@ -137,10 +138,12 @@ impl Oracle {
                 let places = decided.accepted.positions().filter(of_group);
                 let inputs: Vec<(u64, Hash)> = places
                     .map(|place| {
-                        let update = &record.headers[place].header.update;
-                        (update.tokens, update.frames[shard].hash)
+                        let header = &record.headers[place].header;
+                        let frame = layout.frame_of(header, shard).expect("it is sound");
+                        (header.update.tokens, frame.hash)
                     })
                     .collect();
+                let shard = shard as usize;
                 let before = self.residuals.get(&key).copied().unwrap_or(Hash::ZERO);
                 let goes_on = self.reduced(shape, shard, layout.plan(), &inputs, before)?;
                 let fits = |(frame, left): &(Vec<u8>, Vec<f32>)| {

@@ -382,7 +382,7 @@ impl Peer {
             manifest: outside.manifest.clone(),
             run: outside.run,
             keypair: self.keypair.clone(),
-            shards: outside.shape.shards() as u32,
+            fragments: outside.shape.fragments().clone(),
             link: self.link,
             frame_bytes_max: outside.shape.frame_bytes_max(),
             update_bytes: outside.shape.update_bytes(),
@@ -771,7 +771,11 @@ impl Peer {
                 let task = Task { round, seed, steps };
                 self.train(outside, task, start);
             }
-            Effect::Encode { round, stage } => self.encode(outside, round, stage),
+            Effect::Encode {
+                round,
+                stage,
+                shards,
+            } => self.encode(outside, round, (stage, shards)),
             Effect::Reduce(task) => self.reduce(outside, *task),
             Effect::Own(owned) => self.own(outside, owned),
             Effect::StopTraining(round) => self.stop_training(outside, round),

@@ -34,6 +34,34 @@ fn reduce_moves_what_the_plan_says_for_any_number_of_peers() {
 }
 
 #[test]
+fn with_fragments_a_round_moves_its_part_and_as_many_rounds_as_there_are_move_all() {
+    for plan in [PlanKind::Gather, PlanKind::Reduce, PlanKind::Hier] {
+        // What all peers receive in each of `count` rounds, once everybody is in.
+        let received = |fragments: u32, count: u64| -> Vec<u64> {
+            let until = (3..4 + count).map(|rounds| {
+                let mut options = calm(1, 6, 3, plan, rounds);
+                options.manifest.exchange.fragments = fragments;
+                converged(&options).blobs.values().sum::<u64>()
+            });
+            let until: Vec<u64> = until.collect();
+            until.windows(2).map(|pair| pair[1] - pair[0]).collect()
+        };
+        let whole = received(1, 1)[0];
+        for fragments in [2, 3] {
+            let parts = received(fragments, fragments.into());
+            assert_eq!(parts.iter().sum::<u64>(), whole, "{plan:?}: {parts:?}");
+            // The tensors of the model have 64, 64, 8, 128 and 16 elements: the largest alone is near half of all.
+            let most = parts
+                .iter()
+                .max()
+                .map_or(1.0, |most| *most as f64 / whole as f64);
+            println!("{plan:?}, {fragments} fragments: {parts:?} of {whole} bytes");
+            assert!(most <= 0.6, "{plan:?}, {fragments} fragments: {most:.2}");
+        }
+    }
+}
+
+#[test]
 fn a_site_receives_by_hier_what_a_single_peer_would() {
     let into_sites = |options: &Options| {
         let outcome = converged(options);

@@ -69,6 +69,7 @@ fn runs_whose_links_change_hold_whatever_else_goes_wrong() {
         let chosen = Chosen {
             plan: Some(plans[seed as usize % plans.len()]),
             overlap: None,
+            fragments: None,
         };
         let mut options = Options::with(seed, chosen);
         // Three in the first half of the faults, when most rounds are decided.

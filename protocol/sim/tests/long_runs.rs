@@ -1,4 +1,4 @@
-//! A thousand rounds of every plan with every codec, with overlap in turns, frames and messages arriving in random order:
+//! A thousand rounds of every plan with every codec, with overlap and up to three fragments in turns, frames and messages arriving in random order:
 //! after each round every peer has the state root that the oracle computes (rule `same-state`), and every round is decided
 //! by all.
 
@@ -33,6 +33,7 @@ fn long_run(plan: PlanKind, kind: CodecKind, value_bits: u32, seed: u64) -> Opti
     }
     manifest.schedule.rounds_per_epoch = 50;
     manifest.exchange.overlap = (seed % 2) as u32;
+    manifest.exchange.fragments = 1 + (seed % 3) as u32;
     assert_eq!(manifest.validate(), []);
     options
 }

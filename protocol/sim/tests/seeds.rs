@@ -1,5 +1,7 @@
 //! Seeds that say something, fixed ranges of others, and the promise that a seed is a run.
 
+use std::collections::BTreeSet;
+
 use gradmesh_protocol::manifest::PlanKind;
 use gradmesh_sim::coverage::Coverage;
 use gradmesh_sim::options::{Chosen, is_chain_run};
@@ -15,6 +17,7 @@ fn chosen(plan: PlanKind, overlap: u32) -> Chosen {
     Chosen {
         plan: Some(plan),
         overlap: Some(overlap),
+        fragments: Some(1),
     }
 }
 
@@ -56,7 +59,7 @@ fn failures(seeds: &[Case], outcomes: &[Outcome]) -> Vec<String> {
     failed.collect()
 }
 
-/// The listed seeds, which are about `gather` without overlap.
+/// The listed seeds, which are about `gather` without overlap and fragments.
 fn listed_seeds() -> Vec<Case> {
     let lines = SEEDS.lines().filter(|line| !line.starts_with('#'));
     let seeds = lines.map(|line| {
@@ -83,6 +86,36 @@ fn listed_seeds_and_ranges_of_others_hold_and_meet_every_situation() {
         .iter()
         .for_each(|outcome| coverage.add(&outcome.coverage));
     assert_eq!(coverage.missed(), [], "{coverage}");
+}
+
+#[test]
+fn seeds_hold_with_fragments_by_every_plan_and_codec() {
+    let plans = [PlanKind::Gather, PlanKind::Reduce, PlanKind::Hier];
+    let cases = plans.into_iter().flat_map(|plan| {
+        let fragments = [2, 3, 3, 5].into_iter().cycle();
+        let seeds = (8_000_000u64..8_000_016).zip(fragments);
+        seeds.map(move |(seed, fragments)| {
+            let chosen = Chosen {
+                fragments: Some(fragments),
+                ..chosen(plan, seed as u32 % 2)
+            };
+            (seed, chosen)
+        })
+    });
+    let cases: Vec<Case> = cases.collect();
+    let codecs = cases.iter().map(|(seed, chosen)| {
+        let codec = Options::with(*seed, *chosen).manifest.codec;
+        format!("{:?}, {} bits", codec.kind, codec.value_bits)
+    });
+    let codecs: BTreeSet<String> = codecs.collect();
+    for kind in ["Sparse, 1 bits", "Sparse, 2 bits", "DenseF32", "DenseBf16"] {
+        assert!(
+            codecs.iter().any(|codec| codec.starts_with(kind)),
+            "{codecs:?}"
+        );
+    }
+    let outcomes = run_all(&cases);
+    assert_eq!(failures(&cases, &outcomes), [""; 0]);
 }
 
 #[test]

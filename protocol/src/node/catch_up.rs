@@ -86,7 +86,7 @@ impl Node {
     /// Whether a fetched record is the proven decision of the round at hand, with the headers that it names.
     fn check_record(&self, record: &DecisionRecord) -> Result<(), &'static str> {
         let decision = &record.decision;
-        let shards = self.config.shards as usize;
+        let shards = self.layout.shards_of(decision.round).len();
         let layout = &self.layout;
         let (run, manifest) = (&self.config.run, &self.config.manifest);
         if let Err(fault) = decision.check(run, manifest, &self.roster, &self.previous, layout) {

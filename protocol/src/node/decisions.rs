@@ -99,7 +99,8 @@ impl Node {
         self.before_previous = if first { id } else { self.previous };
         self.previous = id;
         self.decided = Some(decision.round);
-        for (shard, decided) in (0..).zip(&decision.shards) {
+        let shards = self.layout.shards_of(decision.round);
+        for (shard, decided) in shards.zip(&decision.shards) {
             let groups = self
                 .layout
                 .accepted_groups(&decision.members, &decided.accepted);
@@ -121,7 +122,7 @@ impl Node {
         let layout = Layout::of(
             &self.roster,
             &config.manifest,
-            config.shards,
+            &config.fragments,
             &config.update_bytes,
         );
         if layout != *self.layout {

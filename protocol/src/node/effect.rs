@@ -16,6 +16,7 @@
 //! 6. [`Request::Reductions`] is answered with [`super::Node::reductions`].
 //! 7. Frames that owners made are kept and served as long as those of members: whoever is behind replays them.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::decision::DecidedShard;
@@ -180,6 +181,9 @@ pub enum Effect {
         round: RoundId,
         /// At which its frames are encoded.
         stage: Stage,
+        /// The shards of which there are frames, of those of the run. What was learnt in others stays with this peer until a round
+        /// exchanges them: its training begins there from where it was (rule `one-at-a-time` of [`crate::fragment`]).
+        shards: Range<u32>,
     },
     /// The update of this round, trained or half trained, will not be committed to: stop, and keep what was learnt in the
     /// error feedback. No answer.
@@ -231,10 +235,8 @@ pub enum Start {
     /// The state at hand, to which decisions will be applied meanwhile, minus this peer's own update of the round before, which
     /// is in flight.
     Ahead {
-        /// At which the update is encoded.
-        stage: Stage,
         /// Its frames, in the order of the shards; empty if nothing is in flight.
-        frames: Vec<FrameRef>,
+        frames: Vec<FrameId>,
     },
 }
 
@@ -257,12 +259,13 @@ pub struct AppliedShard {
 }
 
 impl AppliedShard {
-    /// What `record` does to each shard.
+    /// What `record` does to each shard of the run, in order.
     ///
     /// `layout`: of its round.
     pub fn of(layout: &Layout, record: &DecisionRecord) -> Vec<AppliedShard> {
         let decision = &record.decision;
         let stage = layout.plan().stage_of_results();
+        let shards = layout.shards_of(decision.round);
         let of_shard = |(shard, decided): (u32, &DecidedShard)| {
             let accepted = || {
                 let places = decided.accepted.positions();
@@ -270,11 +273,9 @@ impl AppliedShard {
             };
             if layout.plan() == Plan::Gather {
                 let contributions = accepted().filter_map(|signed| {
-                    let update = &signed.header.update;
-                    let frame = update.frames.get(shard as usize)?;
                     Some(Contribution {
-                        tokens: update.tokens,
-                        frame: frame.id(shard, stage),
+                        tokens: signed.header.update.tokens,
+                        frame: layout.frame_of(&signed.header, shard)?,
                     })
                 });
                 return AppliedShard {
@@ -296,7 +297,12 @@ impl AppliedShard {
             }
             applied
         };
-        (0..).zip(&decision.shards).map(of_shard).collect()
+        let mut applied = vec![AppliedShard::default(); layout.shards() as usize];
+        let exchanged = applied.iter_mut().skip(shards.start as usize);
+        for (applied, decided) in exchanged.zip(shards.zip(&decision.shards).map(of_shard)) {
+            *applied = decided;
+        }
+        applied
     }
 }
 

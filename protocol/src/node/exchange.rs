@@ -1,6 +1,7 @@
 //! One round's exchange: the headers that came in, and which of them are complete.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::time::Duration;
 
 use super::reduction::Reducing;
@@ -183,8 +184,8 @@ impl Exchange {
         hash.is_some_and(|hash| self.is_complete(hash) == Some(true))
     }
 
-    /// What can be proposed: every complete update, in canonical order, each in all `shards`.
-    pub(super) fn accepted(&self, shards: u32) -> (Vec<DecidedMember>, Vec<DecidedShard>) {
+    /// What can be proposed: every complete update, in canonical order, each in all `shards` of the round.
+    pub(super) fn accepted(&self, shards: Range<u32>) -> (Vec<DecidedMember>, Vec<DecidedShard>) {
         let members: Vec<DecidedMember> = self
             .first
             .iter()
@@ -198,7 +199,7 @@ impl Exchange {
             reduced: Vec::new(),
             accepted: Bitmap::full(members.len()),
         };
-        let shards = vec![shard; shards as usize];
+        let shards = vec![shard; shards.len()];
         (members, shards)
     }
 

@@ -32,8 +32,10 @@ impl Node {
     /// What there is to reduce in the round at hand.
     pub(super) fn new_reducing(&self) -> Reducing {
         let mut parts = BTreeMap::new();
+        let shards = self.layout.shards_of(self.roster.round());
         for (group, owners) in self.layout.groups().iter().zip(&self.owners) {
-            for (shard, owners) in (0..).zip(owners) {
+            let owners = owners.iter().skip(shards.start as usize);
+            for (shard, owners) in shards.clone().zip(owners) {
                 let key = (group.id, shard);
                 let residual = self.residuals.get(&key).copied().unwrap_or(Hash::ZERO);
                 parts.insert(key, Part::new(group.id, shard, *owners, residual));
@@ -89,9 +91,7 @@ impl Node {
     /// The frames of an update that this peer needs for the round at hand: all of them in the `gather` plan, otherwise those
     /// that it sums.
     pub(super) fn wanted_frames(&self, header: &Header) -> BTreeSet<FrameId> {
-        let ids = header
-            .update
-            .frame_ids(self.layout.plan().stage_of_updates());
+        let ids = self.layout.frames_of(header);
         match self.layout.plan() {
             Plan::Gather => ids.collect(),
             Plan::Reduce | Plan::Hier => {
@@ -239,12 +239,11 @@ impl Node {
         if mine.len() >= CLAIMS_PER_OWNER {
             return None;
         }
-        let stage = self.layout.plan().stage_of_updates();
         let complete = |header: &Hash| {
             let signed = exchange.header(header)?;
             let of_group = self.layout.place_of(&signed.header.peer) == Some(group);
-            let frame = signed.header.update.frames.get(part.shard as usize)?;
-            let here = exchange.is_held(header, &frame.id(part.shard, stage));
+            let frame = self.layout.frame_of(&signed.header, part.shard)?;
+            let here = exchange.is_held(header, &frame);
             (of_group && here).then_some(signed.header.peer)
         };
         let followed = part.claims().find(|(owner, claim, _)| {
@@ -283,10 +282,9 @@ impl Node {
         let mut inputs: Vec<(PeerKey, Contribution, Hash)> = Vec::new();
         for hash in &headers {
             if let Some(signed) = exchange.header(hash)
-                && let Some(frame) = signed.header.update.frames.get(key.1 as usize)
+                && let Some(frame) = self.layout.frame_of(&signed.header, key.1)
             {
                 let tokens = signed.header.update.tokens;
-                let frame = frame.id(key.1, plan.stage_of_updates());
                 let contribution = Contribution { tokens, frame };
                 inputs.push((signed.header.peer, contribution, *hash));
             }
@@ -530,7 +528,7 @@ impl Node {
             .map(|(peer, (_, header))| DecidedMember { peer, header })
             .collect();
         let place = |header: &Hash| members.iter().position(|m| m.header == *header);
-        let shards = (0..self.layout.shards()).map(|shard| {
+        let shards = self.layout.shards_of(exchange.round).map(|shard| {
             // Parts are in the order of groups.
             let of_shard = chosen.iter().filter(|(part, _)| part.shard == shard);
             let accepted = of_shard.clone().flat_map(|(_, claim)| &claim.headers);
@@ -570,7 +568,8 @@ impl Node {
         };
         let mut verdict = Verdict::Acceptable;
         let (mut missing, mut lacks) = (Vec::new(), false);
-        for (shard, decided) in (0..).zip(&decision.shards) {
+        let shards = self.layout.shards_of(decision.round);
+        for (shard, decided) in shards.zip(&decision.shards) {
             let groups = self
                 .layout
                 .accepted_groups(&decision.members, &decided.accepted);
@@ -684,7 +683,8 @@ impl Node {
     ) -> Option<std::time::Duration> {
         let reducing = &exchange.reducing;
         let mut slowest = None;
-        for (shard, decided) in (0..).zip(&decision.shards) {
+        let shards = self.layout.shards_of(decision.round);
+        for (shard, decided) in shards.zip(&decision.shards) {
             for group in self
                 .layout
                 .accepted_groups(&decision.members, &decided.accepted)

@@ -104,8 +104,11 @@ impl Node {
             if self.training.is_none_or(|training| training.round != round) {
                 self.train(now, round, Start::State);
             }
-            let stage = self.layout.plan().stage_of_updates();
-            self.effects.push_back(Effect::Encode { round, stage });
+            self.effects.push_back(Effect::Encode {
+                round,
+                stage: self.layout.plan().stage_of_updates(),
+                shards: self.layout.shards_of(round),
+            });
         }
     }
 
@@ -121,10 +124,9 @@ impl Node {
     fn train_ahead(&mut self, now: Time) {
         let may_train = self.may_train_ahead();
         if let Some(own) = self.own_header.as_ref().filter(|_| may_train) {
-            let frames = own.header.update.frames.clone();
-            let stage = self.layout.plan().stage_of_updates();
+            let frames = self.layout.frames_of(&own.header).collect();
             let next = self.roster.round().next();
-            self.train(now, next, Start::Ahead { stage, frames });
+            self.train(now, next, Start::Ahead { frames });
         }
     }
 
@@ -149,10 +151,9 @@ impl Node {
             return;
         }
         exchange.work = Work::None;
-        let stage = self.layout.plan().stage_of_updates();
         let frames = Vec::new();
         self.stop_training();
-        self.train(now, round.next(), Start::Ahead { stage, frames });
+        self.train(now, round.next(), Start::Ahead { frames });
     }
 
     /// Has the round at hand trained, or the next one.
@@ -197,8 +198,7 @@ impl Node {
             update,
         };
         let signed = header.sign(&self.config.keypair);
-        let stage = self.layout.plan().stage_of_updates();
-        for frame in signed.header.update.frame_ids(stage) {
+        for frame in self.layout.frames_of(&signed.header) {
             self.frames.put(round, frame);
         }
         self.effects.push_back(Effect::Journal {
@@ -294,7 +294,7 @@ impl Node {
     /// What is wrong with a header of the round at hand, if anything. Cheap: no frame is looked at.
     fn header_fault(&self, header: &Header) -> Option<&'static str> {
         let update = &header.update;
-        let shards = self.config.shards as usize;
+        let shards = self.layout.shards_of(header.round).len();
         let frame_bytes_max = self
             .config
             .frame_bytes_max

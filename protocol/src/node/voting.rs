@@ -156,7 +156,7 @@ impl Node {
         let round = self.roster.round();
         let (members, shards) = match &self.exchange {
             Some(exchange) if round != RoundId::FOUNDING => match self.layout.plan() {
-                Plan::Gather => exchange.accepted(self.config.shards),
+                Plan::Gather => exchange.accepted(self.layout.shards_of(round)),
                 Plan::Reduce | Plan::Hier => self.accepted_reductions(now, exchange),
             },
             Some(_) | None => (Vec::new(), Vec::new()),

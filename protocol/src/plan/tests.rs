@@ -52,7 +52,7 @@ fn alone(count: usize) -> Roster {
 fn layout(roster: &Roster, plan: PlanKind, shards: u32) -> Layout {
     let mut manifest = example(roster.members()[0].peer);
     manifest.exchange.plan = plan;
-    Layout::of(roster, &manifest, shards, &BYTES)
+    Layout::of(roster, &manifest, &Fragments::whole(shards), &BYTES)
 }
 
 /// Carries every frame out by hand, one byte for each byte: what each peer receives, and what enters each site.
@@ -262,6 +262,27 @@ fn shards_are_owned_in_proportion_to_capacity_by_two_members() {
 }
 
 #[test]
+fn each_fragment_has_owners_by_capacity_so_that_no_round_has_one_of_them_do_all() {
+    let roster = roster(&[("", 10), ("", 10), ("", 20), ("", 0)]);
+    let mut manifest = example(roster.members()[0].peer);
+    manifest.exchange.plan = PlanKind::Reduce;
+    let fragments = Fragments::deal(&[1; 60], 3).unwrap();
+    let layout = Layout::of(&roster, &manifest, &fragments, &BYTES);
+    let owners = &layout.owners(&RUN)[0];
+    assert_eq!(owners.len(), 60);
+    for shards in fragments.iter() {
+        for member in roster.members() {
+            let of_fragment = &owners[shards.start as usize..shards.end as usize];
+            let first = of_fragment
+                .iter()
+                .filter(|o| o.first == member.peer)
+                .count();
+            assert_eq!(first, usize::from(member.link.capacity) / 2);
+        }
+    }
+}
+
+#[test]
 fn most_shards_keep_their_owners_when_a_member_goes() {
     const SHARDS: u32 = 400;
     let (before, after) = (alone(9), alone(8));
@@ -295,7 +316,9 @@ fn the_planner_gathers_in_small_runs_reduces_in_large_ones_and_sums_in_sites() {
     };
     let mut manifest = example(small.members()[0].peer);
     manifest.exchange.plan = PlanKind::Auto;
-    let chosen = |roster: &Roster, shards: u32| Plan::choose(roster, &manifest, shards, &bytes);
+    let chosen = |roster: &Roster, shards: u32| {
+        Plan::choose(roster, &manifest, &Fragments::whole(shards), &bytes)
+    };
     assert_eq!(chosen(&small, 64), Plan::Gather);
     assert_eq!(chosen(&large, 64), Plan::Reduce);
     assert_eq!(chosen(&sites, 64), Plan::Hier);

@@ -23,10 +23,11 @@ impl Replica {
         merkle::Tree::from_leaves(self.leaves()).root()
     }
 
-    /// Merkle root over the error feedback, a leaf per tile (the little-endian bytes of its f32 values). Cost: one hash
-    /// per leaf.
+    /// Merkle root over the error feedback, a leaf per tile (the little-endian bytes of its f32 values), and as many for the
+    /// drift, if there is any. Cost: one hash per leaf.
     pub fn feedback_root(&self) -> Hash {
-        merkle::Tree::from_leaves(self.feedback_leaves.clone()).root()
+        let leaves = self.feedback_leaves.iter().chain(self.drift.leaves());
+        merkle::Tree::from_leaves(leaves.copied().collect()).root()
     }
 
     pub(super) fn rehash_tiles(&mut self, tiles: Range<usize>) {

@@ -1,5 +1,7 @@
 //! This peer's own update: from what training changed to frames, and back where a round left them out.
 
+use std::ops::Range;
+
 use gradmesh_compression::{DecodeError, FeedbackError, Frame};
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::Stage;
@@ -11,6 +13,8 @@ use super::Replica;
 pub enum UpdateError {
     #[error("{frames} frames or flags for {shards} shards")]
     Shards { frames: usize, shards: usize },
+    #[error("shards {}..{} of a model with {model}", .shards.start, .shards.end)]
+    NoShards { shards: Range<usize>, model: usize },
     #[error("own frame of shard {shard}: {source}")]
     Frame { shard: usize, source: DecodeError },
     #[error("local training has diverged: {0}")]
@@ -20,19 +24,21 @@ pub enum UpdateError {
 /// An own update, ready to be committed to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Update {
-    /// One per shard, in order.
+    /// One per shard that it is of, in order.
     pub frames: Vec<Vec<u8>>,
-    /// Root over the error feedback before the update went in.
+    /// Root over the error feedback, and the drift if there is any, before the update went in.
     pub feedback_before: Hash,
-    /// Root over it after all frames were taken.
+    /// Root over them after all frames were taken.
     pub feedback_after: Hash,
 }
 
 /// This peer's own update in a decided round.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct OwnUpdate<'a> {
     /// The stage that it was encoded at.
     pub stage: Stage,
+    /// The shards that it is of.
+    pub shards: Range<usize>,
     /// [`Update::frames`] as committed; those of accepted shards are not looked at.
     pub frames: &'a [Vec<u8>],
     /// One per shard: whether the decision names it. All false for an update that missed the round.
@@ -53,51 +59,65 @@ impl Replica {
         local: &[f32],
         stage: Stage,
     ) -> Result<Update, UpdateError> {
-        self.encode(Some(start), local, stage)
+        self.update_of(self.all_shards(), Some(start), local, stage)
     }
 
-    /// [`Self::update`] for training that started at theta as it is: nobody has to copy it.
+    /// [`Self::update`] of `shards` alone: what training did in others becomes drift, and the drift of these goes with it
+    /// (rule "drift"). Without `start` it is [`Self::start`] as it is, which nobody has to copy.
+    ///
+    /// Cost beside that of an update of these shards: with drift, a pass over all elements and a hash of them. Memory: once
+    /// more as long as theta.
     ///
     /// # Errors
-    /// Those of [`Self::update`].
-    pub fn update_from_theta(
+    /// Those of [`Self::update`]; [`UpdateError::NoShards`].
+    pub fn update_of(
         &mut self,
-        local: &[f32],
-        stage: Stage,
-    ) -> Result<Update, UpdateError> {
-        self.encode(None, local, stage)
-    }
-
-    /// See [`Self::update`]; without `start` it is from theta.
-    fn encode(
-        &mut self,
+        shards: Range<usize>,
         start: Option<&[f32]>,
         local: &[f32],
         stage: Stage,
     ) -> Result<Update, UpdateError> {
+        self.check_range(&shards)?;
         let codec = self.shape.config.codec(stage);
+        let drifts = !self.drift.values().is_empty() || shards != self.all_shards();
         let whole_start = start.unwrap_or(&self.theta);
         let lengths_differ =
             whole_start.len() != self.theta.len() || local.len() != self.theta.len();
-        if lengths_differ || !self.feedback.is_passed_by(codec) {
+        if lengths_differ || !drifts && !self.feedback.is_passed_by(codec) {
             self.feedback.check(whole_start, local)?;
         }
         let feedback_before = self.feedback_root();
-        let mut frames = Vec::with_capacity(self.shape.shards.len());
+        if drifts {
+            let drift = self.drifted(start, local)?;
+            for at in &self.shape.shards[shards.clone()] {
+                let first = at.elements.start;
+                self.feedback
+                    .check_shard(first, &drift[at.elements.clone()])?;
+            }
+            self.set_drift(drift);
+        }
+        let mut frames = Vec::with_capacity(shards.len());
         let mut delta = Vec::new();
-        for shard in 0..self.shape.shards.len() {
+        for shard in shards {
             let at = self.shape.shards[shard].clone();
-            let start = &start.unwrap_or(&self.theta)[at.elements.clone()];
-            let local = &local[at.elements.clone()];
             delta.clear();
-            delta.extend(start.iter().zip(local).map(|(s, l)| s - l));
+            if drifts {
+                self.take_drift(at.elements.clone(), &mut delta);
+            } else {
+                let start = &start.unwrap_or(&self.theta)[at.elements.clone()];
+                let local = &local[at.elements.clone()];
+                delta.extend(start.iter().zip(local).map(|(s, l)| s - l));
+            }
             let mut frame = Vec::new();
             let tiles = &self.shape.layout.tiles()[at.tiles.clone()];
-            // Fails only where nothing changes: what goes through the feedback was checked as a whole.
+            // Fails only where nothing changes: what goes through the feedback was checked before.
             self.feedback
                 .send(at.elements.start, tiles, codec, &delta, &mut frame)?;
             self.rehash_feedback(at.tiles);
             frames.push(frame);
+        }
+        if drifts {
+            self.rehash_drift();
         }
         Ok(Update {
             frames,
@@ -117,21 +137,24 @@ impl Replica {
         Ok(())
     }
 
-    /// Where training starts while an own update is in flight: theta minus what its frames, of `stage`, say.
+    /// Where training starts while an own update of `shards` is in flight: [`Self::start`] minus what its frames, of `stage`,
+    /// say.
     ///
     /// Without this correction overlapped training is unsteady.
     ///
     /// # Errors
-    /// [`UpdateError::Shards`], [`UpdateError::Frame`] unless `frames` are those of one own update.
+    /// [`UpdateError::Shards`], [`UpdateError::NoShards`], [`UpdateError::Frame`] unless `frames` are those of one own
+    /// update of `shards`.
     pub fn start_ahead(
         &self,
         stage: Stage,
+        shards: Range<usize>,
         frames: &[impl AsRef<[u8]>],
     ) -> Result<Vec<f32>, UpdateError> {
-        self.check_shards(frames.len())?;
-        let mut start = self.theta.clone();
+        self.check_shards(&shards, frames.len())?;
+        let mut start = self.start().into_owned();
         let mut values = Vec::new();
-        for (shard, bytes) in frames.iter().enumerate() {
+        for (shard, bytes) in shards.zip(frames) {
             let frame = self.decode_own(stage, shard, bytes.as_ref())?;
             values.resize(frame.elements(), 0.0);
             frame.dequantise_into(&mut values);
@@ -146,7 +169,7 @@ impl Replica {
     /// Puts back into the error feedback what a round that is applied already left out of `own`.
     ///
     /// # Errors
-    /// [`UpdateError::Shards`], [`UpdateError::Frame`]; the replica is as before then.
+    /// [`UpdateError::Shards`], [`UpdateError::NoShards`], [`UpdateError::Frame`]; the replica is as before then.
     pub fn settle(&mut self, own: OwnUpdate<'_>) -> Result<(), UpdateError> {
         for (shard, frame) in self.left_out(&own)? {
             self.give_back(shard, &frame);
@@ -156,10 +179,12 @@ impl Replica {
 
     /// The frames of `own` that were not accepted, decoded, by shard.
     pub(super) fn left_out(&self, own: &OwnUpdate<'_>) -> Result<Vec<(usize, Frame)>, UpdateError> {
-        self.check_shards(own.frames.len())?;
-        self.check_shards(own.accepted.len())?;
-        let frames = own.frames.iter().zip(own.accepted).enumerate();
-        frames
+        self.check_shards(&own.shards, own.frames.len())?;
+        self.check_shards(&own.shards, own.accepted.len())?;
+        let frames = own.frames.iter().zip(own.accepted);
+        own.shards
+            .clone()
+            .zip(frames)
             .filter(|(_, (_, accepted))| !**accepted)
             .map(|(shard, (bytes, _))| Ok((shard, self.decode_own(own.stage, shard, bytes)?)))
             .collect()
@@ -174,8 +199,22 @@ impl Replica {
         self.rehash_feedback(at.tiles);
     }
 
-    fn check_shards(&self, frames: usize) -> Result<(), UpdateError> {
-        let shards = self.shape.shards.len();
+    fn all_shards(&self) -> Range<usize> {
+        0..self.shape.shards.len()
+    }
+
+    fn check_range(&self, shards: &Range<usize>) -> Result<(), UpdateError> {
+        let model = self.shape.shards.len();
+        if shards.start <= shards.end && shards.end <= model {
+            return Ok(());
+        }
+        let shards = shards.clone();
+        Err(UpdateError::NoShards { shards, model })
+    }
+
+    fn check_shards(&self, shards: &Range<usize>, frames: usize) -> Result<(), UpdateError> {
+        self.check_range(shards)?;
+        let shards = shards.len();
         if frames == shards {
             Ok(())
         } else {

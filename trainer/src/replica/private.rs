@@ -1,5 +1,8 @@
 //! The private part of a peer as bytes for its own disk: error feedback and the trainer's inner state.
 //!
+//! Drift is saved as error feedback: whoever restores goes on from theta, and sends what the drift had learnt with the next
+//! frames.
+//!
 //! Layout, integers little-endian: `gradmesh-private-2\n`, u64 elements, u8 1 and that many f32 of error feedback or, when
 //! it is zero, only u8 0; u64 length of the inner state, the inner state, then BLAKE3 over all before (against torn
 //! writes, not against a forger).
@@ -7,6 +10,7 @@
 use gradmesh_compression::{ErrorFeedback, FeedbackError};
 
 use super::Replica;
+use super::drift::Drift;
 use crate::optimizer::{f32_values, le_bytes};
 
 const MAGIC: &[u8] = b"gradmesh-private-2\n";
@@ -25,13 +29,13 @@ pub enum PrivateError {
 }
 
 impl Replica {
-    /// The error feedback and `inner`, the trainer's inner state.
+    /// The error feedback, with the drift in it, and `inner`, the trainer's inner state.
     pub fn save_private(&self, inner: &[u8]) -> Vec<u8> {
-        let residual = self.feedback.residual();
+        let residual = self.unsent();
         let mut bytes = MAGIC.to_vec();
         bytes.extend_from_slice(&(self.feedback.elements() as u64).to_le_bytes());
         bytes.push(u8::from(residual.is_some()));
-        bytes.extend_from_slice(&le_bytes(residual.unwrap_or_default()));
+        bytes.extend_from_slice(&le_bytes(residual.as_deref().unwrap_or_default()));
         bytes.extend_from_slice(&(inner.len() as u64).to_le_bytes());
         bytes.extend_from_slice(inner);
         bytes.extend_from_slice(blake3::hash(&bytes).as_bytes());
@@ -80,6 +84,7 @@ impl Replica {
             0 => ErrorFeedback::new(expected, beta)?,
             _ => ErrorFeedback::restore(f32_values(residual), beta)?,
         };
+        self.drift = Drift::default();
         self.rehash_feedback(0..self.shape.layout.tiles().len());
         Ok(inner)
     }

@@ -105,6 +105,7 @@ fn replicas_that_apply_the_same_members_have_the_same_root() {
                 let accepted = [true, true, own != &updates[1]];
                 let own = OwnUpdate {
                     stage: Stage::Update,
+                    shards: 0..3,
                     frames: &own.frames,
                     accepted: &accepted,
                 };
@@ -165,6 +166,7 @@ fn a_left_out_update_is_sent_later() {
         &gathered(&[]),
         Some(OwnUpdate {
             stage: Stage::Update,
+            shards: 0..3,
             frames: &own.frames,
             accepted: &accepted,
         }),
@@ -199,6 +201,7 @@ fn a_left_out_update_comes_back_at_the_stage_that_it_was_encoded_at() {
         let own = a.update(&start, &local, stage).expect("update");
         let own = OwnUpdate {
             stage,
+            shards: 0..3,
             frames: &own.frames,
             accepted: &[false; 3],
         };
@@ -263,12 +266,12 @@ fn training_ahead_starts_from_theta_minus_the_own_update() {
     a.theta.fill(1.0);
     let own = update(&mut a, &vec![0.25; ELEMENTS]);
     assert_eq!(
-        a.start_ahead(Stage::Update, &own.frames)
+        a.start_ahead(Stage::Update, 0..3, &own.frames)
             .expect("own frames"),
         vec![0.75; ELEMENTS]
     );
     assert!(matches!(
-        a.start_ahead(Stage::Update, &own.frames[1..]),
+        a.start_ahead(Stage::Update, 0..3, &own.frames[1..]),
         Err(UpdateError::Shards {
             frames: 2,
             shards: 3
@@ -284,11 +287,12 @@ fn what_a_round_left_out_goes_with_the_update_that_was_trained_ahead_of_it() {
     });
     a.theta.fill(1.0);
     let own = update(&mut a, &vec![0.25; ELEMENTS]);
-    let start = a.start_ahead(Stage::Update, &own.frames);
+    let start = a.start_ahead(Stage::Update, 0..3, &own.frames);
     let start = start.expect("own frames");
     let local = vec![0.625; ELEMENTS];
     let left_out = OwnUpdate {
         stage: Stage::Update,
+        shards: 0..3,
         frames: &own.frames,
         accepted: &[false; 3],
     };
@@ -343,6 +347,7 @@ fn a_bad_frame_names_its_contribution_and_changes_nothing() {
     );
     let own = OwnUpdate {
         stage: Stage::Update,
+        shards: 0..3,
         frames: &own.frames,
         accepted: &[false; 2],
     };

@@ -52,9 +52,17 @@ impl Driver {
                     start,
                 })?;
             }
-            Effect::Encode { round, stage } => {
+            Effect::Encode {
+                round,
+                stage,
+                shards,
+            } => {
                 self.meter.encode(round);
-                self.command(Command::Encode { round, stage })?;
+                self.command(Command::Encode {
+                    round,
+                    stage,
+                    shards: shards.start as usize..shards.end as usize,
+                })?;
             }
             Effect::StopTraining(round) => {
                 self.meter.stop(round);
@@ -192,11 +200,8 @@ impl Driver {
         ends_epoch: bool,
     ) -> anyhow::Result<()> {
         let round = record.decision.round;
-        let mut decided = Vec::with_capacity(self.standing.shape.shard_count());
-        // The founding round has no shards: it leaves all of them as they are.
-        let skipped = AppliedShard::default();
-        for place in 0..self.standing.shape.shard_count() {
-            let shard = shards.get(place).unwrap_or(&skipped);
+        let mut decided = Vec::with_capacity(shards.len());
+        for shard in shards {
             let mut contributions = Vec::with_capacity(shard.contributions.len());
             for Contribution { tokens, frame } in &shard.contributions {
                 contributions.push((*tokens, self.needed_frame(round, frame)?));

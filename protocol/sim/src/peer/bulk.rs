@@ -7,7 +7,7 @@ use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::FrameId;
 use gradmesh_protocol::key::PeerKey;
 use gradmesh_protocol::manifest::RoundId;
-use gradmesh_protocol::node::Input;
+use gradmesh_protocol::node::{AppliedShard, Input};
 use gradmesh_protocol::wire::{Request, Response};
 use gradmesh_trainer::replica::StateImport;
 
@@ -433,8 +433,9 @@ impl Peer {
             let record = store.decoded.get(of.0 as usize);
             let accepted = update.accepted(&self.keypair.public(), record.map(|r| &**r));
             let own = Some((&update, accepted.as_slice()));
+            let skipped = vec![AppliedShard::default(); shape.shards()];
             shape
-                .apply(&mut before, &[], &[], &store.frames, own)
+                .apply(&mut before, &skipped, &[], &store.frames, own)
                 .expect("an own update can be given back");
         }
         state

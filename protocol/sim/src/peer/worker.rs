@@ -1,6 +1,7 @@
 //! The worker of a simulated peer: trains one round at a time, applies decisions between two steps, and makes its results
 //! durable.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use gradmesh_protocol::hash::Hash;
@@ -46,8 +47,8 @@ struct Training {
     over: bool,
     /// Number of the timer that is set for it.
     timer: u64,
-    /// Asked for at this stage.
-    encode: Option<Stage>,
+    /// Asked for at this stage, of these shards.
+    encode: Option<(Stage, Range<u32>)>,
 }
 
 /// What the worker does.
@@ -77,21 +78,22 @@ impl Peer {
         }
         let theta = state_in(&self.store.state, &outside.shape);
         let start = match start {
-            Start::State => theta.theta().to_vec(),
-            Start::Ahead { frames, .. } if frames.is_empty() => {
+            Start::State => theta.start().into_owned(),
+            Start::Ahead { frames } if frames.is_empty() => {
                 outside.coverage.meet(Situation::FellIntoStep);
-                theta.theta().to_vec()
+                theta.start().into_owned()
             }
-            Start::Ahead { stage, frames } => {
+            Start::Ahead { frames } => {
                 let own = self.store.private.pending(next);
-                if own.is_none_or(|own| own.summary.frames != frames) {
+                if own.is_none_or(|own| !own.is_of(&frames)) {
                     let what = format!("trains round {round} on what is no update of {next}");
                     return outside.fail(self.place, "orderly", what);
                 }
-                let frames = frames.iter().map(|frame| &self.store.frames[&frame.hash]);
-                let start = theta.start_ahead(stage, &frames.collect::<Vec<_>>());
+                let start = own.map(|own| own.start_ahead(theta));
                 // A liar's update may be no update.
-                start.unwrap_or_else(|_| theta.theta().to_vec())
+                start
+                    .and_then(Result::ok)
+                    .unwrap_or_else(|| theta.start().into_owned())
             }
         };
         let takes_us = match self.store.private.pending(round) {
@@ -126,7 +128,12 @@ impl Peer {
         self.set_timer(outside, at, timer);
     }
 
-    pub(super) fn encode(&mut self, outside: &mut Outside, round: RoundId, stage: Stage) {
+    pub(super) fn encode(
+        &mut self,
+        outside: &mut Outside,
+        round: RoundId,
+        frames: (Stage, Range<u32>),
+    ) {
         let (state, unsettled) = (self.applied(), self.store.private.pending_round());
         let training = self
             .running
@@ -136,7 +143,7 @@ impl Peer {
         let settled = unsettled.is_none_or(|of| of == round);
         match training.filter(|training| training.task.round == round && follows && settled) {
             Some(training) => {
-                training.encode = Some(stage);
+                training.encode = Some(frames);
                 if training.over {
                     self.time_training(outside);
                 }
@@ -256,9 +263,9 @@ impl Peer {
             return Some(Input::TrainingFailed(round));
         }
         training.over = true;
-        let stage = training.encode?;
+        let frames = training.encode.clone()?;
         let training = running.worker.training.take()?;
-        let update = self.encoded(outside, training, stage);
+        let update = self.encoded(outside, training, frames);
         if crashes {
             self.stop(outside, Life::Down);
             outside.connections_lost(self.place);
@@ -267,7 +274,12 @@ impl Peer {
         Some(update)
     }
 
-    fn encoded(&mut self, outside: &mut Outside, training: Training, stage: Stage) -> Input {
+    fn encoded(
+        &mut self,
+        outside: &mut Outside,
+        training: Training,
+        (stage, shards): (Stage, Range<u32>),
+    ) -> Input {
         let Training {
             task, start, ahead, ..
         } = training;
@@ -280,13 +292,17 @@ impl Peer {
             let store = &mut self.store;
             if let Some((_, state)) = &mut store.state {
                 let private = &mut store.private;
-                private.train(&shape, state, &start, &name, task, stage);
+                let frames = (stage, shards.start as usize..shards.end as usize);
+                private.train(&shape, state, &start, &name, task, frames);
             }
             if self.liar.as_ref().is_some_and(|liar| liar.spoils_frames()) && !outside.calm {
                 self.store.private.spoil();
             }
             if ahead {
                 outside.coverage.meet(Situation::TrainedAhead);
+            }
+            if shards.len() < shape.shards() {
+                outside.coverage.meet(Situation::FragmentEncoded);
             }
         }
         let Some(update) = self.store.private.pending(round).cloned() else {

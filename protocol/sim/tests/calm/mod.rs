@@ -5,7 +5,7 @@ use gradmesh_sim::options::Chosen;
 use gradmesh_sim::queue::{Clock, Instant};
 use gradmesh_sim::{Options, Outcome, Verbosity, Verdict, run};
 
-/// `rounds` rounds of `count` equal peers, in sites of `per_site`, in dense f32, without overlap. The seed is of none with
+/// `rounds` rounds of `count` equal peers, in sites of `per_site`, in dense f32, without overlap and fragments. The seed is of none with
 /// a chain.
 pub(crate) fn calm(
     seed: u64,
@@ -17,6 +17,7 @@ pub(crate) fn calm(
     let chosen = Chosen {
         plan: Some(plan),
         overlap: Some(0),
+        fragments: Some(1),
     };
     let mut options = Options::with(seed, chosen);
     assert!(options.chain.is_none(), "seed {seed}");
