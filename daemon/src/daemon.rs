@@ -5,6 +5,7 @@
 //! effects until the run is left or the operator stops it.
 
 pub mod address;
+mod behind;
 mod bootstrap;
 pub mod capacity;
 mod driver;

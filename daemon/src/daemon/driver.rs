@@ -30,6 +30,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::address::{Connection, udp_address};
+use super::behind::{self, Behind};
 use super::bootstrap::Prepared;
 use super::capacity::{Capacity, Said};
 use super::fetch::{Contacts, FetchedState, FrameError, StateError};
@@ -44,7 +45,7 @@ use crate::net::control::{ControlEvent, ControlHandle, Reachability};
 use crate::status::{StatusHandle, Traffic};
 use crate::store::Store;
 use crate::subnet::{self, Gate, SubnetLink};
-use crate::worker::{Event, Snapshot, Standing, Worker};
+use crate::worker::{DiskError, Event, Snapshot, Standing, Worker};
 use display::show_round;
 
 /// How often status and traffic figures are brought up to date.
@@ -84,9 +85,14 @@ pub(super) struct Parts {
 enum Done {
     Frame {
         frame: FrameId,
-        /// Under which it lies on disk.
+        /// Under which it will lie on disk.
         round: RoundId,
         result: Result<Fetched, FrameError>,
+    },
+    Written {
+        /// Up to this round everything that was fetched is on disk.
+        applied: RoundId,
+        result: anyhow::Result<Result<(), DiskError>>,
     },
     Reduced(Result<Reduced, (Box<ReduceTask>, OwnerError)>),
     Residual {
@@ -152,6 +158,7 @@ pub(super) struct Driver {
     frames_from: RoundId,
     /// The frames that are registered as files, by round; those that leave the disk are forgotten.
     frames_on_disk: BTreeMap<RoundId, Vec<Hash>>,
+    behind: Behind,
     meter: Meter,
     /// Bytes that had gone through the sockets when the first round began.
     before_rounds: Option<Traffic>,
@@ -257,6 +264,7 @@ impl Driver {
             residuals,
             frames_from: RoundId::FOUNDING.next(),
             frames_on_disk: BTreeMap::new(),
+            behind: Behind::default(),
             meter: Meter::default(),
             before_rounds: None,
             accepted: BTreeMap::new(),
@@ -367,14 +375,24 @@ impl Driver {
             worker_events,
             control,
             bulk,
+            behind,
+            standing,
             ..
         } = self;
         drop(worker_events);
+        let written = tokio::task::spawn_blocking(move || {
+            behind::write(&standing.disk, behind.into_unwritten())
+        });
         let worker = tokio::task::spawn_blocking(move || worker.shutdown());
         control.shutdown().await;
         bulk.shutdown().await;
         if let Err(error) = worker.await {
             tracing::warn!(%error, "the worker did not end well");
+        }
+        match written.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "fetched frames are not all on disk"),
+            Err(error) => tracing::warn!(%error, "fetched frames are not all on disk"),
         }
     }
 

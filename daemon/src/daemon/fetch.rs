@@ -24,7 +24,6 @@ use tokio::time::Instant;
 use super::rpc::Caller;
 use super::{peer_id, rpc};
 use crate::net::bulk::{Blame, Bulk, FetchFailed, FetchReport, Fetched, Length, Order, PeerSource};
-use crate::worker::{Disk, DiskError};
 
 /// A frame that takes longer is asked for again, from the next source first. A guess: 18 MB over 10 Mbit/s.
 const FRAME_TIMEOUT: Duration = Duration::from_secs(20);
@@ -78,8 +77,6 @@ pub(super) enum FrameError {
     Fetch(#[from] FetchFailed),
     #[error(transparent)]
     Malformed(#[from] FrameFault),
-    #[error(transparent)]
-    Disk(#[from] DiskError),
     #[error("the task ended: {0}")]
     Task(#[from] JoinError),
 }
@@ -93,24 +90,19 @@ pub(super) enum FrameFault {
     Content(#[from] DecodeError),
 }
 
-/// Fetches a frame, checks it and writes it to disk as one of `round`, away from the thread that listens: frames that
-/// arrive together are checked together.
-pub(super) async fn frame_to_disk(
+/// Fetches a frame and checks it, away from the thread that listens: frames that arrive together are checked together.
+pub(super) async fn checked_frame(
     bulk: Bulk,
     shape: Arc<Shape>,
-    disk: Disk,
-    round: RoundId,
     id: FrameId,
     sources: Sources,
 ) -> Result<Fetched, FrameError> {
     let elements = width(shape.config().codec(id.stage));
     let fetched = frame(bulk, id, elements, sources).await?;
     let bytes = fetched.bytes.clone();
-    let kept = tokio::task::spawn_blocking(move || {
-        check(&shape, &id, &bytes)?;
-        Ok(disk.write_frame(round, &id.hash, &bytes)?)
-    });
-    kept.await?.map(|()| fetched)
+    let checked = tokio::task::spawn_blocking(move || check(&shape, &id, &bytes));
+    checked.await??;
+    Ok(fetched)
 }
 
 /// Whether `bytes`, whose hash is right, are the frame `id`.

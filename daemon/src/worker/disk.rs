@@ -5,7 +5,7 @@
 //! | `state/round-NNNNNN.state` | the shared state after a round: the leaves' contents, one after the other; behind them the length of each and their number, u32 little endian |
 //! | `residuals/HASH` | the residual of a shard that this peer owns |
 //! | `private.bin` | error feedback, inner optimizer state, and the own update in flight |
-//! | `frames/NNNNNN-HASH` | a frame of a round, own or fetched |
+//! | `frames/NNNNNN-HASH` | a frame of a round, own or fetched; the latter when the round has been applied |
 //!
 //! Every file appears whole or not at all to a process that was killed (written beside, renamed), and reaches the medium
 //! soon after: a thread syncs what was written, so that no round waits for it. A machine that loses power may find a file

@@ -14,6 +14,7 @@ use gradmesh_protocol::wire::{DecisionRecord, Gossip};
 
 use super::display::traffic_now;
 use super::{Done, Driver};
+use crate::daemon::behind::{self, Unwritten};
 use crate::daemon::fetch::{self, FrameFault};
 use crate::net::control::PublishError;
 use crate::worker::{Command, DecidedFrames};
@@ -137,11 +138,10 @@ impl Driver {
             self.inputs.push_back(Input::FrameFailed(frame));
             return;
         }
-        let (bulk, disk) = (self.bulk.clone(), self.standing.disk.clone());
-        let shape = Arc::clone(&self.standing.shape);
+        let (bulk, shape) = (self.bulk.clone(), Arc::clone(&self.standing.shape));
         let round = self.node.applied().map_or(RoundId(0), RoundId::next);
         self.tasks.spawn(async move {
-            let result = fetch::frame_to_disk(bulk, shape, disk, round, frame, sources).await;
+            let result = fetch::checked_frame(bulk, shape, frame, sources).await;
             Done::Frame {
                 frame,
                 round,
@@ -158,8 +158,9 @@ impl Driver {
 
     /// A frame from memory, or from disk where frames of `round` and the rounds before lie.
     pub(super) fn held_frame(&self, round: RoundId, hash: &Hash) -> Option<Bytes> {
-        if let Some(bytes) = self.blobs.get(&hash.0) {
-            return Some(bytes);
+        let in_memory = self.blobs.get(&hash.0).or_else(|| self.behind.get(hash));
+        if in_memory.is_some() {
+            return in_memory;
         }
         let applied = self.node.applied().unwrap_or_default();
         let mut rounds = (applied.0..=round.0).rev().map(RoundId);
@@ -188,6 +189,57 @@ impl Driver {
         if let Err(full) = self.blobs.insert_verified(round.0, hash.0, bytes) {
             // It is on disk, which is slower but enough.
             tracing::debug!(%full, "frame kept on disk only");
+        }
+        Ok(())
+    }
+
+    /// Serves a frame that was fetched (rule `frames-behind`).
+    pub(super) fn hold_fetched(
+        &mut self,
+        round: RoundId,
+        hash: Hash,
+        bytes: Bytes,
+    ) -> anyhow::Result<()> {
+        match self.blobs.insert_verified(round.0, hash.0, bytes.clone()) {
+            Ok(()) => {
+                self.behind.push(Unwritten { round, hash, bytes });
+                Ok(())
+            }
+            Err(_) => self.keep_frame(round, hash, bytes),
+        }
+    }
+
+    /// Begins to write what was fetched up to the round `applied`, unless something is being written: then that goes on
+    /// with it.
+    pub(super) fn write_behind(&mut self, applied: RoundId) {
+        let Some(frames) = self.behind.due(applied, self.frames_from) else {
+            return;
+        };
+        if frames.is_empty() {
+            self.blobs.release_before(applied.next().0);
+            return;
+        }
+        let disk = self.standing.disk.clone();
+        self.tasks.spawn(async move {
+            let written = tokio::task::spawn_blocking(move || behind::write(&disk, frames));
+            Done::Written {
+                applied,
+                result: written.await.map_err(anyhow::Error::from),
+            }
+        });
+    }
+
+    /// What was fetched up to the round `applied` is on disk: whoever still wants it gets it from there.
+    pub(super) fn on_written(&mut self, applied: RoundId) -> anyhow::Result<()> {
+        for Unwritten { round, hash, bytes } in self.behind.written() {
+            if round >= self.frames_from {
+                self.serve_frame(round, hash, bytes.len() as u64)?;
+            }
+        }
+        self.blobs.release_before(applied.next().0);
+        // What was applied meanwhile.
+        if let Some(applied) = self.node.applied() {
+            self.write_behind(applied);
         }
         Ok(())
     }

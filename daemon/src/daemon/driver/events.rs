@@ -44,7 +44,7 @@ impl Driver {
                 round,
                 result: Ok(fetched),
             } => {
-                self.hold_frame(round, frame.hash, fetched.bytes.clone())?;
+                self.hold_fetched(round, frame.hash, fetched.bytes.clone())?;
                 self.inputs.push_back(Input::FrameHeld(frame));
             }
             Done::Frame {
@@ -61,9 +61,13 @@ impl Driver {
                 ..
             } => self.refuse_frame(frame, &fault),
             Done::Frame {
-                result: Err(error @ (FrameError::Disk(_) | FrameError::Task(_))),
+                result: Err(error @ FrameError::Task(_)),
                 ..
             } => return Err(error.into()),
+            Done::Written { applied, result } => {
+                result??;
+                self.on_written(applied)?;
+            }
             Done::Reduced(Ok(reduced)) => {
                 let (round, frame) = (reduced.task.round, reduced.frame.clone());
                 self.keep_frame(round, reduced.frame_hash, frame)?;
@@ -144,11 +148,10 @@ impl Driver {
                 checkpoint,
             } => {
                 tracing::debug!(%round, seconds = seconds.as_secs_f64(), "applied");
-                // Whoever still wants its frames gets them from disk.
-                self.blobs.release_before(round.next().0);
                 if let Some(snapshot) = snapshot {
                     self.serve_snapshot(snapshot)?;
                 }
+                self.write_behind(round);
                 if let Some(written) = checkpoint {
                     if let Some(subnet) = &self.subnet {
                         subnet.epoch_ended(written.round, written.root)?;
@@ -166,6 +169,7 @@ impl Driver {
             Event::Adopted { round, snapshot } => {
                 self.snapshots.clear();
                 self.serve_snapshot(snapshot)?;
+                self.write_behind(round);
                 let records = self.store.decisions(round.next(), u32::MAX)?;
                 let records = records.into_iter().map(Arc::new).collect();
                 self.inputs
