@@ -7,6 +7,10 @@
 //! Rule `journal-first`: an [`Output::Journal`] comes before the publication of the vote or proposal that it records,
 //! and must be durable before any later output leaves the machine. After a restart [`Agreement::start`] is given the
 //! journal of the round, so that no vote is ever contradicted.
+//!
+//! Rule `nothing-is-final`: an attempt in which a quorum precommitted nothing is over at once, without the wait for
+//! stragglers: any two quorums share a voter that votes once, so no straggler can make it decide. Ending a wait early
+//! changes no vote, and whoever has not heard of those votes yet comes after as soon as it has.
 
 #![expect(
     clippy::result_large_err,
@@ -342,6 +346,30 @@ impl Agreement {
             let timeout = Timeout::new(Round::new(attempt), step.kind());
             self.process(Input::TimeoutElapsed(timeout));
         }
+    }
+
+    /// Ends the attempt at hand if a quorum precommitted nothing in it. Rule `nothing-is-final`.
+    pub fn pass_attempt(&mut self, now: Time) -> bool {
+        let votes = self.engine.driver.votes();
+        let nil = votes.per_round(self.engine.round()).is_some_and(|cast| {
+            let nil = NilOrVal::Nil;
+            let power = cast.votes().get_weight(bft::VoteType::Precommit, &nil);
+            let quorum = self.engine.params.threshold_params.quorum;
+            quorum.is_met(power, votes.total_weight())
+        });
+        self.started && nil && self.end_wait(now, Step::Precommit)
+    }
+
+    /// Lets the timer of a step of the attempt at hand elapse; `false` if there is none.
+    fn end_wait(&mut self, now: Time, step: Step) -> bool {
+        let attempt = self.attempt();
+        if self.surface.timers.remove(&(step, attempt)).is_none() {
+            return false;
+        }
+        self.surface.now = now;
+        let timeout = Timeout::new(Round::new(attempt), step.kind());
+        self.process(Input::TimeoutElapsed(timeout));
+        true
     }
 
     /// When the next timer is due.

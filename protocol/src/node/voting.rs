@@ -127,7 +127,7 @@ impl Node {
     }
 
     pub(super) fn drain_agreement(&mut self, now: Time) -> bool {
-        let mut progress = false;
+        let mut progress = self.agreement.pass_attempt(now);
         while let Some(output) = self.agreement.poll_output() {
             progress = true;
             match output {
