@@ -33,7 +33,7 @@ pub use context::{Context, Proposal, Vote};
 
 use crate::decision::Decision;
 use crate::hash::Hash;
-use crate::key::Keypair;
+use crate::key::{Keypair, PeerKey};
 use crate::manifest::{Manifest, RoundId, RunId, Timing};
 use crate::roster::Roster;
 use crate::time::Time;
@@ -346,6 +346,23 @@ impl Agreement {
             let timeout = Timeout::new(Round::new(attempt), step.kind());
             self.process(Input::TimeoutElapsed(timeout));
         }
+    }
+
+    /// Whose proposal is waited for, if another peer's is.
+    pub fn awaited_proposer(&self) -> Option<PeerKey> {
+        let driver = &self.engine.driver;
+        let waits = self
+            .surface
+            .timers
+            .contains_key(&(Step::Propose, self.attempt()));
+        let proposer = driver.proposer_address().filter(|_| waits);
+        let others = proposer.filter(|_| self.started && driver.step_is_propose());
+        others.copied().filter(|p| p != driver.address())
+    }
+
+    /// Waits no longer for the proposal of the attempt at hand.
+    pub fn pass_proposer(&mut self, now: Time) {
+        self.end_wait(now, Step::Propose);
     }
 
     /// Ends the attempt at hand if a quorum precommitted nothing in it. Rule `nothing-is-final`.

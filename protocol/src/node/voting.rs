@@ -293,7 +293,9 @@ impl Node {
                 holders.push(*owner);
             }
         }
-        holders.retain(|peer| *peer != self.me && self.is_connected(peer));
+        let silent = self.silent(now);
+        holders
+            .retain(|peer| *peer != self.me && self.is_connected(peer) && !silent.contains(peer));
         let Some(peer) = self.take_turn(&holders) else {
             return;
         };
