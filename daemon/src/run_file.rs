@@ -454,9 +454,9 @@ pub struct Timing {
     /// The longest that a round waits for updates, from its start, training included. Default 3600000, an hour: only
     /// reached when the adaptive deadline knows nothing yet.
     pub deadline_cap_ms: u32,
-    /// How long voters wait for a proposal and the bytes that it names; by half longer with each attempt. Default 1500:
-    /// with the floor of the deadline and the wait for votes, a round whose proposer froze is decided within five seconds
-    /// of its exchange.
+    /// How long voters wait for a proposal and the bytes that it names; by half longer with each attempt. Default 1500: a
+    /// round whose proposer freezes when all else is done is decided within two seconds. One of which nothing is heard any more
+    /// is not waited for.
     pub propose_ms: u32,
     /// How long voters wait for stragglers after a quorum of votes; by half longer with each attempt. Default 1000: three
     /// round trips around the globe.

@@ -7,6 +7,10 @@
 //! Rule `journal-first`: an [`Output::Journal`] comes before the publication of the vote or proposal that it records,
 //! and must be durable before any later output leaves the machine. After a restart [`Agreement::start`] is given the
 //! journal of the round, so that no vote is ever contradicted.
+//!
+//! Rule `nothing-is-final`: an attempt in which a quorum precommitted nothing is over at once, without the wait for
+//! stragglers: any two quorums share a voter that votes once, so no straggler can make it decide. Ending a wait early
+//! changes no vote, and whoever has not heard of those votes yet comes after as soon as it has.
 
 #![expect(
     clippy::result_large_err,
@@ -29,7 +33,7 @@ pub use context::{Context, Proposal, Vote};
 
 use crate::decision::Decision;
 use crate::hash::Hash;
-use crate::key::Keypair;
+use crate::key::{Keypair, PeerKey};
 use crate::manifest::{Manifest, RoundId, RunId, Timing};
 use crate::roster::Roster;
 use crate::time::Time;
@@ -342,6 +346,47 @@ impl Agreement {
             let timeout = Timeout::new(Round::new(attempt), step.kind());
             self.process(Input::TimeoutElapsed(timeout));
         }
+    }
+
+    /// Whose proposal is waited for, if another peer's is.
+    pub fn awaited_proposer(&self) -> Option<PeerKey> {
+        let driver = &self.engine.driver;
+        let waits = self
+            .surface
+            .timers
+            .contains_key(&(Step::Propose, self.attempt()));
+        let proposer = driver.proposer_address().filter(|_| waits);
+        let others = proposer.filter(|_| self.started && driver.step_is_propose());
+        others.copied().filter(|p| p != driver.address())
+    }
+
+    /// Waits no longer for the proposal of the attempt at hand.
+    pub fn pass_proposer(&mut self, now: Time) {
+        self.end_wait(now, Step::Propose);
+    }
+
+    /// Ends the attempt at hand if a quorum precommitted nothing in it. Rule `nothing-is-final`.
+    pub fn pass_attempt(&mut self, now: Time) -> bool {
+        let votes = self.engine.driver.votes();
+        let nil = votes.per_round(self.engine.round()).is_some_and(|cast| {
+            let nil = NilOrVal::Nil;
+            let power = cast.votes().get_weight(bft::VoteType::Precommit, &nil);
+            let quorum = self.engine.params.threshold_params.quorum;
+            quorum.is_met(power, votes.total_weight())
+        });
+        self.started && nil && self.end_wait(now, Step::Precommit)
+    }
+
+    /// Lets the timer of a step of the attempt at hand elapse; `false` if there is none.
+    fn end_wait(&mut self, now: Time, step: Step) -> bool {
+        let attempt = self.attempt();
+        if self.surface.timers.remove(&(step, attempt)).is_none() {
+            return false;
+        }
+        self.surface.now = now;
+        let timeout = Timeout::new(Round::new(attempt), step.kind());
+        self.process(Input::TimeoutElapsed(timeout));
+        true
     }
 
     /// When the next timer is due.

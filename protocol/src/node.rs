@@ -20,7 +20,7 @@
 //!
 //! This file holds what the driver calls and the node's fields; the steps stand in the submodules, each with its rules:
 //! `round` (1), `reduction` and `owner` (2), `voting` (3 and 4), `decisions` (5), `catch_up` (the paragraph above),
-//! `membership`, `capacity`, `registration` and `heartbeat`.
+//! `membership`, `capacity`, `registration` and `heartbeat`. Who is not waited for in 1 to 4: `silence`.
 
 mod capacity;
 mod catch_up;
@@ -35,6 +35,7 @@ mod owner;
 mod reduction;
 mod registration;
 mod round;
+mod silence;
 mod snapshots;
 mod view;
 mod voting;
@@ -120,6 +121,8 @@ enum StateTask {
 #[derive(Clone, Copy, Debug, Default)]
 struct PeerState {
     connected: bool,
+    /// When something came from it last.
+    heard: Time,
     decided: Option<RoundId>,
     /// Set by its last answer to a decisions request.
     holdings: Option<Holdings>,
@@ -228,6 +231,12 @@ pub struct Node {
     /// Set once a heartbeat: peers that have decided nothing new may be asked what they hold.
     may_refresh: bool,
     heartbeat_at: Time,
+    /// When the node was called last.
+    awake_at: Time,
+    /// Since when it has been called without a pause.
+    listening_since: Time,
+    /// When the next member is silent if nothing comes from it.
+    silence_due: Option<Time>,
     leaving: Option<Leave>,
     /// The last decided round, if this peer's vote alone was the quorum.
     to_hand_over: Option<RoundId>,
@@ -312,6 +321,9 @@ impl Node {
             join_asked_at: None,
             may_refresh: false,
             heartbeat_at: now,
+            awake_at: now,
+            listening_since: now,
+            silence_due: None,
             leaving: None,
             to_hand_over: None,
             left: false,
@@ -353,9 +365,11 @@ impl Node {
 
     /// Takes in what happened.
     pub fn handle(&mut self, now: Time, input: Input) {
+        self.wake(now);
         match input {
             Input::Gossip { from, message } => self.on_gossip(now, from, *message),
             Input::PeerUp(peer) => {
+                self.note_heard(now, peer);
                 if let Some(state) = self.peer_mut(peer) {
                     state.connected = true;
                 }
@@ -425,6 +439,7 @@ impl Node {
 
     /// Does what is due at `now`.
     pub fn handle_timeout(&mut self, now: Time) {
+        self.wake(now);
         self.agreement.handle_timeout(now);
         self.frames.retry(now, &mut self.effects);
         if self.heartbeat_at <= now {
@@ -457,7 +472,8 @@ impl Node {
             .frames
             .next_retry()
             .map(|due| (due, TimeoutReason::FetchRetry));
-        [heartbeat, deadline, reductions, agreement, retry]
+        let silence = self.silence_due.map(|due| (due, TimeoutReason::Silence));
+        [heartbeat, deadline, reductions, silence, agreement, retry]
             .into_iter()
             .flatten()
             .min()
@@ -518,6 +534,7 @@ impl Node {
         if from == self.me {
             return;
         }
+        self.note_heard(now, from);
         match message {
             Gossip::Header(header) => {
                 if header.header.peer == from {
@@ -552,11 +569,14 @@ impl Node {
             || self.apply_next()
             || self.fetch_state()
             || self.open_exchange(now)
+            || self.pass_gone(now)
             || self.reduce(now)
             || self.start_agreement(now)
             || self.judge_proposals(now)
             || self.drain_agreement(now)
+            || self.pass_silent_proposer(now)
         {}
+        self.note_silence_due(now);
         self.ask_for_decisions(now);
         self.report_left();
         if self.applied != self.join_asked_at && self.may_join() {
@@ -571,8 +591,9 @@ impl Node {
 
     fn peer_mut(&mut self, peer: PeerKey) -> Option<&mut PeerState> {
         if self.peers.len() >= PEERS_KNOWN_MAX && !self.peers.contains_key(&peer) {
-            // Room for a newcomer is made from those that are gone.
-            let gone = self.peers.iter().find(|(_, state)| !state.connected);
+            // Room for a newcomer is made from those that are gone, and not from members: strangers make nobody silent.
+            let mut peers = self.peers.iter();
+            let gone = peers.find(|(peer, s)| !s.connected && !self.roster.contains(peer));
             let gone = gone.map(|(peer, _)| *peer)?;
             self.peers.remove(&gone);
         }

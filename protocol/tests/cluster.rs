@@ -13,7 +13,8 @@ use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::{FrameRef, Header, PerStage, UpdateSummary};
 use gradmesh_protocol::key::{Keypair, PeerKey};
 use gradmesh_protocol::manifest::{
-    self, Chain, Link, Manifest, PlanKind, Powers, RoundId, RunId, SiteId, Subnet, TrustMode,
+    self, Chain, Link, Manifest, PlanKind, Powers, RoundId, RunId, SiteId, Subnet, Timing,
+    TrustMode,
 };
 use gradmesh_protocol::node::{
     Activity, AppliedShard, Effect, Input, Node, NodeConfig, ReduceTask, Report, RequestId,
@@ -66,6 +67,10 @@ struct Cluster {
     events: VecDeque<(u64, PeerKey, Input)>,
     frames: BTreeSet<Hash>,
     cut: BTreeSet<PeerKey>,
+    /// Peers that stand still: they take nothing in, send nothing and answer nothing, and their connections stay up.
+    frozen: BTreeSet<PeerKey>,
+    /// Frames that nobody serves any longer.
+    lost: BTreeSet<Hash>,
     /// Peers to and from which precommits are lost.
     mute: BTreeSet<PeerKey>,
     /// Links of peers that are not in a site of their own.
@@ -74,6 +79,10 @@ struct Cluster {
     falsifiers: BTreeSet<PeerKey>,
     /// The root after each round, as the first peer to apply it has it.
     roots: BTreeMap<RoundId, Hash>,
+    /// Owners that take this many milliseconds more to sum.
+    late: BTreeMap<PeerKey, u64>,
+    /// Which owner made which frame.
+    made: BTreeSet<(PeerKey, Hash)>,
     /// Frames that somebody made wrongly.
     wrong: BTreeSet<Hash>,
     /// Every snapshot of the registry that was taken.
@@ -135,10 +144,14 @@ impl Cluster {
             events: VecDeque::new(),
             frames: BTreeSet::new(),
             cut: BTreeSet::new(),
+            frozen: BTreeSet::new(),
+            lost: BTreeSet::new(),
             mute: BTreeSet::new(),
             links: BTreeMap::new(),
             falsifiers: BTreeSet::new(),
             roots: BTreeMap::new(),
+            late: BTreeMap::new(),
+            made: BTreeSet::new(),
             wrong: BTreeSet::new(),
             chain: Vec::new(),
         };
@@ -308,13 +321,20 @@ impl Cluster {
             .into_iter()
             .partition(|(at, _, _)| *at <= self.now);
         self.events = rest;
+        let frozen = self.frozen.clone();
         for (_, to, input) in due {
+            if frozen.contains(&to) {
+                continue;
+            }
             if let Some(node) = self.peers.get_mut(&to).and_then(|p| p.node.as_mut()) {
                 node.handle(now, input);
                 self.perform(to);
             }
         }
         for key in self.live() {
+            if frozen.contains(&key) {
+                continue;
+            }
             let node = self.peer_mut(key).node.as_mut().unwrap();
             if node.poll_timeout().is_some_and(|(due, _)| due <= now) {
                 node.handle_timeout(now);
@@ -393,15 +413,18 @@ impl Cluster {
                 let wrong = self.falsifiers.contains(&key);
                 let input = reduced(&task, wrong);
                 if let Input::ReductionReady { frame, .. } = &input {
+                    self.made.insert((key, frame.hash));
                     self.frames.insert(frame.hash);
                     if wrong {
                         self.wrong.insert(frame.hash);
                     }
                 }
-                self.later(10, key, input);
+                let late_ms = self.late.get(&key).copied().unwrap_or(0);
+                self.later(10 + late_ms, key, input);
             }
             Effect::Fetch { frame, .. } => {
-                let held = self.frames.contains(&frame.hash) && !self.cut.contains(&key);
+                let served = self.frames.contains(&frame.hash) && !self.lost.contains(&frame.hash);
+                let held = served && !self.cut.contains(&key);
                 let input = if held {
                     Input::FrameHeld(frame)
                 } else {
@@ -459,7 +482,7 @@ impl Cluster {
         let Some(node) = self.peers[&peer]
             .node
             .as_ref()
-            .filter(|_| !self.cut.contains(&peer))
+            .filter(|_| !self.cut.contains(&peer) && !self.frozen.contains(&peer))
         else {
             return Input::RequestFailed(id);
         };
@@ -1609,4 +1632,302 @@ fn a_header_with_frames_of_all_fragments_is_refused() {
         panic!("nobody is blamed");
     };
     assert_eq!(*peer, author);
+}
+
+/// The moment of a round at which a peer stops.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    /// Its update is not committed.
+    Training,
+    /// Its header is on its way, and none of its frames is served.
+    Committed,
+    /// The others have its update, and it has announced and proposed nothing.
+    Served,
+    /// It has announced what it made as an owner, and what it alone made is not served.
+    Announced,
+}
+
+/// How a peer stops.
+#[derive(Clone, Copy, Debug)]
+enum Stop {
+    Frozen,
+    Killed,
+}
+
+/// Three peers that may only stop, with the timings that a run file has by default; for `hier` two in one site, one in another.
+fn three(plan: PlanKind) -> Cluster {
+    let site = |seed: u8| Link {
+        site: SiteId::named(if seed <= 2 { "one" } else { "two" }),
+        capacity: 10,
+    };
+    let mut cluster = Cluster::new(1, |m| {
+        m.exchange.plan = plan;
+        m.trust.mode = TrustMode::Crash;
+        m.trust.peers_min = 3;
+        m.trust.absent_rounds_max = 3;
+        m.timing = Timing {
+            deadline_floor_ms: 2_000,
+            deadline_cap_ms: 3_600_000,
+            propose_ms: 1_500,
+            vote_ms: 1_000,
+        };
+        m.launcher_link = site(1);
+    });
+    for seed in 2..=3 {
+        let peer = cluster.key(seed);
+        cluster.links.insert(peer, site(seed));
+        cluster.start(Keypair::from_seed(&[seed; 32]), Disk::default());
+    }
+    cluster
+}
+
+/// Runs until a peer of [`three`] is at this moment of a round; `None` if it owns nothing that it could announce.
+fn run_to(
+    cluster: &mut Cluster,
+    victim: PeerKey,
+    proposes: bool,
+    moment: Moment,
+) -> Option<RoundId> {
+    // As many rounds as the deadlines are made of.
+    cluster.run_until(|c| c.all_applied(9));
+    let round = |c: &Cluster| c.node(victim).roster().round();
+    cluster.run_until(|c| {
+        let members = c.node(victim).roster().members();
+        let proposer = members[round(c).0 as usize % members.len()].peer;
+        c.activity(victim) == Activity::Training && (proposer == victim) == proposes
+    });
+    let stops_in = round(cluster);
+    let others = cluster.live().into_iter().filter(|key| *key != victim);
+    let others: Vec<PeerKey> = others.collect();
+    let announced = |c: &Cluster| {
+        let lists = c.node(victim).reductions(stops_in);
+        lists.iter().any(|list| list.reductions.owner == victim)
+    };
+    cluster.run_until(|c| match moment {
+        Moment::Training => c.events.iter().any(|(at, to, input)| {
+            let ready = matches!(input, Input::UpdateReady { .. });
+            *to == victim && ready && *at <= c.now + 5
+        }),
+        Moment::Committed => {
+            c.peers[&victim].disk.journal.iter().any(|(round, entry)| {
+                *round == stops_in && matches!(entry, JournalEntry::Header(_))
+            })
+        }
+        Moment::Served => others.iter().all(|key| {
+            let view = c.node(*key).view(Time(c.now));
+            view.round == stops_in && !view.waiting_for.contains(&victim)
+        }),
+        Moment::Announced => announced(c) || round(c) > stops_in,
+    });
+    if let Moment::Announced = moment
+        && !announced(cluster)
+    {
+        return None;
+    }
+    assert_eq!(round(cluster), stops_in);
+    Some(stops_in)
+}
+
+/// Milliseconds from the moment at which one of [`three`] stops until the others have decided the round.
+fn undecided_ms(
+    plan: PlanKind,
+    seed: u8,
+    proposes: bool,
+    moment: Moment,
+    stop: Stop,
+) -> Option<u64> {
+    let mut cluster = three(plan);
+    let victim = cluster.key(seed);
+    let stopped_in = run_to(&mut cluster, victim, proposes, moment)?;
+    match moment {
+        Moment::Training => {}
+        Moment::Committed => {
+            let journal = cluster.peers[&victim].disk.journal.iter();
+            let frames = journal.flat_map(|(_, entry)| match entry {
+                JournalEntry::Header(own) => own.header.update.frames.clone(),
+                JournalEntry::Agreement(_) => Vec::new(),
+            });
+            cluster.lost = frames.map(|frame| frame.hash).collect();
+        }
+        // What it sent in the same instant is not sent.
+        Moment::Served => cluster.events.retain(|(_, _, input)| {
+            !matches!(input, Input::Gossip { from, message }
+                if *from == victim && matches!(**message, Gossip::Agreement(_)))
+        }),
+        Moment::Announced => {
+            let made = |(by, frame): &(PeerKey, Hash)| (*by == victim).then_some(*frame);
+            let by_others = cluster.made.iter().filter(|(by, _)| *by != victim);
+            let by_others: BTreeSet<Hash> = by_others.map(|(_, frame)| *frame).collect();
+            let alone = cluster.made.iter().filter_map(made);
+            cluster.lost = alone.filter(|frame| !by_others.contains(frame)).collect();
+        }
+    }
+    match stop {
+        Stop::Frozen => {
+            cluster.frozen.insert(victim);
+        }
+        Stop::Killed => cluster.kill(victim),
+    }
+    let stopped_at = cluster.now;
+    let mut others = cluster.live();
+    others.retain(|key| *key != victim);
+    let all = |c: &Cluster, done: &dyn Fn(&Node) -> Option<RoundId>| {
+        let mut nodes = others.iter().map(|key| c.node(*key));
+        nodes.all(|node| done(node) >= Some(stopped_in))
+    };
+    cluster.run_until(|c| all(c, &|node| node.decided()));
+    let took = cluster.now - stopped_at;
+    cluster.run_until(|c| all(c, &|node| node.applied()));
+    cluster.check();
+    assert_eq!(cluster.blames(), [] as [&Report; 0]);
+    Some(took)
+}
+
+#[test]
+fn an_attempt_that_precommits_nothing_is_over_without_a_wait_for_stragglers() {
+    // The wait for a proposal, and some four messages of 5 ms each.
+    let bound_ms = 1_500 + 50;
+    for seed in 1..=3 {
+        let took = undecided_ms(PlanKind::Gather, seed, true, Moment::Served, Stop::Frozen);
+        assert!(took <= Some(bound_ms), "{took:?}");
+    }
+}
+
+#[test]
+fn one_of_three_that_stops_costs_the_wait_for_its_update_and_nothing_in_addition() {
+    // The floor of the deadline and silence are two seconds each, and both begin when the update is expected or later than
+    // that. What is left is for some dozen messages, fetches and sums, of 5 or 10 ms each.
+    let bound_ms = 2_000 + 100;
+    let moments = [
+        Moment::Training,
+        Moment::Committed,
+        Moment::Served,
+        Moment::Announced,
+    ];
+    for plan in [PlanKind::Gather, PlanKind::Reduce, PlanKind::Hier] {
+        for (moment, stop) in moments
+            .into_iter()
+            .flat_map(|moment| [(moment, Stop::Frozen), (moment, Stop::Killed)])
+        {
+            for proposes in [false, true] {
+                let took: Vec<u64> = (1..=3)
+                    .filter_map(|seed| undecided_ms(plan, seed, proposes, moment, stop))
+                    .collect();
+
+                let owns = plan != PlanKind::Gather || !matches!(moment, Moment::Announced);
+                assert_eq!(!took.is_empty(), owns);
+                let what =
+                    format!("{plan:?}, {moment:?}, {stop:?}, proposes: {proposes}: {took:?}");
+                assert!(took.iter().all(|took| *took <= bound_ms), "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_owner_that_is_late_and_not_silent_is_waited_for_and_a_lie_about_its_shards_is_not_decided() {
+    for plan in [PlanKind::Reduce, PlanKind::Hier] {
+        let mut cluster = three(plan);
+        cluster.run_until(|c| c.all_applied(9));
+        let (late, liar) = (cluster.key(2), cluster.key(1));
+        // Longer than silence, shorter than the deadline and a patience, two seconds each, after it.
+        cluster.late.insert(late, 3_500);
+        cluster.falsifiers.insert(liar);
+        let before = cluster.records().len() as u64;
+        cluster.run_until(|c| c.all_applied(before + 1));
+        cluster.check();
+        let reports = cluster.peers.values().flat_map(|peer| &peer.reports);
+        let noticed = |report: &&Report| matches!(report, Report::OwnersDisagree { .. });
+        assert!(reports.filter(noticed).count() > 0, "{plan:?}");
+    }
+}
+
+#[test]
+fn a_proposer_that_is_late_with_its_update_and_not_silent_has_its_turn() {
+    for plan in [PlanKind::Gather, PlanKind::Reduce, PlanKind::Hier] {
+        for seed in 1..=3 {
+            let mut cluster = three(plan);
+            let slow = cluster.key(seed);
+            let round = run_to(&mut cluster, slow, true, Moment::Training).unwrap();
+            // It trains for ten seconds more.
+            for (at, to, input) in &mut cluster.events {
+                if *to == slow && matches!(input, Input::UpdateReady { .. }) {
+                    *at += 10_000;
+                }
+            }
+            cluster.run_until(|c| c.records().len() as u64 > round.0);
+            let record = &cluster.records()[round.0 as usize];
+            assert_eq!(record.decision.members.len(), 2, "{plan:?}");
+            assert_eq!(record.certificate.attempt, 0, "{plan:?}");
+            cluster.check();
+        }
+    }
+}
+
+/// Whom the peer of this seed takes to be silent.
+fn silent(cluster: &Cluster, seed: u8) -> Vec<PeerKey> {
+    let node = cluster.node(cluster.key(seed));
+    node.view(Time(cluster.now)).silent
+}
+
+#[test]
+fn a_member_is_silent_after_two_heartbeats_and_until_it_is_heard() {
+    let mut cluster = Cluster::new(4, |m| {
+        m.schedule.rounds = 100;
+        m.trust.absent_rounds_max = 10;
+    });
+    cluster.run_until(|c| c.all_applied(2));
+    let victim = cluster.key(2);
+    cluster.frozen.insert(victim);
+    // It spoke a heartbeat before that at the latest.
+    cluster.run_for(900);
+    assert_eq!(silent(&cluster, 1), []);
+    cluster.run_for(1_200);
+    for seed in [1, 3, 4] {
+        assert_eq!(silent(&cluster, seed), [victim]);
+    }
+    cluster.frozen.remove(&victim);
+    assert_eq!(silent(&cluster, 2), [], "its own pause is not theirs");
+    cluster.run_for(50);
+    for seed in 1..=4 {
+        assert_eq!(silent(&cluster, seed), []);
+    }
+}
+
+#[test]
+fn whoever_hears_no_quorum_takes_nobody_to_be_silent() {
+    let mut cluster = Cluster::new(4, |m| m.schedule.rounds = 100);
+    cluster.run_until(|c| c.all_applied(2));
+    let (first, second) = (cluster.key(3), cluster.key(4));
+    cluster.cut.extend([first, second]);
+    let round = cluster.node(cluster.key(1)).roster().round();
+    cluster.run_for(60_000);
+    for seed in 1..=4 {
+        assert_eq!(silent(&cluster, seed), []);
+        let view = cluster.node(cluster.key(seed)).view(Time(cluster.now));
+        assert!(view.round <= round.next());
+        if let Activity::Deciding { attempt, .. } = view.activity {
+            assert_eq!(attempt, 0, "no attempt is given up without a quorum");
+        }
+    }
+    cluster.cut.clear();
+    cluster.run_until(|c| c.all_applied(round.0 + 3));
+    cluster.check();
+}
+
+#[test]
+fn a_member_that_is_killed_in_the_first_round_is_gone_long_before_the_cap() {
+    for plan in [PlanKind::Gather, PlanKind::Reduce, PlanKind::Hier] {
+        let mut cluster = three(plan);
+        let victim = cluster.key(2);
+        cluster.run_until(|c| c.activity(victim) == Activity::Training);
+        let round = cluster.node(victim).roster().round();
+        assert_eq!(round, RoundId(1), "no arrival is known");
+        cluster.kill(victim);
+        let killed_at = cluster.now;
+        cluster.run_until(|c| c.all_applied(1));
+        cluster.check();
+        let took = cluster.now - killed_at;
+        assert!(took <= 2_000 + 100, "{plan:?}: {took}");
+    }
 }

@@ -4,8 +4,9 @@
 //! slack: four times their median absolute deviation, a quarter of the median, or the manifest's floor, whichever is
 //! most; never longer than the manifest's cap. The quarter stands in for the deviation while there are few arrivals.
 //! With none yet a round waits for the cap. Arrivals are counted from the local start of the round,
-//! so that training time is in them: with overlap, what is left of it when the round before is applied. An update that comes after its round was decided still counts as that round's
-//! arrival: a peer that is a little too slow moves the deadline, and is in time later.
+//! so that training time is in them: with overlap, what is left of it when the round before is applied. An update
+//! that comes after its round was decided still counts as that round's arrival: a peer that is a little too slow moves the
+//! deadline, and is in time later. Who is gone is not waited for that long (rule `gone-not-waited-for` of [`super::silence`]).
 
 use std::collections::VecDeque;
 use std::time::Duration;

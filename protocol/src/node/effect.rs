@@ -421,6 +421,8 @@ pub enum TimeoutReason {
     ExchangeDeadline,
     /// The round waits for reductions no longer, or for one of them.
     ReductionDeadline,
+    /// A member is silent from then on.
+    Silence,
     /// A step of the agreement.
     Agreement(crate::agreement::Step),
     /// Frames that could not be fetched are asked for again.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::time::Duration;
 
-use super::reduction::Reducing;
+use super::reduction::{Claim, Part, Reducing};
 use crate::decision::{Bitmap, DecidedMember, DecidedShard};
 use crate::hash::Hash;
 use crate::header::{FrameId, SignedHeader};
@@ -222,6 +222,22 @@ impl Exchange {
             Some(complete_after.saturating_sub(commitment.heard_after))
         });
         transfers.max().unwrap_or_default()
+    }
+
+    /// Whether what one owner of `part` says since then counts without the other. Rules `two-say-so` and
+    /// `silent-not-waited-for`.
+    pub(super) fn counts_alone(
+        &self,
+        now: Time,
+        silent: &BTreeSet<PeerKey>,
+        part: &Part,
+        claim: &Claim,
+        since: Time,
+    ) -> bool {
+        let says_so = |owner: &PeerKey| part.claims_of(owner).any(|said| said == claim);
+        let mut others = part.owners.iter().filter(|owner| !says_so(owner));
+        let alone = self.deadline <= now && others.all(|owner| silent.contains(&owner));
+        alone || self.reducing.matures(self.deadline, since) <= now
     }
 
     /// Number of headers kept.

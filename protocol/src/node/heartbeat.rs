@@ -1,4 +1,5 @@
-//! What is repeated once a heartbeat: status, own header, join, leave and capacity, and questions that are overdue.
+//! What is repeated once a heartbeat: status, own header, join, leave and capacity, and questions that are overdue or were put
+//! to a member that is silent.
 
 use std::time::Duration;
 
@@ -41,6 +42,7 @@ impl Node {
         }
         self.asking_headers.take_if(overdue);
         self.asking_reductions.take_if(overdue);
+        self.ask_others_than_silent(now);
         self.ask_for_headers(now);
         self.may_refresh = true;
     }

@@ -193,6 +193,7 @@ impl Node {
         let Some(exchange) = self.exchange.as_ref().filter(|e| !e.reducing.is_idle()) else {
             return false;
         };
+        let silent = self.silent(now);
         let mut due: Vec<((GroupId, u32), Vec<Hash>)> = Vec::new();
         for (place, group) in self.layout.groups().iter().enumerate() {
             let Some(owners) = self.owners.get(place) else {
@@ -201,7 +202,7 @@ impl Node {
             for (shard, owners) in (0..).zip(owners) {
                 let part = exchange.reducing.parts.get(&(group.id, shard));
                 if let Some(part) = part.filter(|_| owners.contains(&self.me))
-                    && let Some(headers) = self.inputs_due(now, exchange, part, place)
+                    && let Some(headers) = self.inputs_due(now, &silent, exchange, part, place)
                 {
                     due.push(((group.id, shard), headers));
                 }
@@ -228,6 +229,7 @@ impl Node {
     fn inputs_due(
         &self,
         now: Time,
+        silent: &BTreeSet<PeerKey>,
         exchange: &Exchange,
         part: &Part,
         group: usize,
@@ -262,7 +264,9 @@ impl Node {
         let first = members.iter().filter_map(|peer| exchange.first_of(peer));
         let mut here: Vec<Hash> = first.filter(|hash| complete(hash).is_some()).collect();
         let half = exchange.reducing.patience / 2;
-        let due = if part.owners.first == self.me {
+        let first = part.owners.first;
+        let mute = silent.contains(&first) && part.claims_of(&first).next().is_none();
+        let due = if first == self.me || mute {
             exchange.deadline
         } else {
             let heard = part.claims().map(|(.., since)| since).min();
@@ -467,13 +471,24 @@ impl Node {
         let reducing = &exchange.reducing;
         let stage = self.layout.plan().stage_of_results();
         let second = exchange.deadline + reducing.patience;
+        let silent = self.silent(now);
+        // What only silent owners have, or could have, does not come any more.
+        let lost = |part: &Part, claim: Option<&Claim>| {
+            let says_so = |owner: &PeerKey| part.claims_of(owner).any(|said| Some(said) == claim);
+            let mut holders = part.owners.iter().filter(|o| claim.is_none() || says_so(o));
+            exchange.deadline <= now && holders.all(|owner| silent.contains(&owner))
+        };
         let settled = |part: &Part| match part.belief() {
-            Belief::Confirmed(claim) => self.frames.is_held(&claim.frame.id(part.shard, stage)),
-            Belief::Alone(claim, since) => {
-                reducing.matures(exchange.deadline, since) <= now
-                    && self.frames.is_held(&claim.frame.id(part.shard, stage))
+            Belief::Confirmed(claim) => {
+                self.frames.is_held(&claim.frame.id(part.shard, stage)) || lost(part, Some(claim))
             }
-            Belief::Silence | Belief::Disputed => second <= now,
+            Belief::Alone(claim, since) => {
+                let held = self.frames.is_held(&claim.frame.id(part.shard, stage));
+                let counts = exchange.counts_alone(now, &silent, part, claim, since);
+                counts && (held || lost(part, Some(claim)))
+            }
+            Belief::Silence => second <= now || lost(part, None),
+            Belief::Disputed => second <= now,
         };
         reducing.last_due(exchange.deadline) <= now || reducing.parts.values().all(settled)
     }
@@ -485,12 +500,13 @@ impl Node {
         exchange: &Exchange,
     ) -> (Vec<DecidedMember>, Vec<DecidedShard>) {
         let stage = self.layout.plan().stage_of_results();
+        let silent = self.silent(now);
         let mut chosen: Vec<(&Part, &Claim)> = Vec::new();
         for part in exchange.reducing.parts.values() {
             let claim = match part.belief() {
                 Belief::Confirmed(claim) => claim,
                 Belief::Alone(claim, since)
-                    if exchange.reducing.matures(exchange.deadline, since) <= now =>
+                    if exchange.counts_alone(now, &silent, part, claim, since) =>
                 {
                     claim
                 }
@@ -563,6 +579,7 @@ impl Node {
     pub(super) fn judge_reductions(&mut self, now: Time, decision: &Decision) -> Verdict {
         let stage = self.layout.plan().stage_of_results();
         let vouched = self.agreement.is_vouched_for(&decision.id());
+        let silent = self.silent(now);
         let Some(exchange) = &self.exchange else {
             return Verdict::NotYet;
         };
@@ -600,7 +617,7 @@ impl Node {
                 });
                 let standing = said.map(|claim| {
                     let alone = || part.alone_since(claim);
-                    let ripe = |since| exchange.reducing.matures(exchange.deadline, since) <= now;
+                    let ripe = |since| exchange.counts_alone(now, &silent, part, claim, since);
                     if part.is_confirmed(claim) {
                         Verdict::Acceptable
                     } else {
@@ -644,8 +661,9 @@ impl Node {
             return;
         }
         let proposers = self.proposals.iter().map(|proposal| proposal.proposer);
+        let silent = self.silent(now);
         let proposers: Vec<PeerKey> = proposers
-            .filter(|p| *p != self.me && self.is_connected(p))
+            .filter(|p| *p != self.me && self.is_connected(p) && !silent.contains(p))
             .collect();
         if let Some(peer) = self.take_turn(&proposers) {
             let id = self.request(peer, Request::Reductions(self.roster.round()));

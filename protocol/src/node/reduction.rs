@@ -1,12 +1,14 @@
 //! What owners made of a round's updates, as far as it is known here, and what this peer has to sum itself.
 //!
 //! Rule `two-say-so`: what an owner announces counts when the shard's other owner announces the same, or when the other one
-//! was silent although it had time to speak. Owners that contradict each other are both not believed: the shard is left out,
-//! and its mass stays with the senders. So a lie is decided only if the other owner is dead, cut off or a liar, too.
+//! said nothing although it had time to speak, or is silent (rule `silent-not-waited-for` of [`super::silence`]). Owners that
+//! contradict each other are both not believed: the shard is left out, and its mass stays with the senders. So a lie is decided
+//! only if the other owner is dead, cut off or a liar, too.
 //!
 //! Rule `owners-follow`: the first owner sums when all members of the group have delivered, or at the deadline what is there. The
-//! second does so when all have delivered, or half a patience later, if the first has said nothing that it could check. Either
-//! one also sums the set that the other announced, once it has the frames: two honest owners come to the same in the end.
+//! second does so when all have delivered, or half a patience later, if the first has said nothing that it could check; or at
+//! the deadline, if the first has said nothing at all and is silent. Either one also sums the set that the other announced, once
+//! it has the frames: two honest owners come to the same in the end.
 //!
 //! Rule `residual-goes-on`: an announcement that continues the decided residual goes before one that starts anew, because
 //! its owner has lost the residual. An owner that starts anew neither confirms nor contradicts one that continues.

@@ -77,7 +77,9 @@ pub struct View {
     pub member: bool,
     /// Members whose update is not complete here.
     pub waiting_for: Vec<PeerKey>,
-    /// How long the exchange will still wait for them.
+    /// Members of which nothing is heard, by the rules of `silence`.
+    pub silent: Vec<PeerKey>,
+    /// How long the exchange will still wait for updates.
     pub deadline_in: Option<Duration>,
     /// The last round whose decision is applied, and the root after it.
     pub applied: Option<RoundId>,
@@ -134,6 +136,7 @@ impl Node {
                 .filter(|ahead| exchange.is_none_or(|e| e.round != *ahead)),
             member: self.roster.contains(&self.me),
             waiting_for,
+            silent: self.silent(now).into_iter().collect(),
             deadline_in: exchange.map(|e| e.deadline - now),
             applied: self.applied,
             state_root: self.state_root,

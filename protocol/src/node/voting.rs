@@ -127,7 +127,7 @@ impl Node {
     }
 
     pub(super) fn drain_agreement(&mut self, now: Time) -> bool {
-        let mut progress = false;
+        let mut progress = self.agreement.pass_attempt(now);
         while let Some(output) = self.agreement.poll_output() {
             progress = true;
             match output {
@@ -293,7 +293,9 @@ impl Node {
                 holders.push(*owner);
             }
         }
-        holders.retain(|peer| *peer != self.me && self.is_connected(peer));
+        let silent = self.silent(now);
+        holders
+            .retain(|peer| *peer != self.me && self.is_connected(peer) && !silent.contains(peer));
         let Some(peer) = self.take_turn(&holders) else {
             return;
         };
