@@ -239,7 +239,8 @@ impl Bound {
 
 fn codecs() -> impl Iterator<Item = Codec> {
     let sparse = TOP_KS.into_iter().flat_map(|k| {
-        [ValueBits::One, ValueBits::Two].map(|value_bits| Codec::Sparse { k, value_bits })
+        [ValueBits::One, ValueBits::Two, ValueBits::Four]
+            .map(|value_bits| Codec::Sparse { k, value_bits })
     });
     let dense = [
         DenseFormat::Int4,

@@ -95,7 +95,7 @@ pub(crate) struct Args {
     /// Megabytes of f32 that each peer has
     #[arg(long, value_name = "MB", default_value_t = 100.0, value_parser = megabytes)]
     mb: f64,
-    /// Codecs: dense-f32, dense-bf16, dense-int8, dense-int4, sparse-1bit, sparse-2bit, sparse-1bit:K, separated by commas
+    /// Codecs: dense-f32, dense-bf16, dense-int8, dense-int4, sparse-1bit, sparse-2bit, sparse-4bit, sparse-1bit:K, separated by commas
     #[arg(
         long,
         value_name = "CODEC",

@@ -14,7 +14,9 @@
 //! - Rule "norm": the squared norm of a frame is the f64 sum, in flat order of the tiles, of the
 //!   sums of squares of its tiles; the norm is its square root in f64. A dense tile's sum of
 //!   squares is the f64 sum in index order; a sparse tile's is ((entries at the low level) * low^2 +
-//!   (entries at the high level) * high^2) + peak^2 in f64, the peak not counted among the entries.
+//!   (entries at the high level) * high^2) + peak^2 in f64, the peak not counted among the entries; with
+//!   4 value bits it is the f64 sum, started from zero, of (entries at the level) * level^2 from the
+//!   highest of the seven levels down, and of peak^2 last.
 //! - Rule "median": of the norms that are not zero, in ascending order, the one at position (n - 1)
 //!   / 2 rounded down: the lower of the two middle ones when n is even. Zero updates are left out
 //!   because they say nothing on how large an update is; otherwise idle members would clip the

@@ -11,7 +11,7 @@
 //! | 0 | 4 | magic | `GMFR` |
 //! | 4 | 1 | version | 2 |
 //! | 5 | 1 | codec | 1 sparse, 2 dense f32, 3 dense bf16, 4 dense int8, 5 dense int4 |
-//! | 6 | 1 | value bits | 1 or 2 in a sparse frame, else 0 |
+//! | 6 | 1 | value bits | 1, 2 or 4 in a sparse frame, else 0 |
 //! | 7 | 1 | index code | 0..=11 Rice r, 12 packed; by the rule "index code"; 0 in a dense frame |
 //! | 8 | 2 | k | 1..=4096 in a sparse frame, else 0 |
 //! | 10 | 4 | tiles | number of tiles |
@@ -29,11 +29,14 @@
 //!   of a long one are the level itself, or one of two others. If they are 0, the tile has no entries, and nothing
 //!   follows of it. If they are 8191, the tile has at least one entry, but fewer than k' (rule "selection"): the number
 //!   of entries, 12 bits, in `1..k'`, follows, and then its level. Else the tile has k' entries;
-//! - with two or more entries, the place of the peak among them, counted from 0, in as many bits as their number less 1
-//!   has;
+//! - with two or more entries and 1 or 2 value bits, the place of the peak among them, counted from 0, in as many bits as
+//!   their number less 1 has;
 //! - with two or more entries, what the peak adds to the high level;
 //! - with two or more entries and 2 value bits, what the high level adds to the low one, at most 512, or 0 when all
-//!   entries besides the peak are high.
+//!   entries besides the peak are high;
+//! - with two or more entries and 4 value bits, half of the spacing, less 1, in 4 bits: level j of seven, counted from 0, is
+//!   the number of the high level less j times the spacing. The spacing is the smallest that has the levels which entries
+//!   stand for.
 //!
 //! **Dense values**. For each dense tile, in order, its elements: bf16 in a sparse frame, else in the
 //! format of the codec, as [`mod@crate::dense`] lays them out. f32 and bf16: finite, at most 2^15 in
@@ -44,7 +47,9 @@
 //! **Entry values**, a bit stream. For each entry of each sparse tile, by tile and then by index:
 //! its sign (1 is negative); then, with 2 value bits, 1 for high or 0 for low. The peak counts as high. A tile
 //! with a low level has an entry of each besides the peak. Where the peak adds nothing to the high level, it is the
-//! first of the entries that are high.
+//! first of the entries that are high. With 4 value bits, the sign is followed by a code of 3 bits: the j of its level, whose
+//! number is at least 1; or 7 for the peak, which is one entry in each tile that has any. Of the others one or more have
+//! code 0. Where the peak adds nothing to the high level, no entry before it has code 0.
 //!
 //! **Indices**, a bit stream. For each sparse tile, in order, the strictly ascending indices of its
 //! entries inside the tile, each below the tile's length. Rice code: the gap g (the first index
@@ -73,6 +78,7 @@ use crate::codec::{Codec, DenseFormat, VALUE_ABS_MAX, ValueBits};
 use crate::dense;
 use crate::grid::{self, Step};
 use crate::index::IndexCode;
+use crate::ladder::{Ladder, PEAK_CODE};
 use crate::layout::{TILE_ELEMENTS, TILES_MAX};
 
 pub(crate) const HEADER_BYTES: usize = 14;
@@ -166,6 +172,14 @@ pub enum DecodeError {
     },
     #[error("entries of tile {tile} do not use the levels that it has")]
     UnusedLevel { tile: usize },
+    #[error("levels of tile {tile} are {found} steps apart where {canonical} is prescribed")]
+    Spacing {
+        tile: usize,
+        found: u16,
+        canonical: u16,
+    },
+    #[error("{found} entries of tile {tile} are marked as its peak, not one")]
+    PeakCount { tile: usize, found: usize },
     #[error("entry {place} of the {entries} of tile {tile} cannot be its peak")]
     Peak {
         tile: usize,
@@ -222,22 +236,67 @@ struct SparseTile {
     /// Zero in a tile without entries.
     peak: Step,
     count: u16,
+    /// Steps from one of seven levels, of which `high` is the first, to the next; zero when there are none.
+    spacing: u8,
     /// Whether it has entries, but fewer than k'.
     short: bool,
 }
 
-// An entry: its index in the low 12 bits, then its sign, then its group, then whether it is the peak, which is high. Sign
-// and group in this order are what two value bits are on the wire; the three are its place in a table of the values of a
-// tile.
+impl SparseTile {
+    const EMPTY: Self = Self {
+        low: 0,
+        high: 0,
+        peak: 0,
+        count: 0,
+        spacing: 0,
+        short: false,
+    };
+
+    /// See [`TileValues`].
+    fn values(&self, value_bits: ValueBits) -> TileValues {
+        let mut values = [0.0; 16];
+        let mut set = |place: u16, step| {
+            let value = grid::value(step);
+            values[usize::from(place)..][..2].copy_from_slice(&[value, -value]);
+        };
+        match value_bits {
+            ValueBits::One | ValueBits::Two => {
+                set(0, self.low);
+                set(HIGH >> VALUE_SHIFT, self.high);
+                set((HIGH | PEAK) >> VALUE_SHIFT, self.peak);
+            }
+            ValueBits::Four => {
+                let ladder = self.ladder();
+                for code in 0..PEAK_CODE {
+                    set(code << 1, ladder.level(code));
+                }
+                set(PEAK_CODE << 1, self.peak);
+            }
+        }
+        values
+    }
+
+    fn ladder(&self) -> Ladder {
+        Ladder {
+            high: self.high,
+            spacing: self.spacing.into(),
+        }
+    }
+}
+
+// An entry: its index in the low 12 bits, then its sign. With 1 or 2 value bits then its group, and whether it is the peak,
+// which is high; sign and group in this order are what two value bits are on the wire. With 4 value bits then its code; sign
+// and code in this order are what is on the wire. The bits above the index are its place in a table of the values of a tile.
 
 const INDEX: u16 = TILE_ELEMENTS as u16 - 1;
 const VALUE_SHIFT: u32 = TILE_ELEMENTS.trailing_zeros();
 const NEGATIVE: u16 = 1 << VALUE_SHIFT;
 const HIGH: u16 = 2 << VALUE_SHIFT;
 const PEAK: u16 = 4 << VALUE_SHIFT;
+const CODE_SHIFT: u32 = VALUE_SHIFT + 1;
 
-/// What entries stand for, by sign, group and whether they are the peak.
-type TileValues = [f32; 8];
+/// What entries stand for, by all of their bits above the index.
+type TileValues = [f32; 16];
 
 /// The content of one tile.
 pub(crate) enum Part<'a> {
@@ -309,7 +368,9 @@ impl Frame {
     }
 
     /// Sums of squares of the tiles, in order, in f64. A sparse tile: ((entries at the low level) * low^2 + (entries at
-    /// the high level) * high^2) + peak^2, the peak not counted among the entries; a dense tile: sum in index order.
+    /// the high level) * high^2) + peak^2, the peak not counted among the entries, or with 4 value bits the sum of
+    /// (entries at the level) * level^2 from the highest level down, starting from zero, and peak^2 last; a dense tile: sum
+    /// in index order.
     pub(crate) fn squares(&self) -> impl Iterator<Item = f64> + '_ {
         self.squares_with(&self.dense)
     }
@@ -324,17 +385,8 @@ impl Frame {
         let mut waiting: Vec<(usize, &[u8])> = Vec::with_capacity(TOGETHER);
         for (number, (range, part)) in self.parts_with(dense).enumerate() {
             match part {
-                Part::Sparse {
-                    values: [low, _, high, _, .., peak, _],
-                    entries,
-                } => {
-                    let of_group = |group| {
-                        let is_member = |entry: &&u16| *entry & (HIGH | PEAK) == group;
-                        entries.iter().filter(is_member).count() as f64
-                    };
-                    let square = |value: f32| f64::from(value) * f64::from(value);
-                    squares[number] =
-                        of_group(0) * square(low) + of_group(HIGH) * square(high) + square(peak);
+                Part::Sparse { values, entries } => {
+                    squares[number] = self.sparse_squares(&values, entries);
                 }
                 Part::Dense(bytes) if range.len() == TILE_ELEMENTS => waiting.push((number, bytes)),
                 Part::Dense(bytes) => {
@@ -356,6 +408,36 @@ impl Frame {
         squares.into_iter()
     }
 
+    /// [`Frame::squares`] of one sparse tile.
+    fn sparse_squares(&self, values: &TileValues, entries: &[u16]) -> f64 {
+        let square = |bits: u16| {
+            let value = f64::from(values[usize::from(bits >> VALUE_SHIFT)]);
+            value * value
+        };
+        match self.value_bits() {
+            ValueBits::One | ValueBits::Two => {
+                let of_group = |group| {
+                    let is_member = |entry: &&u16| *entry & (HIGH | PEAK) == group;
+                    entries.iter().filter(is_member).count() as f64
+                };
+                of_group(0) * square(0) + of_group(HIGH) * square(HIGH) + square(HIGH | PEAK)
+            }
+            ValueBits::Four => {
+                let mut counts = [0_u32; 8];
+                for entry in entries {
+                    counts[usize::from(entry >> CODE_SHIFT)] += 1;
+                }
+                let of_code =
+                    |(count, code): (u32, u16)| f64::from(count) * square(code << CODE_SHIFT);
+                counts
+                    .into_iter()
+                    .zip(0..)
+                    .map(of_code)
+                    .fold(0.0, |sum, next| sum + next)
+            }
+        }
+    }
+
     /// Element range and content of each tile, in order.
     pub(crate) fn parts(&self) -> impl Iterator<Item = (Range<usize>, Part<'_>)> {
         self.parts_with(&self.dense)
@@ -369,6 +451,7 @@ impl Frame {
         let mut start = 0;
         let mut entries = self.entries.as_slice();
         let format = self.dense_format();
+        let value_bits = self.value_bits();
         self.tiles.iter().map(move |tile| {
             let len = usize::from(tile.len);
             let range = start..start + len;
@@ -377,9 +460,8 @@ impl Frame {
                 Content::Sparse(tile) => {
                     let (own, rest) = entries.split_at(usize::from(tile.count));
                     entries = rest;
-                    let [low, high, peak] = [tile.low, tile.high, tile.peak].map(grid::value);
                     Part::Sparse {
-                        values: [low, -low, high, -high, 0.0, 0.0, peak, -peak],
+                        values: tile.values(value_bits),
                         entries: own,
                     }
                 }
@@ -393,14 +475,12 @@ impl Frame {
         })
     }
 
-    const fn has_two_levels(&self) -> bool {
-        matches!(
-            self.codec,
-            Codec::Sparse {
-                value_bits: ValueBits::Two,
-                ..
-            }
-        )
+    /// Of no meaning in a dense frame, which has no entries.
+    const fn value_bits(&self) -> ValueBits {
+        match self.codec {
+            Codec::Sparse { value_bits, .. } => value_bits,
+            Codec::Dense(_) => ValueBits::One,
+        }
     }
 
     const fn dense_format(&self) -> DenseFormat {
@@ -414,7 +494,7 @@ impl Frame {
 /// Adds to each entry's place in the tile `out` the one of `values` that it stands for.
 #[inline]
 fn add_entries(out: &mut [f32], entries: &[u16], values: TileValues) {
-    let value = |entry: u16| values[usize::from(entry >> VALUE_SHIFT & 7)];
+    let value = |entry: u16| values[usize::from(entry >> VALUE_SHIFT)];
     let index = |entry: u16| usize::from(entry & INDEX);
     // A length known to the compiler spares the check of every index.
     if let Some(out) = out.first_chunk_mut::<TILE_ELEMENTS>() {

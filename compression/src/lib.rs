@@ -31,6 +31,7 @@ pub mod feedback;
 pub mod frame;
 mod grid;
 mod index;
+mod ladder;
 pub mod layout;
 mod levels;
 pub mod planes;

@@ -4,6 +4,7 @@
 //! and shares no code with them beyond the types.
 
 mod levels;
+mod seven;
 
 use half::bf16;
 
@@ -83,8 +84,13 @@ pub fn encode(values: &[f32], tiles: &[Tile], codec: Codec) -> Option<Vec<u8>> {
                 ));
                 for entry in &entries {
                     entry_values.push(entry.negative);
-                    if value_bits == ValueBits::Two {
-                        entry_values.push(entry.group != Group::Low);
+                    match value_bits {
+                        ValueBits::One => {}
+                        ValueBits::Two => entry_values.push(entry.group != Group::Low),
+                        ValueBits::Four => {
+                            let code = seven::code(entry, &entries);
+                            entry_values.extend((0..3).map(|bit| code >> bit & 1 == 1));
+                        }
                     }
                 }
                 indices_by_tile.push(entries.iter().map(|entry| entry.index).collect::<Vec<_>>());
@@ -115,11 +121,7 @@ pub fn encode(values: &[f32], tiles: &[Tile], codec: Codec) -> Option<Vec<u8>> {
     let mut frame = Vec::from(*b"GMFR\x02");
     match codec {
         Codec::Sparse { k, value_bits } => {
-            frame.extend([
-                1,
-                if value_bits == ValueBits::One { 1 } else { 2 },
-                index_code,
-            ]);
+            frame.extend([1, bits_of(value_bits) as u8, index_code]);
             frame.extend(k.get().to_le_bytes());
         }
         Codec::Dense(DenseFormat::F32) => frame.extend([2, 0, 0, 0, 0]),
@@ -157,6 +159,7 @@ fn block_integers(block: &[f32], integer_max: i32) -> (bf16, Vec<i32>) {
 #[derive(Clone, Copy, PartialEq)]
 enum Group {
     Low,
+    /// With 4 value bits all entries besides the peak.
     High,
     Peak,
 }
@@ -168,11 +171,19 @@ struct Entry {
     group: Group,
 }
 
+const fn bits_of(value_bits: ValueBits) -> usize {
+    match value_bits {
+        ValueBits::One => 1,
+        ValueBits::Two => 2,
+        ValueBits::Four => 4,
+    }
+}
+
 fn entries_max(k: u16, len: usize) -> usize {
     (usize::from(k) * len).div_ceil(TILE_ELEMENTS)
 }
 
-/// Rules "selection", "peak", "one level", "two levels" and "left out".
+/// Rules "selection", "peak", "one level", "two levels", "seven levels" and "left out".
 fn quantise(values: &[f32], entries_max: usize, value_bits: ValueBits) -> Vec<Entry> {
     let mut order: Vec<usize> = (0..values.len())
         .filter(|&index| values[index] != 0.0)
@@ -210,6 +221,7 @@ fn quantise(values: &[f32], entries_max: usize, value_bits: ValueBits) -> Vec<En
             }
             best.0
         }
+        ValueBits::Four => return seven::entries(values, peak, &order),
     };
     let high_sum = sum(&order[..split]);
     let high = mean(high_sum, split);
@@ -356,7 +368,7 @@ fn parse(bytes: &[u8], tiles: &[Tile], codec: Codec) -> Option<Vec<f32>> {
     };
 
     let entries: usize = tile_levels.iter().map(|tile| tile.count).sum();
-    let bits_per_entry = if value_bits == ValueBits::One { 1 } else { 2 };
+    let bits_per_entry = bits_of(value_bits);
     let mut value_bits = unpack(take((entries * bits_per_entry).div_ceil(8))?);
     let mut index_bits = unpack(bytes);
     let mut tile_levels = tile_levels.into_iter();
@@ -367,7 +379,7 @@ fn parse(bytes: &[u8], tiles: &[Tile], codec: Codec) -> Option<Vec<f32>> {
             let mut next_free = 0;
             for entry in 0..levels.count {
                 let negative = value_bits.next()?;
-                let is_high = bits_per_entry == 1 || value_bits.next()?;
+                let code = number(&mut value_bits, bits_per_entry as u8 - 1)?;
                 let index = if index_code == 12 {
                     number(&mut index_bits, 12)?
                 } else {
@@ -380,12 +392,12 @@ fn parse(bytes: &[u8], tiles: &[Tile], codec: Codec) -> Option<Vec<f32>> {
                 if index >= tile.len() {
                     return None;
                 }
-                let level = if entry == levels.place {
-                    levels.peak
-                } else if is_high {
-                    levels.high
-                } else {
-                    levels.low
+                let level = match (bits_per_entry, code) {
+                    (4, 7) => levels.peak,
+                    (4, code) => levels.of_code(code)?,
+                    _ if entry == levels.place => levels.peak,
+                    (2, 0) => levels.low,
+                    _ => levels.high,
                 };
                 values[start + index] = if negative { -level } else { level };
             }

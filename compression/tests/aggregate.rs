@@ -53,6 +53,7 @@ fn aggregate_is_the_weighted_clipped_mean_over_all_members() {
     for codec in [
         sparse(64, ValueBits::One),
         sparse(1024, ValueBits::Two),
+        sparse(1024, ValueBits::Four),
         DENSE_F32,
         DENSE_BF16,
     ] {
@@ -121,7 +122,12 @@ fn lone_sender_moves_an_element_by_its_share_only() {
 #[test]
 fn same_order_gives_same_bits() {
     // The order of the members is part of the input: f32 sums depend on it.
-    for codec in [sparse(1024, ValueBits::Two), DENSE_F32, DENSE_BF16] {
+    for codec in [
+        sparse(1024, ValueBits::Two),
+        sparse(1024, ValueBits::Four),
+        DENSE_F32,
+        DENSE_BF16,
+    ] {
         let mut frames = frames(9, codec, 3);
         let sum = |frames: &[Vec<u8>]| {
             let mut out = vec![0.0; ELEMENTS];

@@ -23,6 +23,7 @@ fn residual_and_frame_are_the_update_exactly_as_computed() {
     for codec in [
         sparse(64, ValueBits::One),
         sparse(700, ValueBits::Two),
+        sparse(700, ValueBits::Four),
         DENSE_F32,
         DENSE_BF16,
     ] {
@@ -62,7 +63,11 @@ fn mass_given_back_returns_within_the_rounding_of_two_operations() {
     let elements = 3 * TILE_ELEMENTS + 100;
     let mut rng = Rng(5);
     let delta: Vec<f32> = (0..elements).map(|_| rng.laplace()).collect();
-    for codec in [sparse(64, ValueBits::One), sparse(256, ValueBits::Two)] {
+    for codec in [
+        sparse(64, ValueBits::One),
+        sparse(256, ValueBits::Two),
+        sparse(256, ValueBits::Four),
+    ] {
         let mut feedback = ErrorFeedback::new(elements, 0.95).unwrap();
         feedback.accumulate(0, &delta).unwrap();
         let mut bytes = Vec::new();
@@ -216,7 +221,12 @@ fn folded_update_is_kept_without_decay() {
 #[test]
 fn sending_shard_by_shard_is_accumulating_and_taking() {
     let (tiles, values) = small_shard();
-    for codec in [sparse(64, ValueBits::Two), DENSE_F32, DENSE_BF16] {
+    for codec in [
+        sparse(64, ValueBits::Two),
+        sparse(64, ValueBits::Four),
+        DENSE_F32,
+        DENSE_BF16,
+    ] {
         let mut at_once = ErrorFeedback::new(values.len(), 0.95).unwrap();
         let mut in_steps = at_once.clone();
         for _ in 0..3 {

@@ -33,13 +33,13 @@ fn codecs() -> impl Strategy<Value = Codec> {
         1 => Just(DENSE_BF16),
         2 => Just(DENSE_INT8),
         2 => Just(DENSE_INT4),
-        4 => (1..=4096_u16, any::<bool>()).prop_map(|(k, two)| sparse(k, value_bits(two))),
-        6 => (1..=200_u16, any::<bool>()).prop_map(|(k, two)| sparse(k, value_bits(two))),
+        6 => (1..=4096_u16, value_bits()).prop_map(|(k, value_bits)| sparse(k, value_bits)),
+        9 => (1..=200_u16, value_bits()).prop_map(|(k, value_bits)| sparse(k, value_bits)),
     ]
 }
 
-fn value_bits(two: bool) -> ValueBits {
-    if two { ValueBits::Two } else { ValueBits::One }
+fn value_bits() -> impl Strategy<Value = ValueBits> {
+    prop::sample::select(vec![ValueBits::One, ValueBits::Two, ValueBits::Four])
 }
 
 fn value() -> impl Strategy<Value = f32> {
@@ -49,6 +49,7 @@ fn value() -> impl Strategy<Value = f32> {
         1 => Just(-0.0),
         2 => (-3_i8..=3).prop_map(f32::from),
         1 => (-60_i32..15).prop_map(|exponent| 2.0_f32.powi(exponent)),
+        1 => (0..160_u8).prop_map(|step| (-f32::from(step) / 32.0).exp2()),
         1 => (0..0x0100_0000_u32).prop_map(f32::from_bits),
         1 => -VALUE_ABS_MAX..=VALUE_ABS_MAX,
     ]
@@ -69,6 +70,16 @@ fn shards() -> impl Strategy<Value = (Vec<Tile>, Vec<f32>)> {
             1 => any::<u64>().prop_map(move |seed| {
                 let mut rng = Rng(seed);
                 (0..elements).map(|_| rng.normal() * 1e-3).collect()
+            }),
+            // Few magnitudes, on and near ladders.
+            1 => (any::<u64>(), -126..15_i32, 1..40_usize).prop_map(move |(seed, exponent, spacing)| {
+                let mut rng = Rng(seed);
+                let mut value = || {
+                    let below = rng.below(8) * spacing + rng.below(20) / 19;
+                    let magnitude = (f64::from(exponent) - below as f64 / 32.0).exp2() as f32;
+                    [magnitude, -magnitude, 0.0][rng.below(3)]
+                };
+                (0..elements).map(|_| value()).collect()
             }),
         ];
         (Just(tiles), values)
@@ -136,8 +147,32 @@ proptest! {
     }
 
     #[test]
-    fn entries_have_the_sign_of_their_values((tiles, values) in shards(), k in 1..=4096_u16, two: bool) {
-        let decoded = dequantised(&Frame::quantise(&values, &tiles, sparse(k, value_bits(two))).unwrap());
+    fn seven_levels_stay_within_the_stated_error(seed: u64, exponent in -100_i32..15, span in 0..189_usize, elements in 2..300_usize) {
+        let mut rng = Rng(seed);
+        // Some crowd at the lower end, as the values of top-k do.
+        let power = [1.0, 3.0][rng.below(2)];
+        let mut value = || {
+            let below = span as f64 * (1.0 - rng.unit().powf(power));
+            let magnitude = (f64::from(exponent) - below / 32.0).exp2() as f32;
+            if rng.below(2) == 0 { magnitude } else { -magnitude }
+        };
+        let values: Vec<f32> = (0..elements).map(|_| value()).collect();
+        let tiles = tiles(&[(elements, TensorMode::Sparse)]);
+        let decoded = dequantised(&Frame::quantise(&values, &tiles, sparse(4096, ValueBits::Four)).unwrap());
+
+        // Both ends may be rounded away from each other.
+        let spacing = 2 * (span + 1).div_ceil(12);
+        let (grid, ratio) = ((1.0 / 64.0_f64).exp2() - 1.0, (-(spacing as f64) / 32.0).exp2());
+        let bound = grid + (1.0 + grid) * (1.0 - ratio) / (1.0 + ratio);
+        let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
+        let error = norm(&mut values.iter().zip(&decoded).map(|(value, decoded)| f64::from(value - decoded)));
+        // Levels and steps are rounded to f32.
+        prop_assert!(error <= (bound + 1e-6) * norm(&mut values.iter().map(|&value| f64::from(value))));
+    }
+
+    #[test]
+    fn entries_have_the_sign_of_their_values((tiles, values) in shards(), k in 1..=4096_u16, value_bits in value_bits()) {
+        let decoded = dequantised(&Frame::quantise(&values, &tiles, sparse(k, value_bits)).unwrap());
         for (value, decoded) in values.iter().zip(&decoded) {
             prop_assert!(*decoded == 0.0 || value.signum() == decoded.signum());
         }
@@ -161,7 +196,11 @@ fn bits_per_entry_stay_within_the_bars() {
         ("normal", Rng::normal as fn(&mut Rng) -> f32),
         ("laplace", Rng::laplace),
     ] {
-        for (value_bits, bar) in [(ValueBits::One, 8.9), (ValueBits::Two, 10.1)] {
+        for (value_bits, bar) in [
+            (ValueBits::One, 8.9),
+            (ValueBits::Two, 10.1),
+            (ValueBits::Four, 11.9),
+        ] {
             let (tiles, values) = random_tiles(distribution, 1);
             let mut out = Vec::new();
             let stats = encode(&values, &tiles, sparse(64, value_bits), &mut out).unwrap();
@@ -191,6 +230,51 @@ fn two_levels_lose_less_than_one() {
     // two leave 0.352 of it (Lloyd and Max: border t = 1.594 with t = (low + high) / 2, levels
     // 0.594 and 2.594 above the tail's start).
     assert!(loss(ValueBits::Two) < 0.5 * loss(ValueBits::One));
+}
+
+/// Sums over `peers` of what each sends of its own noisy view of the same heavy-tailed vector: the 64 largest of each tile,
+/// as sign and level.
+fn sums_of_frames(peers: usize, seed: u64) -> (Vec<Tile>, Vec<f32>) {
+    let (tiles, common) = random_tiles(Rng::laplace, seed);
+    let codec = sparse(64, ValueBits::One);
+    let mut rng = Rng(!seed);
+    let mut sum = vec![0.0; common.len()];
+    for _ in 0..peers {
+        let noisy = common.iter().map(|value| value + 1e-3 * rng.laplace());
+        let values: Vec<f32> = noisy.collect();
+        let weight = (0.5 + rng.unit() as f32) / peers as f32;
+        let sent = dequantised(&Frame::quantise(&values, &tiles, codec).unwrap());
+        for (sum, sent) in sum.iter_mut().zip(sent) {
+            *sum += weight * sent;
+        }
+    }
+    (tiles, sum)
+}
+
+#[test]
+fn seven_levels_lose_an_eighth_of_what_two_do_on_sums() {
+    for peers in [8, 32] {
+        let (tiles, sums) = sums_of_frames(peers, 3);
+        for k in [256, 512] {
+            let loss = |value_bits| {
+                let mut out = Vec::new();
+                let stats = encode(&sums, &tiles, sparse(k, value_bits), &mut out).unwrap();
+                let frame = decode(&out, &tiles, sparse(k, value_bits)).unwrap();
+                let kept = || {
+                    dequantised(&frame)
+                        .into_iter()
+                        .zip(&sums)
+                        .filter(|pair| pair.0 != 0.0)
+                };
+                let loss = kept().map(|(d, v)| f64::from(d - v).powi(2)).sum::<f64>()
+                    / kept().map(|(_, v)| f64::from(*v).powi(2)).sum::<f64>();
+                let bits = 8.0 * out.len() as f64 / stats.entries as f64;
+                println!("{peers} peers, k {k}, {value_bits:?}: {loss:.4}, {bits:.2} bits");
+                loss
+            };
+            assert!(8.0 * loss(ValueBits::Four) < loss(ValueBits::Two));
+        }
+    }
 }
 
 #[test]
@@ -274,7 +358,7 @@ fn zeros_are_never_entries() {
     let mut values = vec![0.0; 2 * TILE_ELEMENTS];
     values[TILE_ELEMENTS + 5] = -2.0;
     values[TILE_ELEMENTS + 9] = -0.0;
-    for value_bits in [ValueBits::One, ValueBits::Two] {
+    for value_bits in [ValueBits::One, ValueBits::Two, ValueBits::Four] {
         let codec = sparse(64, value_bits);
         let frame = decode(&encoded(&values, &tiles, codec), &tiles, codec).unwrap();
         assert_eq!(frame.entries(), 1);
@@ -307,6 +391,7 @@ fn largest_value_survives_every_codec() {
     for codec in [
         sparse(4096, ValueBits::One),
         sparse(4096, ValueBits::Two),
+        sparse(4096, ValueBits::Four),
         DENSE_F32,
         DENSE_BF16,
     ] {
@@ -443,7 +528,8 @@ fn dense_f32_keeps_every_bit_but_the_sign_of_zero() {
 #[test]
 fn stated_maximum_is_close_to_what_frames_take() {
     let (tiles, values) = random_tiles(Rng::normal, 4);
-    for codec in [sparse(64, ValueBits::One), sparse(64, ValueBits::Two)] {
+    for value_bits in [ValueBits::One, ValueBits::Two, ValueBits::Four] {
+        let codec = sparse(64, value_bits);
         let usual = encoded(&values, &tiles, codec).len();
         let max = frame_bytes_max(&tiles, codec);
         assert!(usual <= max && max * 20 <= usual * 23, "{usual} of {max}");

@@ -81,6 +81,41 @@ fn two_level_frame_with_an_empty_and_a_short_tile() {
 }
 
 #[test]
+fn seven_level_frame_with_a_short_tile() {
+    let mut values = [0.0; 16];
+    values[..8].copy_from_slice(&[0.0, -2.0, 1.0, 0.0, 0.5, -0.25, 1.0, 0.0]);
+    values[8..].copy_from_slice(&[0.5, 0.0, 0.0, 0.0, 0.001, 0.0, -0.5, 0.25]);
+    let mut decoded = values;
+    decoded[12] = 0.0;
+    assert_frame(
+        &values,
+        &tiles(&[(8, TensorMode::Sparse); 2]),
+        // ceil(2560 * 8 / 4096) = 5 entries.
+        sparse(2560, ValueBits::Four),
+        &[
+            "474d4652", // magic
+            "02",       // version
+            "01",       // sparse
+            "04",       // value bits
+            "00", // gaps 1, 0, 1, 0, 0; 0, 5, 0: Rice r = 0 takes 7 + 8 bits, r = 1 18, packed 96
+            "000a", // k
+            "02000000", // tiles
+            // First tile: level 1, step 4033 = 0xfc1, in its long form; the peak is 32 steps above. The others are 0, 32
+            // and 64 steps below the level: codes 0, 2 and 4 of the spacing 16, as number 7.
+            // 0000 1000001111110 0010000 1110
+            // Second tile: short, three entries; level 32 steps below: number 63; the peak adds nothing, and is the
+            // first there; the other is 32 steps below: code 4 of the spacing 8, as number 3.
+            // 0000 1111111111111 110000000000 00011111 10000 1100
+            "10fc0807ff7f00f0c300",
+            // Minus peak, plus 0, plus 2, minus 4, plus 0; plus peak, minus 0, plus 4, the sign lowest.
+            "0f94e081",
+            "f660", // 01 1 01 1 1, 1 000001 1
+        ],
+        &decoded,
+    );
+}
+
+#[test]
 fn dense_f32_frame() {
     assert_frame(
         &[1.0, -0.0, -32768.0],
@@ -151,6 +186,13 @@ fn mixed_frames() {
             concat!(
                 "474d465202010202bc0204000000f0ff0b00c21f71d9f0fba024f8ff0100820ecd3d000040c0cc1e",
                 "4e1e024950b0a8a8ca44550e"
+            ),
+        ),
+        (
+            sparse(700, ValueBits::Four),
+            concat!(
+                "474d465202010402bc0204000000f0ff0b00c21fee01f01b00ff3f0040d001cd3d000040c01418fe",
+                "65309812470e4950b0a8a8ca44550e"
             ),
         ),
     ] {

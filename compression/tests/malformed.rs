@@ -9,10 +9,12 @@ use gradmesh_compression::{
     encode, reference,
 };
 
-const CODECS: [fn() -> Codec; 7] = [
+const CODECS: [fn() -> Codec; 9] = [
     || sparse(64, ValueBits::One),
     || sparse(700, ValueBits::One),
     || sparse(700, ValueBits::Two),
+    || sparse(64, ValueBits::Four),
+    || sparse(700, ValueBits::Four),
     || DENSE_F32,
     || DENSE_BF16,
     || DENSE_INT8,
@@ -329,6 +331,108 @@ fn level_that_no_entry_uses_is_refused() {
     }
 }
 
+/// A frame of one sparse tile of 64 elements with 4 value bits, k = 256, given what adds the peak, the half of the spacing
+/// less 1, and a code of four entries; the code 8 and more has a negative sign.
+fn decode_codes(level: Bits, up: u32, half: u32, codes: [u32; 4]) -> Result<(), DecodeError> {
+    let tiles = tiles(&[(64, TensorMode::Sparse)]);
+    let codec = sparse(256, ValueBits::Four);
+    let mut bytes = b"GMFR\x02\x01\x04\0\0\x01\x01\0\0\0".to_vec();
+    bytes.extend(packed(&[level, short(up), vec![(half, 4)]].concat()));
+    let nibbles = codes.map(|code| (code % 8 * 2 + code / 8, 4));
+    bytes.extend(packed(&nibbles));
+    // Indices 1, 3, 8, 9.
+    bytes.extend([0b0000_1010, 0b0000_0011]);
+    check(&bytes, &tiles, codec);
+    decode(&bytes, &tiles, codec).map(|_| ())
+}
+
+#[test]
+fn codes_that_suit_the_levels_are_accepted() {
+    assert_eq!(decode_codes(long(LEVEL), 32, 7, [5, 7, 8, 9]), Ok(()));
+    assert_eq!(decode_codes(long(LEVEL), 32, 0, [0, 15, 8, 0]), Ok(()));
+    assert_eq!(decode_codes(long(LEVEL), 0, 15, [7, 0, 5, 6]), Ok(()));
+    // Down to the first step of the grid.
+    assert_eq!(decode_codes(long(193), 0, 15, [1, 7, 0, 6]), Ok(()));
+}
+
+#[test]
+fn tile_without_exactly_one_peak_is_refused() {
+    for (codes, found) in [([0, 1, 2, 3], 0), ([0, 7, 1, 15], 2), ([7, 7, 7, 7], 4)] {
+        assert_eq!(
+            decode_codes(long(LEVEL), 32, 7, codes),
+            Err(DecodeError::PeakCount { tile: 0, found })
+        );
+    }
+    // Of the entries with the magnitude of the peak it is the first.
+    let (tile, entries) = (0, 4);
+    for (codes, place) in [([0, 7, 1, 5], 1), ([5, 8, 1, 15], 3)] {
+        assert_eq!(
+            decode_codes(long(LEVEL), 0, 7, codes),
+            Err(DecodeError::Peak {
+                tile,
+                place,
+                entries
+            })
+        );
+        assert_eq!(decode_codes(long(LEVEL), 1, 7, codes), Ok(()));
+    }
+    // A lone entry is the peak.
+    let tiles = tiles(&[(8, TensorMode::Sparse)]);
+    let codec = sparse(1, ValueBits::Four);
+    let frame = |code: u8| {
+        let levels = packed(&long(LEVEL));
+        let header = b"GMFR\x02\x01\x04\0\x01\0\x01\0\0\0";
+        let bytes = [&header[..], &levels, &[code << 1, 1]].concat();
+        check(&bytes, &tiles, codec);
+        decode(&bytes, &tiles, codec).map(|_| ())
+    };
+    assert_eq!(frame(7), Ok(()));
+    assert_eq!(frame(0), Err(DecodeError::PeakCount { tile: 0, found: 0 }));
+}
+
+#[test]
+fn high_level_that_no_entry_has_is_refused() {
+    assert_eq!(
+        decode_codes(long(LEVEL), 32, 7, [1, 7, 1, 2]),
+        Err(DecodeError::UnusedLevel { tile: 0 })
+    );
+}
+
+#[test]
+fn level_below_the_grid_is_refused() {
+    for (level, codes, found) in [(192, [1, 7, 0, 6], 0), (40, [3, 7, 2, 0], -56)] {
+        assert_eq!(
+            decode_codes(long(level), 0, 15, [7, codes[0], codes[2], codes[3]]),
+            Err(DecodeError::Level {
+                tile: 0,
+                found,
+                min: 1,
+                max: level as i32
+            })
+        );
+    }
+}
+
+#[test]
+fn larger_spacing_than_needed_is_refused() {
+    for (half, codes, canonical) in [
+        (7, [0, 7, 0, 0], 2),   // no level but the high one
+        (7, [0, 7, 2, 0], 8),   // 32 steps below: four times 8
+        (9, [0, 7, 2, 2], 8),   // 40: five times 8
+        (14, [0, 7, 2, 4], 20), // 60 and 120
+        (15, [3, 7, 0, 0], 16),
+    ] {
+        assert_eq!(
+            decode_codes(long(LEVEL), 32, half, codes),
+            Err(DecodeError::Spacing {
+                tile: 0,
+                found: 2 * half as u16 + 2,
+                canonical
+            })
+        );
+    }
+}
+
 #[test]
 fn index_outside_the_tile_is_refused() {
     // Gap 1, then more zero bits than the tile has elements.
@@ -520,7 +624,7 @@ fn blocks_that_no_values_encode_to_are_refused() {
 /// places.
 #[test]
 fn mutated_frames_never_panic_and_never_encode_twice() {
-    const MUTATIONS: usize = 400_000;
+    const MUTATIONS: usize = 500_000;
     let mut rng = Rng(0x6d65_7368);
     let seeds: Vec<_> = CODECS
         .iter()

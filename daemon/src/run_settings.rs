@@ -146,6 +146,7 @@ fn sparse(k: (&'static str, u32), bits: (&'static str, u32)) -> Result<Codec, Ru
         value_bits: match bits.1 {
             1 => ValueBits::One,
             2 => ValueBits::Two,
+            4 => ValueBits::Four,
             _ => return Err(range(bits)),
         },
     })

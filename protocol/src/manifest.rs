@@ -172,7 +172,7 @@ pub struct Exchange {
     pub plan: PlanKind,
     /// Elements kept of a full tile on the way down from an owner (sparse).
     pub reduced_k: u32,
-    /// Bits of a kept value on the way down, sign included: 1 or 2 (sparse).
+    /// Bits of a kept value on the way down, sign included: 1, 2 or 4 (sparse).
     pub reduced_value_bits: u32,
     /// Decay of the owner residual of the `reduce` plan, parts per million.
     pub owner_beta_ppm: u32,
@@ -325,7 +325,7 @@ pub struct Codec {
     pub kind: CodecKind,
     /// Elements kept of a full tile (sparse).
     pub k: u32,
-    /// Bits of a kept value, sign included: 1 or 2 (sparse).
+    /// Bits of a kept value, sign included: 1, 2 or 4 (sparse).
     pub value_bits: u32,
     /// Decay of the error feedback, parts per million.
     pub feedback_beta_ppm: u32,
@@ -442,7 +442,6 @@ impl Manifest {
         let momentum = self.outer.momentum_ppm.into();
         range("outer.momentum", momentum, 0, momentum_max);
         range("codec.k", self.codec.k.into(), 1, 1024);
-        range("codec.value_bits", self.codec.value_bits.into(), 1, 2);
         let beta = self.codec.feedback_beta_ppm.into();
         range("codec.feedback_beta", beta, 0, 1_000_000);
         let shard = self.codec.tiles_per_shard.into();
@@ -460,8 +459,6 @@ impl Manifest {
         range("trust.absent_rounds_max", absent, 1, 1000);
         let exchange = &self.exchange;
         range("exchange.reduced_k", exchange.reduced_k.into(), 1, 1024);
-        let bits = exchange.reduced_value_bits.into();
-        range("exchange.reduced_value_bits", bits, 1, 2);
         let beta = exchange.owner_beta_ppm.into();
         range("exchange.owner_beta", beta, 0, 1_000_000);
         range("exchange.overlap", exchange.overlap.into(), 0, 1);
@@ -482,6 +479,16 @@ impl Manifest {
         if let Chain::Subnet(subnet) = &self.chain {
             let blocks = subnet.snapshot_blocks.into();
             range("chain.snapshot_blocks", blocks, 1, SNAPSHOT_BLOCKS_MAX);
+        }
+        for (field, bits) in [
+            ("codec.value_bits", self.codec.value_bits),
+            ("exchange.reduced_value_bits", exchange.reduced_value_bits),
+        ] {
+            check(
+                field,
+                matches!(bits, 1 | 2 | 4),
+                format!("{bits} is none of 1, 2 and 4"),
+            );
         }
         faults
     }
@@ -694,6 +701,27 @@ mod tests {
             "chain.snapshot_blocks",
         ];
         assert_eq!(fields, expected);
+    }
+
+    #[test]
+    fn values_have_one_two_or_four_bits() {
+        for bits in 0..=8 {
+            let mut manifest = example(PeerKey([1; 32]));
+            manifest.codec.value_bits = bits;
+            manifest.exchange.reduced_value_bits = bits;
+            let fault = |field| ManifestFault {
+                field,
+                problem: format!("{bits} is none of 1, 2 and 4"),
+            };
+            let expected = match bits {
+                1 | 2 | 4 => vec![],
+                _ => vec![
+                    fault("codec.value_bits"),
+                    fault("exchange.reduced_value_bits"),
+                ],
+            };
+            assert_eq!(manifest.validate(), expected);
+        }
     }
 
     #[test]

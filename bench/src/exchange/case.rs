@@ -122,7 +122,7 @@ impl FromStr for CodecName {
         let unknown = || {
             let dense = Dense::ALL.map(|format| format!("dense-{}", format.mode()));
             format!(
-                "{text:?} is none of {}, sparse-1bit, sparse-2bit, sparse-1bit:K, sparse-2bit:K",
+                "{text:?} is none of {}, sparse-1bit, sparse-2bit, sparse-4bit, each also with :K",
                 dense.join(", ")
             )
         };
@@ -130,6 +130,7 @@ impl FromStr for CodecName {
         let value_bits = match name {
             "sparse-1bit" => 1,
             "sparse-2bit" => 2,
+            "sparse-4bit" => 4,
             _ => return Err(unknown()),
         };
         let k = if name.len() == text.len() {
@@ -273,6 +274,7 @@ mod tests {
             "dense-int4",
             "sparse-1bit",
             "sparse-2bit:128",
+            "sparse-4bit",
         ] {
             assert_eq!(text.parse::<CodecName>().unwrap().to_string(), text);
         }

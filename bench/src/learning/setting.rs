@@ -36,8 +36,8 @@ pub(crate) struct Parameters {
     #[arg(long, default_value_t = 256)]
     pub(super) reduced_k: u16,
 
-    /// Bits of a value on the way down
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=2))]
+    /// Bits of a value on the way down: 1, 2 or 4
+    #[arg(long, default_value_t = 2, value_parser = value_bits)]
     pub(super) reduced_value_bits: u8,
 
     /// Decay of an owner's residual
@@ -51,6 +51,15 @@ pub(crate) struct Parameters {
     /// With overlap: steps of a round that are done when the round before it is applied; the exchange takes so long
     #[arg(long, default_value_t = 2)]
     pub(super) land_after: u32,
+}
+
+fn value_bits(text: &str) -> Result<u8, String> {
+    match text {
+        "1" => Ok(1),
+        "2" => Ok(2),
+        "4" => Ok(4),
+        _ => Err("not 1, 2 or 4".to_owned()),
+    }
 }
 
 /// The name by which the command line knows `value`.
@@ -200,7 +209,8 @@ impl Setting {
         };
         let reduced_bits = match parameters.reduced_value_bits {
             1 => ValueBits::One,
-            _ => ValueBits::Two,
+            2 => ValueBits::Two,
+            _ => ValueBits::Four,
         };
         Ok(ReplicaConfig {
             codec,

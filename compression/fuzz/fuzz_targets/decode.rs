@@ -27,14 +27,16 @@ fn codec(selector: u8) -> Codec {
         k: TopK::new(k).expect("k in range"),
         value_bits,
     };
-    match selector % 7 {
+    match selector % 9 {
         0 => sparse(64, ValueBits::One),
         1 => sparse(64, ValueBits::Two),
         2 => sparse(1024, ValueBits::Two),
         3 => Codec::Dense(DenseFormat::F32),
         4 => Codec::Dense(DenseFormat::Bf16),
         5 => Codec::Dense(DenseFormat::Int8),
-        _ => Codec::Dense(DenseFormat::Int4),
+        6 => Codec::Dense(DenseFormat::Int4),
+        7 => sparse(64, ValueBits::Four),
+        _ => sparse(1024, ValueBits::Four),
     }
 }
 

@@ -2,10 +2,11 @@
 
 use bytes::Bytes;
 
-use super::{Content, EncodeError, Frame, FrameTile, HIGH, NEGATIVE, PEAK, SparseTile};
+use super::{CODE_SHIFT, Content, EncodeError, Frame, FrameTile, HIGH, NEGATIVE, PEAK, SparseTile};
 use crate::codec::{Codec, DenseFormat, TileCode, VALUE_ABS_MAX, ValueBits};
 use crate::dense;
-use crate::grid;
+use crate::grid::{self, Step};
+use crate::ladder::{Ladder, PEAK_CODE};
 use crate::layout::{TILES_MAX, Tile};
 use crate::levels::Levels;
 use crate::select::{Selector, magnitude_bits};
@@ -164,6 +165,15 @@ fn suits(indices: &[u16], values: &[f32], len: usize, entries_max: u16) -> bool 
         && values.iter().all(|&value| value != 0.0)
 }
 
+/// The sign in an entry.
+fn sign(value: f32) -> u16 {
+    if value.is_sign_negative() {
+        NEGATIVE
+    } else {
+        0
+    }
+}
+
 /// Place of the first of the largest numbers, which are positive.
 fn first_largest(numbers: &[f32]) -> Option<usize> {
     // As signed integers: that comparison is one instruction on every processor.
@@ -180,6 +190,9 @@ struct Builder {
     dense: Vec<u8>,
     /// Of the entries of a tile besides its peak.
     others: Vec<f32>,
+    other_steps: Vec<Step>,
+    /// Of all entries of a tile.
+    codes: Vec<Option<u16>>,
 }
 
 impl Builder {
@@ -201,6 +214,8 @@ impl Builder {
             },
             dense: Vec::with_capacity(dense),
             others: Vec::new(),
+            other_steps: Vec::new(),
+            codes: Vec::new(),
         }
     }
 
@@ -239,7 +254,11 @@ impl Builder {
             high,
             high_from,
         } = match value_bits {
-            _ if self.others.is_empty() => Levels::NONE,
+            ValueBits::Four => {
+                let content = self.on_ladder(indices, values, first, peak, entries_max);
+                return self.push(tile, Content::Sparse(content));
+            }
+            ValueBits::One | ValueBits::Two if self.others.is_empty() => Levels::NONE,
             ValueBits::One => Levels::one(&self.others),
             ValueBits::Two => Levels::two(&mut self.others),
         };
@@ -260,12 +279,7 @@ impl Builder {
                 (low, 0)
             };
             if step != 0 {
-                let sign = if value.is_sign_negative() {
-                    NEGATIVE
-                } else {
-                    0
-                };
-                entries.push(index | sign | group);
+                entries.push(index | sign(*value) | group);
             }
         }
         // At most `entries_max`.
@@ -277,9 +291,80 @@ impl Builder {
                 high,
                 peak,
                 count,
+                spacing: 0,
                 short: count != 0 && count < entries_max,
             }),
         );
+    }
+
+    /// Pushes the entries of a tile with 4 value bits. `first`: the place of the first of the largest magnitudes, at the
+    /// step `peak`; `others` has those of the other elements.
+    fn on_ladder(
+        &mut self,
+        indices: &[u16],
+        values: &[f32],
+        first: usize,
+        peak: Step,
+        entries_max: u16,
+    ) -> SparseTile {
+        if peak == 0 {
+            return SparseTile::EMPTY;
+        }
+        let steps = &mut self.other_steps;
+        steps.clear();
+        steps.extend(
+            self.others
+                .iter()
+                .map(|&magnitude| grid::nearest(magnitude)),
+        );
+        let ladder = Ladder::of(steps, peak);
+        self.codes.clear();
+        self.codes
+            .extend(steps.iter().map(|&step| ladder.code(step)));
+        let used = self
+            .codes
+            .iter()
+            .flatten()
+            .fold(0, |used, code| used | 1 << code);
+        let spacing = if used == 0 {
+            0
+        } else {
+            ladder.spacing_of(used)
+        };
+
+        self.codes.insert(first, Some(0));
+        // Where the high level is at the step of the peak, the first entry there is the peak.
+        let is_high = |code: &Option<u16>| *code == Some(0);
+        let place = if ladder.high == peak {
+            self.codes.iter().position(is_high).unwrap_or(first)
+        } else {
+            first
+        };
+        let entries = &mut self.frame.entries;
+        let start = entries.len();
+        for (number, ((&index, value), code)) in
+            indices.iter().zip(values).zip(&self.codes).enumerate()
+        {
+            let code = if number == place {
+                Some(PEAK_CODE)
+            } else {
+                code.map(|code| code * ladder.spacing / spacing)
+            };
+            if let Some(code) = code {
+                entries.push(index | sign(*value) | code << CODE_SHIFT);
+            }
+        }
+        // At most `entries_max`.
+        let count = (entries.len() - start) as u16;
+        SparseTile {
+            low: 0,
+            high: ladder.high,
+            peak,
+            count,
+            // At most 32.
+            spacing: spacing as u8,
+            short: count < entries_max,
+        }
     }
 
     fn finish(self) -> Frame {

@@ -5,13 +5,14 @@ use bytes::Bytes;
 use super::tile_levels::LevelReader;
 use super::write::Header;
 use super::{
-    Content, DecodeError, Frame, FrameTile, HIGH, MAGIC, PEAK, Section, SparseTile, VALUE_SHIFT,
-    VERSION,
+    CODE_SHIFT, Content, DecodeError, Frame, FrameTile, HIGH, MAGIC, PEAK, Section, SparseTile,
+    VALUE_SHIFT, VERSION,
 };
 use crate::bits::BitReader;
-use crate::codec::{Codec, TileCode};
+use crate::codec::{Codec, TileCode, ValueBits};
 use crate::dense::{self, DenseFault};
 use crate::index::{IndexCode, IndexFault, IndexReader};
+use crate::ladder::PEAK_CODE;
 use crate::layout::Tile;
 
 impl Frame {
@@ -107,37 +108,45 @@ impl Frame {
         Ok(encoded)
     }
 
-    /// Fills `entries` with signs, groups and peaks, which are at these `places` in the sparse tiles; the indices stay
-    /// zero.
+    /// Fills `entries` with signs, and groups and peaks, which are at these `places` in the sparse tiles, or codes; the
+    /// indices stay zero.
     fn read_entry_values(
         &mut self,
         bytes: &mut Rest<'_>,
         places: &[u16],
     ) -> Result<(), DecodeError> {
         let section = Section::EntryValues;
-        let two_levels = self.has_two_levels();
+        let value_bits = self.value_bits();
         let counts = self.tiles.iter().map(|tile| match tile.content {
             Content::Sparse(tile) => usize::from(tile.count),
             Content::Dense => 0,
         });
         let entries: usize = counts.sum();
-        let bits = entries * if two_levels { 2 } else { 1 };
+        let bits = entries * value_bits.bits() as usize;
         let mut reader = BitReader::new(bytes.take(bits.div_ceil(8), section)?, 0);
         // The bytes were there: at most eight entries for each.
         self.entries.resize(entries, 0);
-        for entries in self.entries.chunks_mut(if two_levels { 16 } else { 32 }) {
+        for entries in self.entries.chunks_mut(32 / value_bits.bits() as usize) {
             // Up to 32 bits.
-            let bits = entries.len() as u32 * if two_levels { 2 } else { 1 };
+            let bits = entries.len() as u32 * value_bits.bits();
             let word = reader
                 .read(bits)
                 .ok_or(DecodeError::Truncated { section })?;
-            if two_levels {
-                for (entry, place) in entries.iter_mut().zip((0..32).step_by(2)) {
-                    *entry = (word >> place & 3) as u16 * (1 << VALUE_SHIFT);
+            match value_bits {
+                ValueBits::One => {
+                    for (entry, place) in entries.iter_mut().zip(0..32) {
+                        *entry = HIGH | ((word >> place & 1) as u16 * (1 << VALUE_SHIFT));
+                    }
                 }
-            } else {
-                for (entry, place) in entries.iter_mut().zip(0..32) {
-                    *entry = HIGH | ((word >> place & 1) as u16 * (1 << VALUE_SHIFT));
+                ValueBits::Two => {
+                    for (entry, place) in entries.iter_mut().zip((0..32).step_by(2)) {
+                        *entry = (word >> place & 3) as u16 * (1 << VALUE_SHIFT);
+                    }
+                }
+                ValueBits::Four => {
+                    for (entry, place) in entries.iter_mut().zip((0..32).step_by(4)) {
+                        *entry = (word >> place & 15) as u16 * (1 << VALUE_SHIFT);
+                    }
                 }
             }
         }
@@ -152,7 +161,12 @@ impl Frame {
         for ((number, tile), &place) in tiles.zip(places) {
             let (entries, after) = rest.split_at_mut(usize::from(tile.count));
             rest = after;
-            mark_peak(entries, usize::from(place), number, &tile)?;
+            match value_bits {
+                ValueBits::One | ValueBits::Two => {
+                    mark_peak(entries, usize::from(place), number, &tile)?;
+                }
+                ValueBits::Four => check_codes(entries, number, &tile)?,
+            }
         }
         Ok(())
     }
@@ -224,6 +238,63 @@ fn mark_peak(
     } else {
         Err(DecodeError::UnusedLevel { tile: number })
     }
+}
+
+/// Whether the codes of the `entries` of a tile suit its peak and its levels.
+fn check_codes(entries: &[u16], number: usize, tile: &SparseTile) -> Result<(), DecodeError> {
+    if entries.is_empty() {
+        return Ok(());
+    }
+    let code = |entry: &u16| entry >> CODE_SHIFT;
+    let mut used = 0_u8;
+    let mut peaks = 0;
+    for entry in entries {
+        used |= 1 << code(entry);
+        peaks += usize::from(code(entry) == PEAK_CODE);
+    }
+    if peaks != 1 {
+        return Err(DecodeError::PeakCount {
+            tile: number,
+            found: peaks,
+        });
+    }
+    let used = used & !(1 << PEAK_CODE);
+    if entries.len() == 1 {
+        return Ok(());
+    }
+    if used & 1 == 0 {
+        return Err(DecodeError::UnusedLevel { tile: number });
+    }
+    let first = |wanted| entries.iter().position(|entry| code(entry) == wanted);
+    if let (0, Some(place)) = (tile.peak - tile.high, first(PEAK_CODE))
+        && first(0) < Some(place)
+    {
+        return Err(DecodeError::Peak {
+            tile: number,
+            place: place as u32,
+            entries: tile.count,
+        });
+    }
+    let ladder = tile.ladder();
+    // Some code is used.
+    let last = u8::BITS - 1 - used.leading_zeros();
+    if ladder.level(last as u16) == 0 {
+        return Err(DecodeError::Level {
+            tile: number,
+            found: i32::from(tile.high) - last as i32 * i32::from(tile.spacing),
+            min: 1,
+            max: tile.high.into(),
+        });
+    }
+    let canonical = ladder.spacing_of(used);
+    if ladder.spacing != canonical {
+        return Err(DecodeError::Spacing {
+            tile: number,
+            found: ladder.spacing,
+            canonical,
+        });
+    }
+    Ok(())
 }
 
 /// The index code, or none in a dense frame.

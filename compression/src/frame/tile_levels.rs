@@ -8,6 +8,7 @@ use super::{DecodeError, Section, SparseTile};
 use crate::bits::{BitReader, BitWriter};
 use crate::codec::ValueBits;
 use crate::grid::{STEP_MAX, Step};
+use crate::ladder::{SPACING_UNIT, SPACINGS};
 use crate::levels::LOW_STEPS_MAX;
 
 /// Low bits of a number in its short form.
@@ -20,6 +21,7 @@ const SHORT_MAX: u32 = (LONG_ZEROS << REST_BITS) - 1;
 const STEP_BITS: u32 = 13;
 const LONG_BITS: u32 = LONG_ZEROS + STEP_BITS;
 const COUNT_BITS: u32 = 12;
+const SPACING_BITS: u32 = SPACINGS.trailing_zeros();
 
 // In place of a level in its long form.
 
@@ -33,9 +35,13 @@ pub(crate) fn bits_max(entries_max: u16, value_bits: ValueBits) -> u32 {
     if entries_max < 2 {
         return LONG_BITS;
     }
-    let short = LONG_BITS + COUNT_BITS;
-    // A level and the peak, or two and the peak.
-    short + LONG_BITS * (1 + value_bits.bits()) + place_bits(entries_max)
+    let short_level_and_peak = LONG_BITS + COUNT_BITS + 2 * LONG_BITS;
+    short_level_and_peak
+        + match value_bits {
+            ValueBits::One => place_bits(entries_max),
+            ValueBits::Two => place_bits(entries_max) + LONG_BITS,
+            ValueBits::Four => SPACING_BITS,
+        }
 }
 
 /// Bits of a place among `count` entries, one or more.
@@ -68,13 +74,14 @@ impl<'a> LevelWriter<'a> {
         }
     }
 
-    /// `place`: of the peak among the entries.
+    /// `place`: of the peak among the entries; with 4 value bits it does not matter.
     pub(super) fn write(&mut self, tile: &SparseTile, place: usize) {
         let SparseTile {
             low,
             high,
             peak,
             count,
+            spacing,
             short,
         } = *tile;
         if count == 0 {
@@ -92,12 +99,25 @@ impl<'a> LevelWriter<'a> {
         if count == 1 {
             return;
         }
-        // Below `count`.
-        self.bits.write(place as u32, place_bits(count));
-        self.number(u32::from(peak - high), peak - high);
-        if self.value_bits == ValueBits::Two {
-            let down = if low == 0 { 0 } else { high - low };
-            self.number(u32::from(down), down);
+        let up = peak - high;
+        match self.value_bits {
+            ValueBits::One | ValueBits::Two => {
+                // Below `count`.
+                self.bits.write(place as u32, place_bits(count));
+                self.number(u32::from(up), up);
+            }
+            ValueBits::Four => self.number(u32::from(up), up),
+        }
+        match self.value_bits {
+            ValueBits::One => {}
+            ValueBits::Two => {
+                let down = if low == 0 { 0 } else { high - low };
+                self.number(u32::from(down), down);
+            }
+            ValueBits::Four => {
+                let number = Step::from(spacing) / SPACING_UNIT - 1;
+                self.bits.write(u32::from(number), SPACING_BITS);
+            }
         }
     }
 
@@ -149,7 +169,8 @@ impl<'a> LevelReader<'a> {
         }
     }
 
-    /// The sparse tile with the number `tile`, of up to `entries_max` entries, and the place of the peak among them.
+    /// The sparse tile with the number `tile`, of up to `entries_max` entries, and the place of the peak among them, or zero
+    /// with 4 value bits.
     pub(super) fn read(
         &mut self,
         tile: usize,
@@ -158,16 +179,7 @@ impl<'a> LevelReader<'a> {
         self.tile = tile;
         let mut written = self.written()?;
         let (count, short) = match written {
-            Written::Long(EMPTY) => {
-                let empty = SparseTile {
-                    low: 0,
-                    high: 0,
-                    peak: 0,
-                    count: 0,
-                    short: false,
-                };
-                return Ok((empty, 0));
-            }
+            Written::Long(EMPTY) => return Ok((SparseTile::EMPTY, 0)),
             Written::Long(SHORT_TILE) => {
                 // 12 bits.
                 let found = self.bits(COUNT_BITS)? as u16;
@@ -187,15 +199,17 @@ impl<'a> LevelReader<'a> {
         self.before = level;
         if count == 1 {
             let lone = SparseTile {
-                low: 0,
-                high: 0,
                 peak: level,
                 count,
                 short,
+                ..SparseTile::EMPTY
             };
             return Ok((lone, 0));
         }
-        let place = self.bits(place_bits(count))?;
+        let place = match self.value_bits {
+            ValueBits::One | ValueBits::Two => self.bits(place_bits(count))?,
+            ValueBits::Four => 0,
+        };
         if place >= u32::from(count) {
             return Err(DecodeError::Peak {
                 tile,
@@ -205,21 +219,27 @@ impl<'a> LevelReader<'a> {
         }
         let up = self.number()?;
         let peak = self.step(i32::from(level) + up, level, STEP_MAX)?;
-        let low = match self.value_bits {
-            ValueBits::One => 0,
+        let (low, spacing) = match self.value_bits {
+            ValueBits::One => (0, 0),
             ValueBits::Two => match self.number()? {
-                0 => 0,
+                0 => (0, 0),
                 down => {
                     let min = level.saturating_sub(LOW_STEPS_MAX).max(1);
-                    self.step(i32::from(level) - down, min, level - 1)?
+                    (self.step(i32::from(level) - down, min, level - 1)?, 0)
                 }
             },
+            // At most 32.
+            ValueBits::Four => {
+                let number = self.bits(SPACING_BITS)? as Step;
+                (0, ((number + 1) * SPACING_UNIT) as u8)
+            }
         };
         let content = SparseTile {
             low,
             high: level,
             peak,
             count,
+            spacing,
             short,
         };
         // Below `count`.

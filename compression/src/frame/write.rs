@@ -6,7 +6,7 @@ use super::{
     Content, EncodeError, Frame, HEADER_BYTES, INDEX, MAGIC, PEAK, SparseTile, VALUE_SHIFT, VERSION,
 };
 use crate::bits::BitWriter;
-use crate::codec::{Codec, DenseFormat, EncodeStats, ValueBits};
+use crate::codec::{Codec, DenseFormat, EncodeStats};
 use crate::dense;
 use crate::index::{IndexCode, IndexCost};
 use crate::layout::Tile;
@@ -124,22 +124,18 @@ impl Frame {
         let mut writer = LevelWriter::new(out, value_bits);
         for (tile, entries) in self.sparse_tiles() {
             let place = entries.iter().position(|entry| entry & PEAK != 0);
+            // With 4 value bits the codes tell.
             writer.write(tile, place.unwrap_or(0));
         }
         writer.finish();
     }
 
     fn write_entry_values(&self, out: &mut Vec<u8>) {
-        let (bits, mask) = match self.codec {
-            Codec::Sparse {
-                value_bits: ValueBits::Two,
-                ..
-            } => (2, 3),
-            Codec::Sparse { .. } | Codec::Dense(_) => (1, 1),
-        };
+        let bits = self.value_bits().bits();
+        let mask = (1 << bits) - 1;
         let mut writer = BitWriter::new(out);
         for entry in &self.entries {
-            writer.write(u32::from(entry >> VALUE_SHIFT & mask), bits);
+            writer.write(u32::from(entry >> VALUE_SHIFT) & mask, bits);
         }
         writer.finish();
     }

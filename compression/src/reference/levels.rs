@@ -1,10 +1,10 @@
 //! The grid and the levels part of sparse frames.
 
-use super::{Entry, Group, number};
+use super::{Entry, Group, number, seven};
 use crate::codec::ValueBits;
 
 /// Rule "grid": what a step stands for.
-fn value_of(step: u16) -> f32 {
+pub(super) fn value_of(step: u16) -> f32 {
     if step == 0 {
         return 0.0;
     }
@@ -51,7 +51,10 @@ pub(super) fn level_bits(
         bits.extend(long_bits(8191));
         bits.extend(binary(entries.len(), 12));
     }
-    let level = step_of_group(Group::High).unwrap_or(peak);
+    let level = match value_bits {
+        ValueBits::One | ValueBits::Two => step_of_group(Group::High).unwrap_or(peak),
+        ValueBits::Four => seven::high(entries).map_or(peak, usize::from),
+    };
     let number = if level >= *before {
         2 * (level - *before)
     } else {
@@ -60,9 +63,14 @@ pub(super) fn level_bits(
     bits.extend(number_bits(number, level));
     *before = level;
     if entries.len() > 1 {
-        let place = entries.iter().position(|entry| entry.group == Group::Peak);
-        bits.extend(binary(place.unwrap_or(0), place_bits(entries.len())));
+        if value_bits != ValueBits::Four {
+            let place = entries.iter().position(|entry| entry.group == Group::Peak);
+            bits.extend(binary(place.unwrap_or(0), place_bits(entries.len())));
+        }
         bits.extend(number_bits(peak - level, peak - level));
+        if value_bits == ValueBits::Four {
+            bits.extend(binary(usize::from(seven::spacing(entries)) / 2 - 1, 4));
+        }
         if value_bits == ValueBits::Two {
             let down = step_of_group(Group::Low).map_or(0, |low| level - low);
             bits.extend(number_bits(down, down));
@@ -101,6 +109,17 @@ pub(super) struct Levels {
     pub(super) peak: f32,
     pub(super) count: usize,
     pub(super) place: usize,
+    /// The step of `high`, and how many there are from one level to the next.
+    high_step: usize,
+    spacing: usize,
+}
+
+impl Levels {
+    /// With 4 value bits.
+    pub(super) fn of_code(&self, code: usize) -> Option<f32> {
+        let step = self.high_step.checked_sub(code * self.spacing)?;
+        Some(value_of(step as u16))
+    }
 }
 
 /// Reads what the levels part says of one tile.
@@ -117,6 +136,8 @@ pub(super) fn parse_levels(
         peak: 0.0,
         count: 0,
         place: 0,
+        high_step: 0,
+        spacing: 0,
     };
     let mut written = parse_number(bits)?;
     if written == Number::Long(0) {
@@ -134,15 +155,21 @@ pub(super) fn parse_levels(
     };
     *before = level;
     levels.high = value_at(level)?;
+    levels.high_step = level;
     levels.peak = levels.high;
     if levels.count > 1 {
-        levels.place = number(bits, place_bits(levels.count) as u8)?;
+        if value_bits != ValueBits::Four {
+            levels.place = number(bits, place_bits(levels.count) as u8)?;
+        }
         levels.peak = value_at(level + parse_number(bits)?.get())?;
         if value_bits == ValueBits::Two {
             let down = parse_number(bits)?.get();
             if down != 0 {
                 levels.low = value_at(level.checked_sub(down)?)?;
             }
+        }
+        if value_bits == ValueBits::Four {
+            levels.spacing = 2 * (number(bits, 4)? + 1);
         }
     }
     Some(levels)

@@ -87,7 +87,8 @@ fn sparse(k: u32, value_bits: u32) -> Codec {
         k: TopK::new(k as u16).expect("a sound manifest's k"),
         value_bits: match value_bits {
             1 => ValueBits::One,
-            _ => ValueBits::Two,
+            2 => ValueBits::Two,
+            _ => ValueBits::Four,
         },
     }
 }

@@ -315,7 +315,7 @@ fn exchange(r: &mut Random, chosen: Chosen, manifest: &mut Manifest, peers: &mut
     manifest.exchange = Exchange {
         plan,
         reduced_k: 1024,
-        reduced_value_bits: r.within(1..=2) as u32,
+        reduced_value_bits: r.pick(&[1, 2, 4]),
         owner_beta_ppm: 900_000,
         local: r.pick(&[LocalFormat::Bf16, LocalFormat::F32]),
         overlap: 0,
@@ -430,7 +430,7 @@ fn manifest(r: &mut Random, seed: u64, launcher: &Keypair, peers: usize, step_us
         codec: Codec {
             kind,
             k: 1024,
-            value_bits: r.within(1..=2) as u32,
+            value_bits: r.pick(&[1, 2, 4]),
             feedback_beta_ppm: 950_000,
             sparse_elements_min: 32,
             tiles_per_shard: r.within(2..=5) as u32,

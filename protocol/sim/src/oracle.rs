@@ -306,7 +306,7 @@ fn hash_of(residual: &[f32]) -> Hash {
 }
 
 /// Rule "norm" for one tile, which has these values. Besides its peak, the largest, all entries of a sparse tile have one
-/// of at most two magnitudes.
+/// of a few magnitudes. They are added from the largest down; of two the order makes no difference.
 fn squares(codec: Codec, tile: &Tile, values: &[f32]) -> f64 {
     let sparse = matches!(codec, Codec::Sparse { .. }) && tile.mode() == TensorMode::Sparse;
     if !sparse {
@@ -320,10 +320,8 @@ fn squares(codec: Codec, tile: &Tile, values: &[f32]) -> f64 {
     let Some(peak) = others.pop() else {
         return 0.0;
     };
-    let high = others.last().copied().unwrap_or(0.0);
-    let low = others.first().copied().filter(|low| *low < high);
-    let low = low.unwrap_or(0.0);
-    let count = |level: f32| others.iter().filter(|v| **v == level).count() as f64;
     let square = |level: f32| f64::from(level) * f64::from(level);
-    count(low) * square(low) + count(high) * square(high) + square(peak)
+    let levels = others.chunk_by(|a, b| a == b).rev();
+    let squares = levels.map(|level| level.len() as f64 * square(level[0]));
+    squares.fold(0.0, |sum, next| sum + next) + square(peak)
 }

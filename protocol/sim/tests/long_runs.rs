@@ -25,6 +25,7 @@ fn long_run(plan: PlanKind, kind: CodecKind, value_bits: u32, seed: u64) -> Opti
     let manifest = &mut options.manifest;
     manifest.codec.kind = kind;
     manifest.codec.value_bits = value_bits;
+    manifest.exchange.reduced_value_bits = value_bits;
     manifest.codec.tiles_per_shard = 2;
     if kind == CodecKind::Sparse {
         manifest.outer.rule = OuterRule::Plain;
@@ -47,6 +48,7 @@ fn roots_are_equal_after_each_of_a_thousand_rounds_by_every_plan_and_codec() {
         (CodecKind::DenseInt4, 1),
         (CodecKind::Sparse, 1),
         (CodecKind::Sparse, 2),
+        (CodecKind::Sparse, 4),
     ];
     let plans = [PlanKind::Gather, PlanKind::Reduce, PlanKind::Hier];
     let cases: Vec<Options> = plans

@@ -108,7 +108,13 @@ fn seeds_hold_with_fragments_by_every_plan_and_codec() {
         format!("{:?}, {} bits", codec.kind, codec.value_bits)
     });
     let codecs: BTreeSet<String> = codecs.collect();
-    for kind in ["Sparse, 1 bits", "Sparse, 2 bits", "DenseF32", "DenseBf16"] {
+    for kind in [
+        "Sparse, 1 bits",
+        "Sparse, 2 bits",
+        "Sparse, 4 bits",
+        "DenseF32",
+        "DenseBf16",
+    ] {
         assert!(
             codecs.iter().any(|codec| codec.starts_with(kind)),
             "{codecs:?}"

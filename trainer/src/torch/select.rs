@@ -234,6 +234,7 @@ mod tests {
                 sparse(64, ValueBits::One),
                 sparse(64, ValueBits::Two),
                 sparse(700, ValueBits::Two),
+                sparse(256, ValueBits::Four),
                 sparse(4096, ValueBits::One),
                 Codec::Dense(DenseFormat::F32),
                 Codec::Dense(DenseFormat::Int8),
