@@ -78,9 +78,13 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
 
-    /// Runs of each setting, with seeds from 1
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..))]
+    /// Runs of each setting
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=64))]
     seeds: u8,
+
+    /// Seed of the first of them: a study goes on where another was cut short
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=191))]
+    first_seed: u8,
 
     /// Inner steps of a round
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
@@ -146,8 +150,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         tokens_per_run(args),
         corpus.tokens().len()
     );
+    for setting in &args.settings {
+        let count = setting.fragments(&args.parameters);
+        ensure!(
+            args.steps.is_multiple_of(count),
+            "{setting}: {} steps cannot be divided among {count} fragments; choose --fragments or --steps",
+            args.steps
+        );
+    }
     let mut outcomes = Vec::new();
-    for seed in 1..=args.seeds {
+    for seed in args.first_seed..args.first_seed + args.seeds {
         for setting in &args.settings {
             let started = Instant::now();
             let mut mesh = Mesh::new(&architecture, &inner, *setting, args, seed)?;

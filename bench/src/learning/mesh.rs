@@ -86,11 +86,6 @@ impl<'a> Mesh<'a> {
         let elements: Vec<u64> = elements.map(|range| range.len() as u64).collect();
         let count = setting.fragments(&args.parameters);
         let fragments = Fragments::deal(&elements, count)?;
-        ensure!(
-            args.steps.is_multiple_of(count),
-            "{} steps cannot be divided among {count} fragments",
-            args.steps
-        );
         let peers = (0..args.peers)
             .map(|peer| {
                 Ok(Peer {

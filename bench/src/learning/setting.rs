@@ -44,8 +44,9 @@ pub(crate) struct Parameters {
     #[arg(long, default_value_t = 0.9)]
     pub(super) owner_beta: f32,
 
-    /// With fragments: how many. A round has as many times fewer steps, and there are as many times more rounds
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    /// With fragments: how many, a divisor of the steps. A round has as many times fewer steps, and there are as many times
+    /// more rounds
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) fragments: u32,
 
     /// With overlap: steps of a round that are done when the round before it is applied; the exchange takes so long
