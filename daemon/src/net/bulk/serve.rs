@@ -4,7 +4,7 @@
 //! of one peer), `streams_per_connection_max` streams on each, `streams_served_max` of all of them with bytes in
 //! flight (`streams_served_per_peer_max` for one peer), each of those for at most one chunk beyond the connection's
 //! send window; requests that are held (`held.rs`) have none. Streams of a connection take turns, chunk by chunk in the order of asking; connections share the link
-//! by congestion control.
+//! by congestion control. The near road (`near/serve.rs`) has connections of its own, and the same answers.
 //!
 //! The turns are taken here because quinn wakes streams that wait for room in a window last in, first out: the one that
 //! has just filled it may be the next to write again, while others wait.
@@ -33,9 +33,9 @@ use packing::Packing;
 pub(super) use packing::skip;
 
 /// A client that opens a stream sends its request with it.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time in which a peer must take one chunk over a connection: 9 kB/s at least.
-const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
 /// So many chunk time-outs may pass until a stream that was handed to QUIC as a whole has arrived: the largest window
 /// at 2 Mbit/s.
 const FINISH_TIMEOUTS_MAX: usize = 10;
@@ -393,13 +393,13 @@ fn open(inner: &Inner, hash: &BlobHash) -> Option<Blob> {
 pub(super) struct Places(Mutex<HashMap<PeerId, usize>>);
 
 /// One of the things that a peer holds, counted until it is dropped.
-struct Place<'a> {
+pub(super) struct Place<'a> {
     places: &'a Places,
     peer: PeerId,
 }
 
 impl<'a> Place<'a> {
-    fn take(places: &'a Places, peer: PeerId, per_peer_max: usize) -> Option<Self> {
+    pub(super) fn take(places: &'a Places, peer: PeerId, per_peer_max: usize) -> Option<Self> {
         let mut counts = places.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(peer).or_insert(0);
         if *count >= per_peer_max {
