@@ -5,6 +5,12 @@
 //! the same number as the plane's UDP port. Where that is taken, or a firewall or another owner of the port is in the
 //! way, everything goes over QUIC: this road saves work, and nothing depends on it.
 //!
+//! Measured on two busy cores, loopback, 300 MiB (examples/bulk_throughput), in turns with QUIC: two peers, six runs each,
+//! 630-740 MB/s and 1.9-2.0 CPU seconds a GB for both ends, where QUIC had 515-587 and 1.9-2.4; four peers, three runs each,
+//! 703-814 and 1.8-2.1, where QUIC had 543-608 and 2.4-2.7. Of the runtime's time (perf), a third or so goes into memory
+//! that is touched for the first time, mostly the blob's own, a fifth into the kernel's TCP, and a tenth each into hashing,
+//! copying and ciphers.
+//!
 //! **What travels.** One request at a time on a connection, in the bytes of `wire.rs`: kind "blob", not packed. The answer
 //! follows, and then the next request. Anything else is answered "bad request", and the connection ends. A connection on
 //! which an answer did not come to its end is not used again.

@@ -490,6 +490,32 @@ async fn wrong_bytes_over_tcp_are_blamed_and_the_next_source_serves() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_without_use_end_on_either_side() {
+    let bytes = pattern(MIB, 1);
+    let hash = hash_of(&bytes);
+    let brief = BulkLimits {
+        idle_timeout: Duration::from_millis(200),
+        ..BulkLimits::default()
+    };
+    let source = claims(hash, bytes.clone());
+    let (_server, at) = near_server_with(brief, source.clone()).await;
+    let mut stream = dial(&client(), at).await.unwrap();
+    assert!(is_closed(&mut stream).await);
+
+    let (_server, at) = near_server(source).await;
+    let client = client_with(brief);
+    let length = Length::Exactly(MIB as u64);
+    let fetched = client.fetch(hash, length, &[at], deadline()).await;
+    assert_eq!(fetched.unwrap().bytes, bytes);
+    assert_eq!(client.near_bytes(), MIB as u64);
+    let give_up = deadline();
+    while client.inner.near.idle(&at.peer) > 0 {
+        assert!(Instant::now() < give_up, "the connection is kept");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shutdown_closes_near_roads_and_a_kept_one_is_replaced_after_a_restart() {
     let bytes = pattern(MIB, 1);
     let hash = hash_of(&bytes);
