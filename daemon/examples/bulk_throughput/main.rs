@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! bulk_throughput [--peers N] [--mib SIZE] [--repeats R] [--connections C] [--congestion paced,bbr,cubic,newreno]
-//!                 [--mbit RATE --rtt-ms TIME --loss PROBABILITY]
+//!                 [--road near,quic] [--mbit RATE --rtt-ms TIME --loss PROBABILITY]
 //! ```
-//! On loopback, or, with a rate, through a relay that stands for a link. Congestion controls alternate within one
-//! process.
+//! On loopback, or, with a rate, through a relay that stands for a link. Roads and congestion controls alternate within
+//! one process. The relay carries no TCP, so that there is no near road over it.
 //!
 //! Every peer holds one blob and fetches those of all others at once. Prints one line per repetition: payload MB/s
 //! over all receivers, CPU seconds of the process (both ends) per GB of payload, the peak of its resident memory.
@@ -36,18 +36,27 @@ struct Peer {
 async fn main() -> Result<()> {
     let cases = Cases::parse(std::env::args().skip(1))?;
     for repeat in 0..cases.repeats {
-        for &congestion in &cases.congestion {
-            let (rate, cpu) = exchange(&cases, congestion, repeat as u64).await?;
-            println!(
-                "peers={} mib={} congestion={congestion:?} repeat={repeat} mb_per_s={rate:.1} cpu_s_per_gb={cpu:.3} \
-                 peak_mib={}",
-                cases.peers,
-                cases.mib,
-                peak_mib()?
-            );
+        for &road in &cases.roads {
+            for &congestion in &cases.congestion {
+                let (rate, cpu) = exchange(&cases, road, congestion, repeat as u64).await?;
+                println!(
+                    "peers={} mib={} road={road:?} congestion={congestion:?} repeat={repeat} mb_per_s={rate:.1} \
+                     cpu_s_per_gb={cpu:.3} peak_mib={}",
+                    cases.peers,
+                    cases.mib,
+                    peak_mib()?
+                );
+            }
         }
     }
     Ok(())
+}
+
+/// What long blobs travel over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Road {
+    Near,
+    Quic,
 }
 
 struct Cases {
@@ -56,6 +65,7 @@ struct Cases {
     repeats: usize,
     connections: usize,
     congestion: Vec<Congestion>,
+    roads: Vec<Road>,
     link: Option<relay::Link>,
 }
 
@@ -67,6 +77,7 @@ impl Cases {
             repeats: 5,
             connections: BulkLimits::default().connections_per_pipe,
             congestion: vec![BulkLimits::default().congestion],
+            roads: vec![Road::Near],
             link: None,
         };
         let (mut mbit, mut rtt_ms, mut loss) = (0.0f64, 0.0f64, 0.0);
@@ -82,6 +93,7 @@ impl Cases {
                 "--congestion" => {
                     cases.congestion = value.split(',').map(congestion).collect::<Result<_>>()?;
                 }
+                "--road" => cases.roads = value.split(',').map(road).collect::<Result<_>>()?,
                 "--mbit" => mbit = value.parse()?,
                 "--rtt-ms" => rtt_ms = value.parse()?,
                 "--loss" => loss = value.parse()?,
@@ -100,6 +112,14 @@ impl Cases {
     }
 }
 
+fn road(name: &str) -> Result<Road> {
+    Ok(match name {
+        "near" => Road::Near,
+        "quic" => Road::Quic,
+        _ => bail!("unknown road {name}"),
+    })
+}
+
 fn congestion(name: &str) -> Result<Congestion> {
     Ok(match name {
         "cubic" => Congestion::Cubic,
@@ -112,11 +132,23 @@ fn congestion(name: &str) -> Result<Congestion> {
 
 /// MB/s of payload and CPU seconds per GB. With two peers one sends and one receives, so that the rate is that of one
 /// direction; with more everyone sends to everyone.
-async fn exchange(cases: &Cases, congestion: Congestion, seed: u64) -> Result<(f64, f64)> {
+async fn exchange(
+    cases: &Cases,
+    road: Road,
+    congestion: Congestion,
+    seed: u64,
+) -> Result<(f64, f64)> {
     let bytes = cases.mib << 20;
     let mut peers = Vec::new();
     for index in 0..cases.peers {
-        let mut peer = start(index as u8, bytes, congestion, cases.connections)?;
+        let limits = BulkLimits {
+            congestion,
+            connections_per_pipe: cases.connections,
+            connections_per_peer_max: 2 * cases.connections,
+            near_road: road == Road::Near,
+            ..BulkLimits::default()
+        };
+        let mut peer = start(index as u8, bytes, limits)?;
         if let Some(link) = cases.link {
             peer.source.addr = relay::start(peer.source.addr, link, seed).await?;
         }
@@ -145,13 +177,17 @@ async fn exchange(cases: &Cases, congestion: Congestion, seed: u64) -> Result<(f
         kept.push(fetched.bytes);
     }
     let (seconds, cpu) = (began.elapsed().as_secs_f64(), cpu_s()? - cpu);
+    let near: u64 = peers.iter().map(|peer| peer.bulk.near_bytes()).sum();
+    if road == Road::Near && cases.link.is_none() && near < moved as u64 {
+        println!("{near} bytes of {moved} came over near roads");
+    }
     for peer in peers {
         peer.bulk.shutdown().await;
     }
     Ok((moved as f64 / 1e6 / seconds, cpu / (moved as f64 / 1e9)))
 }
 
-fn start(seed: u8, length: usize, congestion: Congestion, connections: usize) -> Result<Peer> {
+fn start(seed: u8, length: usize, limits: BulkLimits) -> Result<Peer> {
     let store = Arc::new(BlobStore::new(length as u64));
     let mut bytes = vec![0; length];
     blake3::Hasher::new_keyed(&[seed; 32])
@@ -161,12 +197,6 @@ fn start(seed: u8, length: usize, congestion: Congestion, connections: usize) ->
     let keypair = Keypair::generate_ed25519();
     let peer = keypair.public().to_peer_id();
     let listen: SocketAddr = "127.0.0.1:0".parse()?;
-    let limits = BulkLimits {
-        congestion,
-        connections_per_pipe: connections,
-        connections_per_peer_max: 2 * connections,
-        ..BulkLimits::default()
-    };
     let config = BulkConfig {
         keypair,
         listen,

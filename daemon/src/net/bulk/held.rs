@@ -167,12 +167,12 @@ impl Hold {
     }
 }
 
-/// Places for requests of ours that wait at a peer, by peer; only as long as some do.
+/// Places for requests of ours at a peer, by peer; only as long as some are there.
 #[derive(Debug, Default)]
 pub(super) struct Queues(Mutex<HashMap<PeerId, Weak<Semaphore>>>);
 
 impl Queues {
-    fn at(&self, peer: PeerId, places: usize) -> Arc<Semaphore> {
+    pub(super) fn at(&self, peer: PeerId, places: usize) -> Arc<Semaphore> {
         let mut queues = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(queue) = queues.get(&peer).and_then(Weak::upgrade) {
             return queue;

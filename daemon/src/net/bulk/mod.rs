@@ -1,4 +1,5 @@
-//! The bulk plane: content-addressed bytes between authenticated peers, over quinn on a UDP port of its own.
+//! The bulk plane: content-addressed bytes between authenticated peers, over quinn on a UDP port of its own, and over
+//! TCP on the port of the same number where that saves work (`near.rs`).
 //!
 //! A blob is named by its BLAKE3 hash. [`Bulk::fetch`] gets one from whoever has it and returns it only when the
 //! hash is right; the serving side answers from a [`BlobSource`]. Connections are authenticated on both ends by
@@ -21,6 +22,11 @@
 //! | memory of all fetches | `fetch_bytes_max`, and what windows let peers send unasked | as for fetches |
 //! | connections whose delivery is looked at | as connections | - |
 //! | peers remembered as frozen | 1024, for five seconds | not remembered |
+//! | near roads served | `connections_max`, eight of one peer | refused; the fetching side takes QUIC |
+//! | near roads in use | `connections_max` | the lane takes QUIC |
+//! | of them, to one peer | four | further lanes wait, within their deadline |
+//! | near roads kept idle | `connections_max`, four to one peer, for `idle_timeout` | the longest idle one is closed |
+//! | peers remembered without near road | 1024, for a minute | not remembered |
 //! | peers whose pulse is watched | the sources of fetches that callers wait for | - |
 
 mod budget;
@@ -29,6 +35,7 @@ mod fetch;
 mod gauge;
 mod held;
 mod links;
+mod near;
 mod pace;
 mod pulse;
 mod serve;
@@ -56,6 +63,7 @@ use tokio::time::{Instant, timeout};
 use crate::blob::{BlobHash, BlobSource};
 use gauge::Gauge;
 use links::Links;
+use near::Near;
 use pulse::Pulses;
 pub use tls::TlsError;
 pub use transport::{Congestion, PipeTarget, SocketBuffers};
@@ -121,6 +129,8 @@ pub struct BulkLimits {
     pub pipe: PipeTarget,
     /// How this peer paces what it sends.
     pub congestion: Congestion,
+    /// Whether long blobs from peers nearby, and to them, may travel over TCP (`near.rs`).
+    pub near_road: bool,
 }
 
 impl Default for BulkLimits {
@@ -146,6 +156,7 @@ impl Default for BulkLimits {
                 round_trip: Duration::from_millis(300),
             },
             congestion: Congestion::Paced,
+            near_road: true,
         }
     }
 }
@@ -343,6 +354,7 @@ struct Inner {
     source: Arc<dyn BlobSource>,
     allow: Allow,
     links: Links,
+    near: Near,
     pulses: Pulses,
     gauge: Gauge,
     /// Incoming connections.
@@ -402,6 +414,7 @@ impl Bulk {
         .map_err(listen_error)?;
         let local_addr = endpoint.local_addr().map_err(listen_error)?;
         let limits = config.limits;
+        let near_server = tls::near_server(&config.keypair)?;
         let inner = Arc::new(Inner {
             endpoint,
             keypair: config.keypair,
@@ -412,6 +425,7 @@ impl Bulk {
             source,
             allow,
             links: Links::default(),
+            near: Near::new(&limits),
             pulses: Pulses::default(),
             gauge: Gauge::default(),
             places: serve::Places::default(),
@@ -427,6 +441,13 @@ impl Bulk {
         });
         tokio::spawn(serve::accept(Arc::clone(&inner)));
         tokio::spawn(gauge::keep_looking(Arc::downgrade(&inner)));
+        if limits.near_road {
+            let (known, idle) = (Arc::downgrade(&inner), limits.idle_timeout);
+            tokio::spawn(near::keep_tidy(known, idle));
+            if let Some(listener) = near::listen(local_addr) {
+                tokio::spawn(near::accept(Arc::clone(&inner), listener, near_server));
+            }
+        }
         Ok(Self { inner, local_addr })
     }
 
@@ -491,6 +512,12 @@ impl Bulk {
         self.inner.gauge.bytes_per_s()
     }
 
+    /// Bytes of blobs that came over the near road rather than QUIC.
+    #[must_use]
+    pub fn near_bytes(&self) -> u64 {
+        self.inner.near.received()
+    }
+
     /// Connects to `source` unless there is a connection, for it to use: it cannot connect to a peer behind NAT.
     ///
     /// # Errors
@@ -507,10 +534,12 @@ impl Bulk {
         self.inner.fetches.close();
         self.inner.fetch_memory.close();
         self.inner.endpoint.set_server_config(None);
+        self.inner.near.close();
         let all = u32::try_from(self.inner.limits.streams_served_max).unwrap_or(u32::MAX);
         let _ = timeout(SHUTDOWN_GRACE, self.inner.serving.acquire_many(all)).await;
         self.inner.endpoint.close(CLOSE_SHUTDOWN, b"shutdown");
-        let _ = timeout(SHUTDOWN_GRACE, self.inner.endpoint.wait_idle()).await;
+        let ended = async { tokio::join!(self.inner.endpoint.wait_idle(), self.inner.near.end()) };
+        let _ = timeout(SHUTDOWN_GRACE, ended).await;
     }
 }
 

@@ -4,7 +4,7 @@
 //! of one peer), `streams_per_connection_max` streams on each, `streams_served_max` of all of them with bytes in
 //! flight (`streams_served_per_peer_max` for one peer), each of those for at most one chunk beyond the connection's
 //! send window; requests that are held (`held.rs`) have none. Streams of a connection take turns, chunk by chunk in the order of asking; connections share the link
-//! by congestion control.
+//! by congestion control. The near road (`near/serve.rs`) has connections of its own, and the same answers.
 //!
 //! The turns are taken here because quinn wakes streams that wait for room in a window last in, first out: the one that
 //! has just filled it may be the next to write again, while others wait.
@@ -33,9 +33,9 @@ use packing::Packing;
 pub(super) use packing::skip;
 
 /// A client that opens a stream sends its request with it.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time in which a peer must take one chunk over a connection: 9 kB/s at least.
-const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
 /// So many chunk time-outs may pass until a stream that was handed to QUIC as a whole has arrived: the largest window
 /// at 2 Mbit/s.
 const FINISH_TIMEOUTS_MAX: usize = 10;
@@ -108,21 +108,13 @@ pub(super) async fn serve(inner: &Arc<Inner>, connection: &Connection, peer: Pee
         let (inner, turns, delivery) = (Arc::clone(inner), Arc::clone(&turns), delivery.clone());
         let connection = connection.clone();
         tokio::spawn(async move {
-            let mut answer = Answer {
+            let mut answer = Answer(Stream {
                 connection,
                 turns,
                 delivery,
                 send,
-            };
-            let status = answer.run(&inner, peer, recv).await;
-            let status = match &status {
-                Ok(status) => status_name(*status),
-                Err(error) => {
-                    tracing::debug!(%peer, %error, "bulk request failed");
-                    "failed"
-                }
-            };
-            metrics::counter!("gradmesh_bulk_served_total", "status" => status).increment(1);
+            });
+            note(peer, &answer.run(&inner, peer, recv).await);
         });
     }
     let stats = connection.stats();
@@ -141,38 +133,30 @@ pub(super) async fn serve(inner: &Arc<Inner>, connection: &Connection, peer: Pee
 /// Who may write: the streams of a connection in the order of asking.
 type Turns = tokio::sync::Mutex<()>;
 
-/// The answer to one request.
-struct Answer {
-    connection: Connection,
-    turns: Arc<Turns>,
-    /// What the connection delivers, if that is known.
-    delivery: Option<Delivery>,
-    send: SendStream,
+/// Where an answer goes.
+pub(super) trait Outlet {
+    /// Hands over `pieces`, which the peer takes within [`CHUNK_TIMEOUT`].
+    async fn write(&mut self, pieces: &mut [Bytes]) -> io::Result<()>;
+
+    /// Says that the answer ends here.
+    async fn end(&mut self) -> io::Result<()>;
+
+    /// The same, after bytes of a blob: waits until the peer has them, so that the permit of the answer covers what is
+    /// buffered too.
+    async fn finish(&mut self) -> io::Result<()>;
+
+    /// Lets the peer know that what it waits for does not come.
+    fn abort(&mut self);
+
+    /// What the link carries, in bytes a second, if that is known.
+    fn bytes_per_s(&self) -> Option<f64>;
 }
 
-impl Answer {
-    async fn run(
-        &mut self,
-        inner: &Inner,
-        peer: PeerId,
-        mut recv: RecvStream,
-    ) -> Result<Status, io::Error> {
-        let mut wire = [0u8; REQUEST_BYTES];
-        match timeout(REQUEST_TIMEOUT, recv.read_exact(&mut wire)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(io::Error::other(error)),
-            Err(_) => return Err(io::ErrorKind::TimedOut.into()),
-        }
-        let Ok(request) = Request::decode(&wire) else {
-            return self.refuse(Status::BadRequest, 0).await;
-        };
-        match request.kind {
-            Kind::Wait => self.hold(inner, peer, &request).await,
-            Kind::Blob => self.give(inner, peer, &request).await,
-        }
-    }
+/// The answer to one request.
+pub(super) struct Answer<O>(pub(super) O);
 
-    async fn give(
+impl<O: Outlet> Answer<O> {
+    pub(super) async fn give(
         &mut self,
         inner: &Inner,
         peer: PeerId,
@@ -201,10 +185,10 @@ impl Answer {
         self.write(&mut [Bytes::copy_from_slice(&head.encode())])
             .await?;
         if let Err(error) = self.send_blob(blob, length, request).await {
-            let _ = self.send.reset(RESET_IO);
+            self.0.abort();
             return Err(error);
         }
-        self.finish().await?;
+        self.0.finish().await?;
         Ok(status)
     }
 
@@ -218,14 +202,61 @@ impl Answer {
             match &mut packing {
                 None => self.write(&mut [chunk]).await?,
                 Some(packing) => {
-                    let link = self.delivery.as_ref().and_then(Delivery::bytes_per_s);
-                    let (head, body) = packing.dress(chunk, left, link).await?;
+                    let (head, body) = packing.dress(chunk, left, self.0.bytes_per_s()).await?;
                     self.write(&mut [head, body]).await?;
                 }
             }
             left -= of_chunk;
         }
         Ok(())
+    }
+
+    pub(super) async fn refuse(&mut self, status: Status, total: u64) -> Result<Status, io::Error> {
+        let head = Response { status, total };
+        self.write(&mut [Bytes::copy_from_slice(&head.encode())])
+            .await?;
+        self.0.end().await?;
+        Ok(status)
+    }
+
+    async fn write(&mut self, pieces: &mut [Bytes]) -> io::Result<()> {
+        let length = pieces.iter().map(|piece| piece.len() as u64).sum();
+        self.0.write(pieces).await?;
+        traffic::BULK.count_sent(length);
+        metrics::counter!("gradmesh_bulk_bytes_total", "direction" => "out").increment(length);
+        Ok(())
+    }
+}
+
+/// A stream of QUIC.
+struct Stream {
+    connection: Connection,
+    turns: Arc<Turns>,
+    /// What the connection delivers, if that is known.
+    delivery: Option<Delivery>,
+    send: SendStream,
+}
+
+impl Answer<Stream> {
+    async fn run(
+        &mut self,
+        inner: &Inner,
+        peer: PeerId,
+        mut recv: RecvStream,
+    ) -> Result<Status, io::Error> {
+        let mut wire = [0u8; REQUEST_BYTES];
+        match timeout(REQUEST_TIMEOUT, recv.read_exact(&mut wire)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(io::Error::other(error)),
+            Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+        }
+        let Ok(request) = Request::decode(&wire) else {
+            return self.refuse(Status::BadRequest, 0).await;
+        };
+        match request.kind {
+            Kind::Wait => self.hold(inner, peer, &request).await,
+            Kind::Blob => self.give(inner, peer, &request).await,
+        }
     }
 
     /// Says when a blob can be had that is on its way here (`held.rs`).
@@ -268,36 +299,28 @@ impl Answer {
             tokio::select! {
                 () = changed => {}
                 () = sleep(limits.overtake_after / HELD_BEATS) => {}
-                _ = self.send.stopped() => return Ok(Status::Held),
+                _ = self.0.send.stopped() => return Ok(Status::Held),
             }
         }
     }
+}
 
-    async fn refuse(&mut self, status: Status, total: u64) -> Result<Status, io::Error> {
-        let head = Response { status, total };
-        self.write(&mut [Bytes::copy_from_slice(&head.encode())])
-            .await?;
-        self.send.finish().map_err(io::Error::other)?;
-        Ok(status)
-    }
-
+impl Outlet for Stream {
     /// Hands `pieces` to QUIC without copying them, when it is this stream's turn and there is room in the windows.
     async fn write(&mut self, pieces: &mut [Bytes]) -> io::Result<()> {
-        let length = pieces.iter().map(|piece| piece.len() as u64).sum();
-        let turn = self.turns.lock().await;
+        let _turn = self.turns.lock().await;
         match timeout(CHUNK_TIMEOUT, self.send.write_all_chunks(pieces)).await {
-            Ok(written) => written.map_err(io::Error::other)?,
-            Err(_) => return Err(self.peer_is_too_slow()),
+            Ok(written) => written.map_err(io::Error::other),
+            Err(_) => Err(self.peer_is_too_slow()),
         }
-        drop(turn);
-        traffic::BULK.count_sent(length);
-        metrics::counter!("gradmesh_bulk_bytes_total", "direction" => "out").increment(length);
-        Ok(())
     }
 
-    /// Waits until the peer has everything, so that the permit of the stream covers its buffered bytes too.
+    async fn end(&mut self) -> io::Result<()> {
+        self.send.finish().map_err(io::Error::other)
+    }
+
     async fn finish(&mut self) -> io::Result<()> {
-        self.send.finish().map_err(io::Error::other)?;
+        self.end().await?;
         let sent = || self.connection.stats().frame_tx.stream;
         for _ in 0..FINISH_TIMEOUTS_MAX {
             let before = sent();
@@ -312,12 +335,34 @@ impl Answer {
         Err(self.peer_is_too_slow())
     }
 
+    fn abort(&mut self) {
+        let _ = self.send.reset(RESET_IO);
+    }
+
+    fn bytes_per_s(&self) -> Option<f64> {
+        self.delivery.as_ref().and_then(Delivery::bytes_per_s)
+    }
+}
+
+impl Stream {
     /// A peer that takes nothing of one stream takes nothing of the others: windows of streams are no smaller than
     /// that of their connection.
     fn peer_is_too_slow(&self) -> io::Error {
         self.connection.close(CLOSE_SLOW, b"too slow");
         io::ErrorKind::TimedOut.into()
     }
+}
+
+/// Counts how an answer ended.
+pub(super) fn note(peer: PeerId, ended: &io::Result<Status>) {
+    let status = match ended {
+        Ok(status) => status_name(*status),
+        Err(error) => {
+            tracing::debug!(%peer, %error, "bulk request failed");
+            "failed"
+        }
+    };
+    metrics::counter!("gradmesh_bulk_served_total", "status" => status).increment(1);
 }
 
 fn status_name(status: Status) -> &'static str {
@@ -348,13 +393,13 @@ fn open(inner: &Inner, hash: &BlobHash) -> Option<Blob> {
 pub(super) struct Places(Mutex<HashMap<PeerId, usize>>);
 
 /// One of the things that a peer holds, counted until it is dropped.
-struct Place<'a> {
+pub(super) struct Place<'a> {
     places: &'a Places,
     peer: PeerId,
 }
 
 impl<'a> Place<'a> {
-    fn take(places: &'a Places, peer: PeerId, per_peer_max: usize) -> Option<Self> {
+    pub(super) fn take(places: &'a Places, peer: PeerId, per_peer_max: usize) -> Option<Self> {
         let mut counts = places.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(peer).or_insert(0);
         if *count >= per_peer_max {

@@ -5,6 +5,9 @@
 //! client names the peer that it expects and the handshake fails with any other. The ALPN is [`ALPN`] rather than
 //! libp2p's, so that a connection that ends up at the wrong one of a peer's two ports fails in the handshake.
 //!
+//! The near road (`near.rs`) is TLS over TCP with the same certificates, checks and ALPN. It resumes no session, so that
+//! both sides show their certificates on every connection, as on the QUIC road.
+//!
 //! The order of ciphers is ours: libp2p-tls offers ChaCha20-Poly1305 first, which took more than a fifth of the CPU
 //! time of a transfer on a machine with AES instructions (perf, loopback). The client's order decides; both are TLS 1.3
 //! suites of 128 bits or more.
@@ -25,6 +28,7 @@ use quinn::rustls::{
     SignatureScheme,
 };
 use quinn::{ClientConfig, Connection, EndpointConfig, ServerConfig, TransportConfig};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::transport::UDP_PAYLOAD_BYTES_MAX;
 
@@ -188,12 +192,35 @@ pub(super) fn endpoint_config(keypair: &Keypair) -> Result<EndpointConfig, TlsEr
     Ok(config)
 }
 
+/// Settings for near roads to `peer` and no other.
+pub(super) fn near_client(keypair: &Keypair, peer: PeerId) -> Result<TlsConnector, TlsError> {
+    let mut tls = client_tls(keypair, peer, has_aes())?;
+    tls.resumption = rustls::client::Resumption::disabled();
+    Ok(Arc::new(tls).into())
+}
+
+pub(super) fn near_server(keypair: &Keypair) -> Result<TlsAcceptor, TlsError> {
+    let mut tls = server_tls(keypair)?;
+    tls.send_tls13_tickets = 0;
+    Ok(Arc::new(tls).into())
+}
+
 /// Who is at the other end; `None` cannot happen after a handshake with the settings above, but is not assumed.
 pub(super) fn remote_peer(connection: &Connection) -> Option<PeerId> {
     let chain = connection
         .peer_identity()?
         .downcast::<Vec<CertificateDer<'static>>>()
         .ok()?;
+    peer_of(&chain)
+}
+
+/// The same for a near road. TLS over TCP, unlike QUIC, lets a client offer no ALPN at all: then it is none of ours.
+pub(super) fn near_peer(connection: &rustls::CommonState) -> Option<PeerId> {
+    let ours = connection.alpn_protocol() == Some(ALPN);
+    ours.then(|| peer_of(connection.peer_certificates()?))?
+}
+
+fn peer_of(chain: &[CertificateDer<'_>]) -> Option<PeerId> {
     let certificate = certificate::parse(chain.first()?).ok()?;
     Some(certificate.peer_id())
 }

@@ -1,4 +1,4 @@
-//! One transfer: one part of a blob from one source, over one stream.
+//! One transfer: one part of a blob from one source, over one stream or one near road.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,11 +7,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use gradmesh_compression::planes::Width;
 use quinn::{ReadExactError, RecvStream};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::task::coop::consume_budget;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::super::links::Lease;
-use super::super::pulse::{AtWork, Pulse};
+use super::super::near::{self, Road};
+use super::super::pulse::{AtWork, LOOK_EVERY, Pulse};
 use super::super::wire::{Kind, RESPONSE_BYTES, Request, Response, Status};
 use super::super::{Blame, Inner, Length, PeerSource};
 use super::assembly::Part;
@@ -30,6 +33,10 @@ pub(super) struct Errand {
     pub(super) length: Length,
     pub(super) elements: Option<Width>,
     pub(super) part: Part,
+    /// Whether the source is in the own site.
+    pub(super) near: bool,
+    /// Whether the transfer is at work over a near road.
+    pub(super) over_near: bool,
     /// Which of the connections to the peer to use.
     pub(super) line: usize,
     pub(super) watch: Arc<Watch>,
@@ -81,6 +88,22 @@ impl Watch {
     pub(super) fn give_up(&self) {
         self.give_up.notify_one();
     }
+
+    /// Returns once nothing has come for `lasting`, counted in looks as by [`Quiet`](super::super::pulse::Quiet), but of
+    /// this lane alone.
+    async fn silence(&self, lasting: Duration) {
+        let mut looks = interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut bytes, mut lasted) = (self.bytes(), Duration::ZERO);
+        while lasted < lasting {
+            looks.tick().await;
+            let before = std::mem::replace(&mut bytes, self.bytes());
+            lasted = match bytes == before {
+                true => lasted + LOOK_EVERY,
+                false => Duration::ZERO,
+            };
+        }
+    }
 }
 
 impl Errand {
@@ -92,10 +115,87 @@ impl Errand {
             () = watch.give_up.notified() => Ended::Overtaken,
             ended = self.transfer() => ended.unwrap_or_else(Ended::Failed),
         };
+        if matches!(ended, Ended::Overtaken) && self.over_near {
+            self.inner.near.blocks(self.source.peer);
+        }
         (self.part, ended)
     }
 
     async fn transfer(&mut self) -> Result<Ended, Blame> {
+        match self.transfer_near().await {
+            Some(ended) => ended,
+            None => self.transfer_quic().await,
+        }
+    }
+
+    /// Over the near road; `None` where there is none, or it failed: then the part goes on over QUIC, from where it is now.
+    async fn transfer_near(&mut self) -> Option<Result<Ended, Blame>> {
+        let (peer, addr) = (self.source.peer, self.source.addr);
+        let before = self.part.filled();
+        let inner = Arc::clone(&self.inner);
+        let long = self.part.missing()? >= near::BYTES_MIN;
+        if !(inner.limits.near_road && long && (self.near || near::is_here(addr))) {
+            return None;
+        }
+        for anew in [false, true] {
+            let mut road = inner.near.road(&inner, peer, addr, anew).await?;
+            let (pulse, watch) = (Arc::clone(&self.pulse), Arc::clone(&self.watch));
+            self.over_near = true;
+            let ended = tokio::select! {
+                biased;
+                ended = self.transfer_over_near(&mut road) => ended,
+                () = pulse.stalls(inner.limits.stall_window) => Err(Blame::Stalled),
+                () = watch.silence(inner.limits.overtake_after) => Err(died("nothing comes")),
+                () = inner.near.ended() => Err(died("this peer stops")),
+            };
+            self.over_near = false;
+            match &ended {
+                // The answer has come to its end.
+                Ok(Ended::Complete) | Err(Blame::NotFound | Blame::Busy) => {
+                    inner.near.keep(&inner, road);
+                }
+                // As over QUIC: the other end may have restarted.
+                Err(Blame::Died(_)) if road.reused && self.part.filled() == before => continue,
+                Err(Blame::Died(reason)) => {
+                    tracing::debug!(%peer, reason, "a near road has failed");
+                    inner.near.blocks(peer);
+                    return None;
+                }
+                Err(Blame::Stalled) => inner.near.blocks(peer),
+                Ok(_) | Err(_) => {}
+            }
+            return Some(ended);
+        }
+        None
+    }
+
+    async fn transfer_over_near(&mut self, road: &mut Road) -> Result<Ended, Blame> {
+        let request = self.request(None);
+        let stream = &mut road.stream;
+        stream.write_all(&request.encode()).await.map_err(died)?;
+        stream.flush().await.map_err(died)?;
+        let mut wire = [0u8; RESPONSE_BYTES];
+        stream.read_exact(&mut wire).await.map_err(died)?;
+        if self.answered(&request, &wire)?.is_none() {
+            return Ok(Ended::LengthDiffers);
+        }
+        while self.part.missing() != Some(0) {
+            // One record of TLS at most, which is decrypted and copied into place.
+            let bytes = stream.fill_buf().await.map_err(died)?;
+            if bytes.is_empty() {
+                return Err(died("closed"));
+            }
+            let came = self.part.append(bytes);
+            stream.consume(came);
+            self.count(came, came);
+            self.inner.near.count_received(came as u64);
+            // Much may be there already, and hashing it takes time that others want.
+            consume_budget().await;
+        }
+        Ok(Ended::Complete)
+    }
+
+    async fn transfer_quic(&mut self) -> Result<Ended, Blame> {
         let (peer, addr) = (self.source.peer, self.source.addr);
         let before = self.part.filled();
         for again in [true, false] {
@@ -122,15 +222,7 @@ impl Errand {
     }
 
     async fn transfer_over(&mut self, lease: &Lease) -> Result<Ended, Blame> {
-        let (length, part) = (self.length, &mut self.part);
-        let request = Request {
-            kind: Kind::Blob,
-            elements: self.elements,
-            hash: self.hash,
-            offset: part.offset(),
-            length: part.missing().map_or(u64::MAX, |missing| missing as u64),
-            total_max: length.bytes_max(),
-        };
+        let request = self.request(self.elements);
         // Waits while the peer serves as many other streams of this connection as it admits.
         let (mut send, mut recv) = lease.connection.open_bi().await.map_err(died)?;
         send.write_all(&request.encode()).await.map_err(died)?;
@@ -142,9 +234,37 @@ impl Errand {
                 ReadExactError::FinishedEarly(_) => Blame::Protocol("no response".to_owned()),
                 ReadExactError::ReadError(error) => died(error),
             })?;
+        let Some(claimed) = self.answered(&request, &wire)? else {
+            return Ok(Ended::LengthDiffers);
+        };
+        let left = claimed.saturating_sub(request.offset);
+        let incoming = Incoming::new(self.elements, left.min(request.length), left);
+        self.receive(&mut recv, incoming).await
+    }
+
+    /// What is missing of the part.
+    fn request(&self, elements: Option<Width>) -> Request {
+        let part = &self.part;
+        Request {
+            kind: Kind::Blob,
+            elements,
+            hash: self.hash,
+            offset: part.offset(),
+            length: part.missing().map_or(u64::MAX, |missing| missing as u64),
+            total_max: self.length.bytes_max(),
+        }
+    }
+
+    /// Takes the response to `request`, after which come the bytes. Returns the length of the blob; `None` when it is not
+    /// that which sources before have named.
+    fn answered(
+        &mut self,
+        request: &Request,
+        wire: &[u8; RESPONSE_BYTES],
+    ) -> Result<Option<u64>, Blame> {
         self.pulse.beat(0);
         let response =
-            Response::decode(&wire).map_err(|error| Blame::Protocol(error.to_string()))?;
+            Response::decode(wire).map_err(|error| Blame::Protocol(error.to_string()))?;
         let claimed = response.total;
         match response.status {
             Status::NotFound => return Err(Blame::NotFound),
@@ -154,15 +274,15 @@ impl Errand {
             Status::Held => return Err(Blame::Protocol("holds what it was to send".to_owned())),
             Status::Ok | Status::PastEnd => {}
         }
-        match length {
-            _ if claimed > length.bytes_max() => return Err(Blame::OverCap { claimed }),
+        match self.length {
+            length if claimed > length.bytes_max() => return Err(Blame::OverCap { claimed }),
             Length::Exactly(length) if claimed != length => {
                 return Err(Blame::OtherLength { claimed });
             }
             Length::Exactly(_) | Length::AtMost(_) => {}
         }
-        if !part.continued_by(self.source.peer, claimed) {
-            return Ok(Ended::LengthDiffers);
+        if !self.part.continued_by(self.source.peer, claimed) {
+            return Ok(None);
         }
         if response.status == Status::PastEnd {
             return Err(Blame::Protocol(format!(
@@ -170,9 +290,7 @@ impl Errand {
                 request.offset
             )));
         }
-        let left = claimed.saturating_sub(request.offset);
-        let incoming = Incoming::new(self.elements, left.min(request.length), left);
-        self.receive(&mut recv, incoming).await
+        Ok(Some(claimed))
     }
 
     async fn receive(
@@ -192,20 +310,24 @@ impl Errand {
                 came += packet.len();
                 taken += incoming.take(std::mem::take(packet), &mut self.part)?;
             }
-            self.pulse.beat(came);
-            let before = self.watch.bytes.fetch_add(taken as u64, Ordering::Relaxed);
-            if before == 0 {
-                self.inner.links.moves(&self.source.peer);
-            }
-            traffic::BULK.count_received(came as u64);
-            metrics::counter!("gradmesh_bulk_bytes_total", "direction" => "in")
-                .increment(came as u64);
+            self.count(taken, came);
         }
         Ok(Ended::Complete)
     }
+
+    /// Counts what came, and how many bytes of the blob that was.
+    fn count(&self, taken: usize, came: usize) {
+        self.pulse.beat(came);
+        let before = self.watch.bytes.fetch_add(taken as u64, Ordering::Relaxed);
+        if before == 0 {
+            self.inner.links.moves(&self.source.peer);
+        }
+        traffic::BULK.count_received(came as u64);
+        metrics::counter!("gradmesh_bulk_bytes_total", "direction" => "in").increment(came as u64);
+    }
 }
 
-/// `error` is one of quinn's, on a connection or a stream: in all of them the source is gone.
-fn died(error: impl std::error::Error) -> Blame {
+/// `error` says that the source is gone: one of quinn's, on a connection or a stream, or one of a near road.
+fn died(error: impl ToString) -> Blame {
     Blame::Died(error.to_string())
 }

@@ -1,7 +1,7 @@
 //! The fetching side: puts one blob together from sources that may die, freeze, crawl or lie.
 //!
-//! A blob of known length is cut into parts (`assembly.rs`); each is carried by a lane (`lane.rs`): one stream from
-//! one source. A source has up to [`LANES_PER_SOURCE`] lanes, a fetch up to [`LANES_MAX`], so that a large blob comes
+//! A blob of known length is cut into parts (`assembly.rs`); each is carried by a lane (`lane.rs`): one stream, or one near
+//! road, from one source. A source has up to [`LANES_PER_SOURCE`] lanes, a fetch up to [`LANES_MAX`], so that a large blob comes
 //! from several holders at once; consecutive parts take turns among the connections to a source. A part that a lane
 //! leaves unfinished is continued by another source at the same byte, whatever the reason:
 //!
@@ -57,7 +57,7 @@ const BUSY_PAUSE: Duration = Duration::from_millis(50);
 /// Streams from one source for one blob: enough that both connections carry some to the end, and that no round trip
 /// passes between parts. Measured (examples/bulk_throughput) with 300 MiB at 200 Mbit/s, 100 ms, 0.1% loss, one run each
 /// on a busy machine: 22.3 MB/s with eight, 22.2 with four, 21.3 with two over two connections; 19.7 with one over one.
-const LANES_PER_SOURCE: usize = 4;
+pub(super) const LANES_PER_SOURCE: usize = 4;
 /// Streams of one fetch.
 const LANES_MAX: usize = 32;
 /// A lane that needs longer than this is taken over by an idle source that promises this many times as much.
@@ -331,6 +331,8 @@ impl<'a> Board<'a> {
             hash: self.hash,
             length: self.length,
             elements: self.elements,
+            near: holder.near,
+            over_near: false,
             line: part.index,
             part,
             watch,

@@ -4,6 +4,7 @@ mod blame;
 mod held;
 mod limits;
 mod nat;
+mod near;
 mod packed;
 mod parallel;
 
@@ -56,6 +57,14 @@ fn peer(source: Arc<dyn BlobSource>) -> (Bulk, PeerSource) {
 
 fn client() -> Bulk {
     peer(Arc::new(BlobStore::new(0))).0
+}
+
+/// Limits of peers that use QUIC alone.
+fn quic_only() -> BulkLimits {
+    BulkLimits {
+        near_road: false,
+        ..BulkLimits::default()
+    }
 }
 
 fn client_with(limits: BulkLimits) -> Bulk {

@@ -41,7 +41,8 @@ async fn numbers_arrive_as_they_are_from_memory_and_file_and_where_another_sourc
                 elements: Some(width),
                 ..Order::new(hash, Length::Exactly(length), &sources, deadline())
             };
-            let fetched = client().fetch_order(&order).await.unwrap();
+            let client = client_with(quic_only());
+            let fetched = client.fetch_order(&order).await.unwrap();
             assert_eq!(fetched.bytes, bytes);
             assert_eq!(fetched.report.blamed.len(), blamed);
         }

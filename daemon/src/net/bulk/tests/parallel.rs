@@ -16,7 +16,7 @@ async fn long_blob_comes_from_all_holders_at_once_and_no_byte_twice() {
     let (_a, first) = peer(claims(hash, bytes.clone()));
     let (_b, second) = peer(claims(hash, bytes.clone()));
     let length = Length::Exactly(LONG as u64);
-    let fetched = client()
+    let fetched = client_with(quic_only())
         .fetch(hash, length, &[first, second], deadline())
         .await
         .unwrap();
@@ -93,7 +93,7 @@ async fn source_that_freezes_in_one_of_many_parts_is_overtaken_in_those_it_has()
     let (_server, good) = peer(claims(hash, bytes.clone()));
     let client = client_with(BulkLimits {
         overtake_after: Duration::from_millis(300),
-        ..BulkLimits::default()
+        ..quic_only()
     });
     let length = Length::Exactly(LONG as u64);
     let fetched = client
@@ -137,7 +137,7 @@ async fn packets_grow_on_loopback_to_the_bound_of_mtu_discovery() {
     let client_key = Keypair::generate_ed25519();
     let client_id = client_key.public().to_peer_id();
     let nothing = Arc::new(Claims::default());
-    let client = bulk_with(client_key, BulkLimits::default(), nothing, loopback()).unwrap();
+    let client = bulk_with(client_key, quic_only(), nothing, loopback()).unwrap();
     let give_up = deadline();
     // The search ends within twenty bytes of the bound.
     let enough = transport::UDP_PAYLOAD_BYTES_MAX - 20;
