@@ -787,8 +787,9 @@ mod tests {
         assert_eq!(report["config"]["beta"], 0.95);
         let results = report["results"].as_array().unwrap();
         assert_eq!(results.len(), codecs().count());
-        assert_eq!(results[2]["k"], 64);
-        assert_eq!(results[2]["samples"].as_array().unwrap().len(), 3);
+        // One for each number of value bits.
+        assert_eq!(results.iter().filter(|row| row["k"] == 64).count(), 3);
+        assert_eq!(results[0]["samples"].as_array().unwrap().len(), 3);
         for (place, of) in [
             ("machine", &report),
             ("bits_per_nonzero_bound", &results[0]),
