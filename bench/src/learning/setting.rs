@@ -33,11 +33,11 @@ pub(crate) struct Parameters {
     pub(super) feedback_beta: f32,
 
     /// Elements kept of each tile on the way down from an owner
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 512)]
     pub(super) reduced_k: u16,
 
     /// Bits of a value on the way down: 1, 2 or 4
-    #[arg(long, default_value_t = 2, value_parser = value_bits)]
+    #[arg(long, default_value_t = 4, value_parser = value_bits)]
     pub(super) reduced_value_bits: u8,
 
     /// Decay of an owner's residual
