@@ -5,8 +5,9 @@
 //!
 //! Rule `save-behind`: state and private state are written after the event that they belong to, so that no round waits for
 //! the disk, and not more often than every [`SAVE_PERIOD`], or [`SAVE_PERIOD_WRITES`] times what a write takes. A peer
-//! that is killed finds a state some rounds old, and applies the stored decisions since from the frames on its disk; what
-//! its own update of those rounds left in the error feedback is then as it was saved. An own frame is written before it
+//! that is killed finds a state some rounds old, and applies the stored decisions since from the frames on its disk, or from
+//! others where it was killed before they were written (rule `frames-behind` of `daemon/behind.rs`); what its own update of
+//! those rounds left in the error feedback is then as it was saved. An own frame is written before it
 //! is published, an epoch's state before it is offered.
 //!
 
