@@ -29,8 +29,12 @@ pub(super) struct Behind {
 }
 
 impl Behind {
+    /// Takes in a frame, unless it waits already: the same bytes may have been fetched for two shards at once.
     pub(super) fn push(&mut self, frame: Unwritten) {
-        self.waiting.push(frame);
+        let same = |known: &Unwritten| (known.round, known.hash) == (frame.round, frame.hash);
+        if !self.waiting.iter().any(same) {
+            self.waiting.push(frame);
+        }
     }
 
     /// A frame that is not known to be on disk.
@@ -110,6 +114,14 @@ mod tests {
         assert_eq!(rounds(behind.written()), [1]);
         assert_eq!(due(&mut behind, 2, 1), Some(vec![2]));
         assert_eq!(rounds(behind.into_unwritten()), [2, 3]);
+    }
+
+    #[test]
+    fn frame_that_comes_twice_is_written_once() {
+        let mut behind = Behind::default();
+        behind.push(frame(1, 1));
+        behind.push(frame(1, 1));
+        assert_eq!(due(&mut behind, 1, 1), Some(vec![1]));
     }
 
     #[test]

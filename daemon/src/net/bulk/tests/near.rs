@@ -346,20 +346,26 @@ async fn incoming_connections_beyond_the_limit_are_refused_and_quic_serves() {
     drop(server);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn server_that_goes_silent_is_overtaken_by_another_source() {
-    let bytes = pattern(4 * MIB, 1);
-    let hash = hash_of(&bytes);
-    let keypair = Keypair::generate_ed25519();
+/// A source that can be reached over TCP alone: nobody reads its UDP socket.
+fn near_only(keypair: &Keypair) -> (StdListener, Option<UdpSocket>, PeerSource) {
     let mut mute = None;
     let tcp = tcp_port(|addr| {
         mute = UdpSocket::bind(addr).ok();
         mute.is_some()
     });
-    let silent = PeerSource {
+    let source = PeerSource {
         peer: keypair.public().to_peer_id(),
         addr: tcp.local_addr().unwrap(),
     };
+    (tcp, mute, source)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn server_that_goes_silent_is_overtaken_by_another_source() {
+    let bytes = pattern(4 * MIB, 1);
+    let hash = hash_of(&bytes);
+    let keypair = Keypair::generate_ed25519();
+    let (tcp, _mute, silent) = near_only(&keypair);
     let sends = bytes.slice(..MIB);
     let requests = near_rogue(tcp, &keypair, bytes.len(), sends, Then::SaysNothing);
     let (_server, good) = near_server(claims(hash, bytes.clone())).await;
@@ -418,15 +424,7 @@ async fn source_that_dies_is_left_for_another_one_at_the_same_byte() {
     let bytes = pattern(4 * MIB, 1);
     let hash = hash_of(&bytes);
     let keypair = Keypair::generate_ed25519();
-    let mut mute = None;
-    let tcp = tcp_port(|addr| {
-        mute = UdpSocket::bind(addr).ok();
-        mute.is_some()
-    });
-    let dying = PeerSource {
-        peer: keypair.public().to_peer_id(),
-        addr: tcp.local_addr().unwrap(),
-    };
+    let (tcp, _mute, dying) = near_only(&keypair);
     near_rogue(tcp, &keypair, bytes.len(), bytes.slice(..MIB), Then::Closes);
     let (_server, good) = near_server(claims(hash, bytes.clone())).await;
     let client = client();
