@@ -17,4 +17,5 @@ pub mod status;
 pub mod store;
 pub mod subnet;
 pub mod terminal;
+pub mod tolerances;
 mod worker;

@@ -27,6 +27,8 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::tolerances::ToleranceFile;
+
 /// The longest run file or `config.json` that is read: a hundred times the longest that we have met.
 const TEXT_BYTES_MAX: u64 = 1 << 20;
 /// Parts per million of one.
@@ -66,6 +68,9 @@ pub struct RunFile {
     pub trust: Trust,
     /// Deadlines and timeouts.
     pub timing: Timing,
+    /// How work is audited. Without the section it is not: for friends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit: Option<Audit>,
 }
 
 /// The chain of a run: `chain = "none"`, or a section `[chain]`.
@@ -476,6 +481,87 @@ impl Default for Timing {
     }
 }
 
+/// `[audit]`: validators do a part of the work again (`gradmesh validate`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Audit {
+    /// Segments of a round, up to 64. Default: 30, or as many as a round has steps. An audit does one of them again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub segments: Option<u32>,
+    /// Chance that a validator audits a peer in a round. Default 1: every round of every peer.
+    pub coverage: f64,
+    /// Rounds of a newcomer, and after a suspension, that are all audited. Default 20.
+    pub probation_rounds: u32,
+    /// Rounds after a failure that are not paid. Default: four over the coverage, so that cheating in one round of any number
+    /// costs more than it saves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub suspension_rounds: Option<u32>,
+    /// Sequences of each kind that the loss of an update is measured on. Default 64.
+    pub loss_sequences: u32,
+    /// Chance that it is measured in a round that is audited. Default 0.1: its noise is small against that of an epoch.
+    pub loss: f64,
+    /// `carried` or `reset`: what the inner optimizer of a round begins with. Default carried; resetting it costs 1 to 2 % of
+    /// loss.
+    pub inner: InnerName,
+    /// A table of `gradmesh doctor --calibrate`, relative to this file. Default: none, for machines of one kind.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tolerances: Option<PathBuf>,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Audit {
+            segments: None,
+            coverage: 1.0,
+            probation_rounds: 20,
+            suspension_rounds: None,
+            loss_sequences: 64,
+            loss: 0.1,
+            inner: InnerName::Carried,
+            tolerances: None,
+        }
+    }
+}
+
+/// Values of `audit.inner`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InnerName {
+    /// As the peer's last decided update left it.
+    Carried,
+    /// Zero.
+    Reset,
+}
+
+/// Segments of a round unless the run file says otherwise: an audit of one costs 3.3 % of a round.
+const SEGMENTS: u32 = 30;
+
+impl Audit {
+    /// What the manifest says of it. `tolerances`: what its table holds.
+    fn to_manifest(
+        &self,
+        steps_per_round: u32,
+        tolerances: Vec<manifest::Tolerance>,
+        ppm: &mut impl FnMut(&str, f64) -> u32,
+    ) -> manifest::Audit {
+        let coverage_ppm = ppm("audit.coverage", self.coverage);
+        let suspension = 4_000_000u32.div_ceil(coverage_ppm.max(1));
+        manifest::Audit {
+            segments: self.segments.unwrap_or(SEGMENTS.min(steps_per_round)),
+            coverage_ppm,
+            probation_rounds: self.probation_rounds,
+            suspension_rounds: self.suspension_rounds.unwrap_or(suspension),
+            loss_sequences: self.loss_sequences,
+            loss_ppm: ppm("audit.loss", self.loss),
+            inner: match self.inner {
+                InnerName::Carried => manifest::InnerState::Carried,
+                InnerName::Reset => manifest::InnerState::Reset,
+            },
+            tolerances,
+        }
+    }
+}
+
 /// What is wrong with one key of a run file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunFileFault {
@@ -563,6 +649,8 @@ pub struct LoadedRunFile {
     pub config_json: String,
     /// The same, read.
     pub model: Architecture,
+    /// What `audit.tolerances` names, read.
+    pub tolerances: Vec<manifest::Tolerance>,
     /// The data directory.
     pub data_dir: PathBuf,
 }
@@ -611,7 +699,7 @@ impl LoadedRunFile {
             (launcher, launcher_link),
             seed,
             data,
-            &self.config_json,
+            (&self.config_json, &self.tolerances),
             chain,
             none,
         )
@@ -689,9 +777,24 @@ impl RunFile {
                 subnet.on(Hash::ZERO, subnet.netuid.unwrap_or(1))
             }
         };
+        let named = self
+            .audit
+            .as_ref()
+            .and_then(|audit| audit.tolerances.as_ref());
+        let table = named
+            .map(|path| ToleranceFile::read(&base.join(path)))
+            .transpose();
+        let tolerances = match table {
+            Ok(table) => table.unwrap_or_default().tolerances(),
+            Err(problem) => {
+                push(faults, "audit.tolerances", problem);
+                Vec::new()
+            }
+        };
         let nobody = PeerKey([0; 32]);
         let launcher = (nobody, Link::alone(&nobody));
-        let trial = self.to_manifest(launcher, Hash::ZERO, &any, json, chain, faults);
+        let files = (json, tolerances.as_slice());
+        let trial = self.to_manifest(launcher, Hash::ZERO, &any, files, chain, faults);
         for fault in trial.validate() {
             push(faults, fault.field, fault.problem);
         }
@@ -700,6 +803,7 @@ impl RunFile {
             file: self,
             config_json,
             model,
+            tolerances,
             data_dir,
         })
     }
@@ -775,7 +879,7 @@ impl RunFile {
         (launcher, launcher_link): (PeerKey, Link),
         seed: Hash,
         data: &DataFacts,
-        config_json: &str,
+        (config_json, tolerances): (&str, &[manifest::Tolerance]),
         chain: manifest::Chain,
         faults: &mut Vec<RunFileFault>,
     ) -> Manifest {
@@ -877,6 +981,10 @@ impl RunFile {
                 vote_ms: self.timing.vote_ms,
             },
             chain,
+            audit: self.audit.as_ref().map(|audit| {
+                let tolerances = tolerances.to_vec();
+                audit.to_manifest(self.schedule.steps_per_round, tolerances, &mut ppm)
+            }),
         }
     }
 }

@@ -87,6 +87,17 @@ impl FrameRef {
     }
 }
 
+/// What a header says of how its update came about (see [`crate::audit::segment`]). All zero in a run without audits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkCommitment {
+    /// Root over the segment leaves.
+    pub segments_root: Hash,
+    /// Root of the inner optimizer's state before the first step.
+    pub inner_before: Hash,
+    /// The same after the last one.
+    pub inner_after: Hash,
+}
+
 /// What a worker knows of an update once it is encoded; the node makes the header of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpdateSummary {
@@ -97,8 +108,8 @@ pub struct UpdateSummary {
     pub feedback_before: Hash,
     /// Root over what is left of both after the frames were taken out.
     pub feedback_after: Hash,
-    /// Root over the segment leaves; [`Hash::ZERO`] until segments exist.
-    pub segments_root: Hash,
+    /// What training did, segment by segment.
+    pub work: WorkCommitment,
     /// Tokens that the update was trained on.
     pub tokens: u64,
     /// Inner steps that were done.

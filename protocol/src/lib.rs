@@ -4,6 +4,7 @@
 //! entropy, spawns nothing and holds no tensor; the daemon and the simulator drive the same code.
 
 pub mod agreement;
+pub mod audit;
 pub mod capacity;
 pub mod concentration;
 pub mod decision;

@@ -6,13 +6,14 @@
 
 use std::fmt;
 
+use crate::audit::segment::SEGMENTS_MAX;
 use crate::fragment::FRAGMENTS_MAX;
 use crate::hash::Hash;
 use crate::key::{Keypair, PeerKey, Signature};
 use crate::wire::{self, WireError};
 
 /// The version of the manifest that this build writes and reads.
-pub const MANIFEST_VERSION: u32 = 3;
+pub const MANIFEST_VERSION: u32 = 4;
 /// The most peers in a roster: the most voters for which one all-to-all vote stays cheap (DESIGN: committee above).
 pub const PEERS_MAX: u32 = 64;
 /// The most blocks between two snapshots of the registry: a day of the 12 s blocks of subtensor. A node that does not
@@ -20,6 +21,12 @@ pub const PEERS_MAX: u32 = 64;
 pub const SNAPSHOT_BLOCKS_MAX: u64 = 7200;
 /// The longest model configuration, in bytes: ten times the longest that we have met.
 pub const MODEL_CONFIG_BYTES_MAX: usize = 64 * 1024;
+
+/// The most entries of a table of tolerances: the pairs of ten device classes.
+pub const TOLERANCES_MAX: usize = 64;
+/// The largest tolerance, in parts per billion: 5 %. The least cheat that we know, one of 30 batches replaced, has 5.4 %
+/// over half a round and 20 % over a whole one.
+pub const TOLERANCE_PPB_MAX: u32 = 50_000_000;
 
 const SITE_DOMAIN: &str = "gradmesh site v1";
 const MANIFEST_DOMAIN: &str = "gradmesh manifest v1";
@@ -235,6 +242,50 @@ pub struct Manifest {
     pub exchange: Exchange,
     /// How the launcher is connected: it is the one member that never joins.
     pub launcher_link: Link,
+    /// How work is audited; `None`: not at all.
+    pub audit: Option<Audit>,
+}
+
+/// How work is audited ([`crate::audit`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Audit {
+    /// Segments of a round (S), at most one per inner step. An audit does one again, so that it costs an S-th of a round.
+    pub segments: u32,
+    /// Chance that a validator audits a peer in a round (c), parts per million.
+    pub coverage_ppm: u32,
+    /// Rounds of a newcomer, and after a suspension, that are all audited.
+    pub probation_rounds: u32,
+    /// Rounds after a failure that are not paid for (K). More than 1 / c, or cheating pays.
+    pub suspension_rounds: u32,
+    /// Sequences of each kind (assigned, common) that a loss is measured on.
+    pub loss_sequences: u32,
+    /// Chance that the loss of an audited update is measured too, parts per million.
+    pub loss_ppm: u32,
+    /// What a round's inner optimizer begins with.
+    pub inner: InnerState,
+    /// Measured spreads between device classes, sorted by both names; others have the tolerances of
+    /// [`Audit::tolerance_ppb`].
+    pub tolerances: Vec<Tolerance>,
+}
+
+/// What the inner optimizer of a round begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InnerState {
+    /// Rule `carried-or-zero` of [`crate::audit::segment`].
+    Carried,
+    /// Zero in every round: an auditor needs nothing that is not public for the first segment, at 1 to 2 % of loss.
+    Reset,
+}
+
+/// How much the updates of two honest peers may differ.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Tolerance {
+    /// A device class.
+    pub first: String,
+    /// Another one, or the same; not before `first`.
+    pub second: String,
+    /// The largest error of an update relative to the update, parts per billion.
+    pub error_ppb: u32,
 }
 
 /// The chain of a run.
@@ -476,10 +527,52 @@ impl Manifest {
             DAY_MS,
         );
         range("timing.vote_ms", self.timing.vote_ms.into(), 1, DAY_MS);
+        if let Some(audit) = &self.audit {
+            let segments_max = steps.min(SEGMENTS_MAX.into()).max(1);
+            range("audit.segments", audit.segments.into(), 1, segments_max);
+            let coverage = audit.coverage_ppm.into();
+            range("audit.coverage", coverage, 1, 1_000_000);
+            let probation = audit.probation_rounds.into();
+            range("audit.probation_rounds", probation, 0, 1 << 20);
+            let suspension = audit.suspension_rounds.into();
+            let least = 1_000_000 / coverage.max(1) + 1;
+            range("audit.suspension_rounds", suspension, least, 1 << 32);
+            let sequences = audit.loss_sequences.into();
+            range("audit.loss_sequences", sequences, 1, 1 << 16);
+            range("audit.loss", audit.loss_ppm.into(), 0, 1_000_000);
+            // Training ahead, and drift in shards whose turn has not come, begin from what only their peer knows.
+            range(
+                "audit needs exchange.overlap",
+                exchange.overlap.into(),
+                0,
+                0,
+            );
+            range("audit needs exchange.fragments", fragments, 1, 1);
+        }
         if let Chain::Subnet(subnet) = &self.chain {
             let blocks = subnet.snapshot_blocks.into();
             range("chain.snapshot_blocks", blocks, 1, SNAPSHOT_BLOCKS_MAX);
         }
+        let tolerances = self.audit.iter().flat_map(|audit| &audit.tolerances);
+        let tolerances: Vec<_> = tolerances.collect();
+        for tolerance in &tolerances {
+            let error = tolerance.error_ppb;
+            check(
+                "audit.tolerances",
+                tolerance.first <= tolerance.second && (1..=TOLERANCE_PPB_MAX).contains(&error),
+                format!(
+                    "{} and {} with {error} ppb: the names are to be in order, the error in 1..={TOLERANCE_PPB_MAX}",
+                    tolerance.first, tolerance.second
+                ),
+            );
+        }
+        let pair = |t: &Tolerance| (t.first.clone(), t.second.clone());
+        let ordered = tolerances.windows(2).all(|two| pair(two[0]) < pair(two[1]));
+        check(
+            "audit.tolerances",
+            ordered && tolerances.len() <= TOLERANCES_MAX,
+            format!("not sorted by name without repeats, or more than {TOLERANCES_MAX}"),
+        );
         for (field, bits) in [
             ("codec.value_bits", self.codec.value_bits),
             ("exchange.reduced_value_bits", exchange.reduced_value_bits),
@@ -671,6 +764,7 @@ pub fn example(launcher: PeerKey) -> Manifest {
             ..Exchange::default()
         },
         launcher_link: Link::alone(&launcher),
+        audit: None,
     }
 }
 

@@ -88,6 +88,8 @@ pub struct NodeConfig {
     pub keypair: Keypair,
     /// The shards of the run, dealt into the manifest's fragments.
     pub fragments: Fragments,
+    /// Whether this peer only follows the run, as a validator does: it never asks to be a member.
+    pub observes: bool,
     /// How this peer is connected: what its joins say, until [`Node::set_link`].
     pub link: Link,
     /// The longest frame that the codec of each stage can produce for a shard.
@@ -559,7 +561,7 @@ impl Node {
                     self.blame(from, "published reductions of another peer");
                 }
             }
-            Gossip::Contact(_) => {}
+            Gossip::Contact(_) | Gossip::Verdict(_) => {}
         }
     }
 

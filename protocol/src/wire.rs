@@ -14,17 +14,20 @@ use crate::agreement::{
     CommitCertificate, CommitSignature, Message, PolkaCertificate, Proposal, ProposedValue, Record,
     RoundCertificate, SignedProposal, SignedVote, Step, TimeoutRecord, Vote,
 };
+use crate::audit::segment::{SEGMENTS_MAX, SegmentList, StateRoots, Work};
+use crate::audit::verdict::{Check, Outcome, SignedVerdict, Verdict};
 use crate::capacity::{CAPACITIES_MAX, CapacityChange};
 use crate::decision::{
     Bitmap, DecidedMember, DecidedReduction, DecidedShard, Decision, JOINS_MAX, Join, Leave,
 };
 use crate::hash::Hash;
-use crate::header::{FrameRef, Header, SignedHeader, UpdateSummary};
+use crate::header::{FrameRef, Header, SignedHeader, UpdateSummary, WorkCommitment};
 use crate::key::{PeerKey, Signature};
 use crate::manifest::{
-    self, Chain, Codec, CodecKind, Data, Exchange, Inner, Link, LocalFormat, MANIFEST_VERSION,
-    Manifest, Model, ModelDtype, Outer, OuterRule, PEERS_MAX, PlanKind, Powers, RoundId, RunId,
-    Schedule, SignedManifest, SiteId, Subnet, Timing, Trust, TrustMode,
+    self, Audit, Chain, Codec, CodecKind, Data, Exchange, Inner, InnerState, Link, LocalFormat,
+    MANIFEST_VERSION, Manifest, Model, ModelDtype, Outer, OuterRule, PEERS_MAX, PlanKind, Powers,
+    RoundId, RunId, Schedule, SignedManifest, SiteId, Subnet, TOLERANCES_MAX, Timing, Tolerance,
+    Trust, TrustMode,
 };
 use crate::plan::{GroupId, REDUCTIONS_MAX};
 use crate::reduction::{Reduction, Reductions, SignedReductions};
@@ -51,6 +54,8 @@ pub const HEADERS_MAX: usize = PEERS_MAX as usize;
 pub const DECISIONS_MAX: usize = 64;
 /// The most lists of reductions sent at once.
 pub const ANNOUNCEMENTS_MAX: usize = 4 * PEERS_MAX as usize;
+/// The longest list of segments: [`SEGMENTS_MAX`] of them, each with a state of 68 bytes and 70 bytes of work, and framing.
+const SEGMENTS_BYTES_MAX: usize = 16 * 1024;
 /// The longest text in a message.
 const TEXT_BYTES_MAX: usize = 256;
 
@@ -102,6 +107,8 @@ pub enum Gossip {
     Reductions(Box<SignedReductions>),
     /// The sender's link can carry more or less than the roster has.
     Capacity(CapacityChange),
+    /// What a validator found. For drivers: a node judges no work.
+    Verdict(Box<SignedVerdict>),
 }
 
 /// Where a peer listens.
@@ -137,6 +144,17 @@ pub enum Request {
     Snapshot(RoundId),
     /// The data manifest.
     Data,
+    /// How the answering peer's own update of a round came about.
+    Segments(RoundId),
+    /// The chunks of one of the states of that list.
+    SegmentState {
+        /// The round.
+        round: RoundId,
+        /// The place of the state: before segment `place`.
+        place: u32,
+    },
+    /// The tiles of the answering peer's error feedback before and after its update of a round.
+    Feedback(RoundId),
 }
 
 /// The answer to a [`Request`].
@@ -161,6 +179,22 @@ pub enum Response {
     },
     /// Canonical bytes of the data manifest.
     Data(Vec<u8>),
+    /// How an update came about.
+    Segments(SegmentList),
+    /// A state of training by chunk; each can be had by its content hash.
+    SegmentState {
+        /// Hashes of the chunks of the local parameters, in order.
+        theta: Vec<Hash>,
+        /// Of the inner optimizer's state.
+        inner: Vec<Hash>,
+    },
+    /// Error feedback by tile; each can be had by its content hash.
+    Feedback {
+        /// Hashes of the tiles before the update, in order.
+        before: Vec<Hash>,
+        /// After it.
+        after: Vec<Hash>,
+    },
     /// The peer does not answer, and why.
     Refused(String),
 }
@@ -208,6 +242,11 @@ pub(crate) fn encode_manifest(manifest: &Manifest) -> Vec<u8> {
 /// Canonical bytes of a header.
 pub(crate) fn encode_header(header: &Header) -> Vec<u8> {
     pb::Header::from(header).encode_to_vec()
+}
+
+/// Canonical bytes of a verdict.
+pub(crate) fn encode_verdict(verdict: &Verdict) -> Vec<u8> {
+    pb::Verdict::from(verdict).encode_to_vec()
 }
 
 /// Canonical bytes of an owner's list.
@@ -263,6 +302,7 @@ impl Gossip {
             Gossip::Contact(contact) => Body::Contact(contact.into()),
             Gossip::Reductions(reductions) => Body::Reductions((&**reductions).into()),
             Gossip::Capacity(change) => Body::Capacity(change.into()),
+            Gossip::Verdict(verdict) => Body::Verdict((&**verdict).into()),
         };
         pb::Gossip {
             run: run.0.0.to_vec(),
@@ -297,6 +337,7 @@ impl Gossip {
             Body::Contact(contact) => Gossip::Contact(contact.try_into()?),
             Body::Reductions(reductions) => Gossip::Reductions(Box::new(reductions.try_into()?)),
             Body::Capacity(change) => Gossip::Capacity(change.try_into()?),
+            Body::Verdict(verdict) => Gossip::Verdict(Box::new(verdict.try_into()?)),
         })
     }
 }
@@ -320,6 +361,12 @@ impl Request {
             }
             Request::Snapshot(round) => Body::Snapshot(pb::SnapshotRequest { round: round.0 }),
             Request::Data => Body::Data(pb::Empty {}),
+            Request::Segments(round) => Body::Segments(pb::SegmentsRequest { round: round.0 }),
+            Request::SegmentState { round, place } => Body::SegmentState(pb::SegmentStateRequest {
+                round: round.0,
+                place: *place,
+            }),
+            Request::Feedback(round) => Body::Feedback(pb::FeedbackRequest { round: round.0 }),
         };
         pb::Request {
             run: run.0.0.to_vec(),
@@ -353,6 +400,13 @@ impl Request {
             Body::Reductions(r) => Request::Reductions(RoundId(r.round)),
             Body::Snapshot(s) => Request::Snapshot(RoundId(s.round)),
             Body::Data(_) => Request::Data,
+            Body::Segments(s) => Request::Segments(RoundId(s.round)),
+            Body::SegmentState(s) if s.place <= SEGMENTS_MAX => Request::SegmentState {
+                round: RoundId(s.round),
+                place: s.place,
+            },
+            Body::SegmentState(_) => return Err(bad("segment state request", "place")),
+            Body::Feedback(f) => Request::Feedback(RoundId(f.round)),
         })
     }
 }
@@ -382,6 +436,15 @@ impl Response {
                 leaves: leaves.iter().map(|l| l.0.to_vec()).collect(),
             }),
             Response::Data(bytes) => Body::Data(bytes.clone()),
+            Response::Segments(list) => Body::Segments(list.into()),
+            Response::SegmentState { theta, inner } => Body::SegmentState(pb::SegmentState {
+                theta: theta.iter().map(|h| h.0.to_vec()).collect(),
+                inner: inner.iter().map(|h| h.0.to_vec()).collect(),
+            }),
+            Response::Feedback { before, after } => Body::Feedback(pb::Feedback {
+                before: before.iter().map(|h| h.0.to_vec()).collect(),
+                after: after.iter().map(|h| h.0.to_vec()).collect(),
+            }),
             Response::Refused(reason) => Body::Refused(reason.clone()),
         };
         pb::Response { body: Some(body) }.encode_to_vec()
@@ -421,15 +484,18 @@ impl Response {
             )?),
             Body::Snapshot(s) => Response::Snapshot {
                 round: RoundId(s.round),
-                leaves: list(
-                    "snapshot",
-                    "leaves",
-                    s.leaves,
-                    RESPONSE_BYTES_MAX / 32,
-                    |l| hash("snapshot", "leaves", &l),
-                )?,
+                leaves: hashes("snapshot", "leaves", s.leaves)?,
             },
             Body::Data(bytes) => Response::Data(bytes),
+            Body::Segments(list) => Response::Segments(list.try_into()?),
+            Body::SegmentState(state) => Response::SegmentState {
+                theta: hashes("segment state", "theta", state.theta)?,
+                inner: hashes("segment state", "inner", state.inner)?,
+            },
+            Body::Feedback(feedback) => Response::Feedback {
+                before: hashes("feedback", "before", feedback.before)?,
+                after: hashes("feedback", "after", feedback.after)?,
+            },
             Body::Refused(reason) => Response::Refused(text("response", "refused", reason)?),
         })
     }
@@ -585,6 +651,13 @@ fn list<P, T>(
     items.into_iter().map(read).collect()
 }
 
+/// As many hashes as fit in a response.
+fn hashes(message: &'static str, field: &'static str, items: Vec<Vec<u8>>) -> Wire<Vec<Hash>> {
+    list(message, field, items, RESPONSE_BYTES_MAX / 32, |item| {
+        hash(message, field, &item)
+    })
+}
+
 fn own_run(run: &RunId, bytes: &[u8]) -> Wire<()> {
     let found = RunId(hash("message", "run", bytes)?);
     if found == *run {
@@ -675,6 +748,7 @@ impl From<&Manifest> for pb::Manifest {
                 Chain::Subnet(subnet) => Some(subnet.into()),
             },
             exchange: Some((&m.exchange).into()),
+            audit: m.audit.as_ref().map(Into::into),
             launcher_link: Some((&m.launcher_link).into()),
         }
     }
@@ -725,6 +799,75 @@ impl TryFrom<pb::Exchange> for Exchange {
             },
             overlap: exchange.overlap,
             fragments: exchange.fragments,
+        })
+    }
+}
+
+impl From<&Audit> for pb::Audit {
+    fn from(audit: &Audit) -> pb::Audit {
+        pb::Audit {
+            segments: audit.segments,
+            coverage_ppm: audit.coverage_ppm,
+            probation_rounds: audit.probation_rounds,
+            suspension_rounds: audit.suspension_rounds,
+            loss_sequences: audit.loss_sequences,
+            loss_ppm: audit.loss_ppm,
+            inner: match audit.inner {
+                InnerState::Carried => 1,
+                InnerState::Reset => 2,
+            },
+            tolerances: audit.tolerances.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl TryFrom<pb::Audit> for Audit {
+    type Error = WireError;
+
+    fn try_from(audit: pb::Audit) -> Wire<Audit> {
+        const NAME: &str = "audit";
+        Ok(Audit {
+            segments: audit.segments,
+            coverage_ppm: audit.coverage_ppm,
+            probation_rounds: audit.probation_rounds,
+            suspension_rounds: audit.suspension_rounds,
+            loss_sequences: audit.loss_sequences,
+            loss_ppm: audit.loss_ppm,
+            inner: match audit.inner {
+                1 => InnerState::Carried,
+                2 => InnerState::Reset,
+                _ => return Err(bad(NAME, "inner")),
+            },
+            tolerances: list(
+                NAME,
+                "tolerances",
+                audit.tolerances,
+                TOLERANCES_MAX,
+                TryInto::try_into,
+            )?,
+        })
+    }
+}
+
+impl From<&Tolerance> for pb::Tolerance {
+    fn from(tolerance: &Tolerance) -> pb::Tolerance {
+        pb::Tolerance {
+            first: tolerance.first.clone(),
+            second: tolerance.second.clone(),
+            error_ppb: tolerance.error_ppb,
+        }
+    }
+}
+
+impl TryFrom<pb::Tolerance> for Tolerance {
+    type Error = WireError;
+
+    fn try_from(tolerance: pb::Tolerance) -> Wire<Tolerance> {
+        const NAME: &str = "tolerance";
+        Ok(Tolerance {
+            first: text(NAME, "first", tolerance.first)?,
+            second: text(NAME, "second", tolerance.second)?,
+            error_ppb: tolerance.error_ppb,
         })
     }
 }
@@ -880,6 +1023,7 @@ impl TryFrom<pb::Manifest> for Manifest {
             },
             chain,
             exchange: present(NAME, "exchange", m.exchange)?.try_into()?,
+            audit: m.audit.map(TryInto::try_into).transpose()?,
             launcher_link: present(NAME, "launcher_link", m.launcher_link)?.try_into()?,
         })
     }
@@ -954,13 +1098,15 @@ impl From<&Header> for pb::Header {
             frames: update.frames.iter().map(Into::into).collect(),
             feedback_before: update.feedback_before.0.to_vec(),
             feedback_after: update.feedback_after.0.to_vec(),
-            segments_root: update.segments_root.0.to_vec(),
+            segments_root: update.work.segments_root.0.to_vec(),
             tokens: update.tokens,
             steps: update.steps,
             loss_first_micronats: update.loss_first_micronats,
             loss_last_micronats: update.loss_last_micronats,
             build: update.build.clone(),
             device: update.device.clone(),
+            inner_before: update.work.inner_before.0.to_vec(),
+            inner_after: update.work.inner_after.0.to_vec(),
         }
     }
 }
@@ -979,7 +1125,11 @@ impl TryFrom<pb::Header> for Header {
                 frames: list(NAME, "frames", header.frames, SHARDS_MAX, TryInto::try_into)?,
                 feedback_before: hash(NAME, "feedback_before", &header.feedback_before)?,
                 feedback_after: hash(NAME, "feedback_after", &header.feedback_after)?,
-                segments_root: hash(NAME, "segments_root", &header.segments_root)?,
+                work: WorkCommitment {
+                    segments_root: hash(NAME, "segments_root", &header.segments_root)?,
+                    inner_before: hash(NAME, "inner_before", &header.inner_before)?,
+                    inner_after: hash(NAME, "inner_after", &header.inner_after)?,
+                },
                 tokens: header.tokens,
                 steps: header.steps,
                 loss_first_micronats: header.loss_first_micronats,
@@ -987,6 +1137,167 @@ impl TryFrom<pb::Header> for Header {
                 build: text(NAME, "build", header.build)?,
                 device: text(NAME, "device", header.device)?,
             },
+        })
+    }
+}
+
+impl From<&SegmentList> for pb::Segments {
+    fn from(list: &SegmentList) -> pb::Segments {
+        pb::Segments {
+            states: list.states().iter().map(Into::into).collect(),
+            work: list.work().iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl TryFrom<pb::Segments> for SegmentList {
+    type Error = WireError;
+
+    fn try_from(segments: pb::Segments) -> Wire<SegmentList> {
+        const NAME: &str = "segments";
+        let most = SEGMENTS_MAX as usize;
+        let states = list(NAME, "states", segments.states, most + 1, TryInto::try_into)?;
+        let work = list(NAME, "work", segments.work, most, TryInto::try_into)?;
+        SegmentList::new(states, work).ok_or(bad(NAME, "states"))
+    }
+}
+
+impl SegmentList {
+    /// Canonical bytes: for disk and evidence.
+    pub fn encode(&self) -> Vec<u8> {
+        pb::Segments::from(self).encode_to_vec()
+    }
+
+    /// Reads what [`SegmentList::encode`] wrote.
+    ///
+    /// # Errors
+    /// [`WireError`].
+    pub fn decode(bytes: &[u8]) -> Wire<SegmentList> {
+        decode::<pb::Segments, _>(bytes, SEGMENTS_BYTES_MAX)
+    }
+}
+
+impl From<&StateRoots> for pb::StateRoots {
+    fn from(roots: &StateRoots) -> pb::StateRoots {
+        pb::StateRoots {
+            theta: roots.theta.0.to_vec(),
+            inner: roots.inner.0.to_vec(),
+        }
+    }
+}
+
+impl TryFrom<pb::StateRoots> for StateRoots {
+    type Error = WireError;
+
+    fn try_from(roots: pb::StateRoots) -> Wire<StateRoots> {
+        Ok(StateRoots {
+            theta: hash("state roots", "theta", &roots.theta)?,
+            inner: hash("state roots", "inner", &roots.inner)?,
+        })
+    }
+}
+
+impl From<&Work> for pb::Work {
+    fn from(work: &Work) -> pb::Work {
+        pb::Work {
+            data: work.data.0.to_vec(),
+            tokens: work.tokens,
+            loss_micronats: work.loss_micronats,
+            gradient_norm_micro: work.gradient_norm_micro,
+        }
+    }
+}
+
+impl TryFrom<pb::Work> for Work {
+    type Error = WireError;
+
+    fn try_from(work: pb::Work) -> Wire<Work> {
+        Ok(Work {
+            data: hash("work", "data", &work.data)?,
+            tokens: work.tokens,
+            loss_micronats: work.loss_micronats,
+            gradient_norm_micro: work.gradient_norm_micro,
+        })
+    }
+}
+
+impl From<&Verdict> for pb::Verdict {
+    fn from(verdict: &Verdict) -> pb::Verdict {
+        pb::Verdict {
+            run: verdict.run.0.0.to_vec(),
+            round: verdict.round.0,
+            peer: verdict.peer.0.to_vec(),
+            header: verdict.header.0.to_vec(),
+            validator: verdict.validator.0.to_vec(),
+            challenge: verdict.challenge.0.to_vec(),
+            segment: verdict.segment,
+            check: match verdict.check {
+                Check::Segment => 1,
+                Check::Compression => 2,
+                Check::Start => 3,
+                Check::Availability => 4,
+            },
+            outcome: match verdict.outcome {
+                Outcome::Passed => 1,
+                Outcome::Grey => 2,
+                Outcome::Failed => 3,
+            },
+            error_ppb: verdict.error_ppb,
+            tolerance_ppb: verdict.tolerance_ppb,
+            evidence: verdict.evidence.0.to_vec(),
+        }
+    }
+}
+
+impl TryFrom<pb::Verdict> for Verdict {
+    type Error = WireError;
+
+    fn try_from(verdict: pb::Verdict) -> Wire<Verdict> {
+        const NAME: &str = "verdict";
+        Ok(Verdict {
+            run: RunId(hash(NAME, "run", &verdict.run)?),
+            round: RoundId(verdict.round),
+            peer: key(NAME, "peer", &verdict.peer)?,
+            header: hash(NAME, "header", &verdict.header)?,
+            validator: key(NAME, "validator", &verdict.validator)?,
+            challenge: hash(NAME, "challenge", &verdict.challenge)?,
+            segment: verdict.segment,
+            check: match verdict.check {
+                1 => Check::Segment,
+                2 => Check::Compression,
+                3 => Check::Start,
+                4 => Check::Availability,
+                _ => return Err(bad(NAME, "check")),
+            },
+            outcome: match verdict.outcome {
+                1 => Outcome::Passed,
+                2 => Outcome::Grey,
+                3 => Outcome::Failed,
+                _ => return Err(bad(NAME, "outcome")),
+            },
+            error_ppb: verdict.error_ppb,
+            tolerance_ppb: verdict.tolerance_ppb,
+            evidence: hash(NAME, "evidence", &verdict.evidence)?,
+        })
+    }
+}
+
+impl From<&SignedVerdict> for pb::SignedVerdict {
+    fn from(signed: &SignedVerdict) -> pb::SignedVerdict {
+        pb::SignedVerdict {
+            verdict: Some((&signed.verdict).into()),
+            signature: signed.signature.0.to_vec(),
+        }
+    }
+}
+
+impl TryFrom<pb::SignedVerdict> for SignedVerdict {
+    type Error = WireError;
+
+    fn try_from(signed: pb::SignedVerdict) -> Wire<SignedVerdict> {
+        Ok(SignedVerdict {
+            verdict: present("signed verdict", "verdict", signed.verdict)?.try_into()?,
+            signature: signature("signed verdict", &signed.signature)?,
         })
     }
 }

@@ -10,7 +10,7 @@ use gradmesh_protocol::capacity::{CAPACITY_ROUNDS_MIN, CapacityChange};
 use gradmesh_protocol::decision::{Bitmap, DecidedShard, Decision, Join};
 use gradmesh_protocol::fragment::Fragments;
 use gradmesh_protocol::hash::Hash;
-use gradmesh_protocol::header::{FrameRef, Header, PerStage, UpdateSummary};
+use gradmesh_protocol::header::{FrameRef, Header, PerStage, UpdateSummary, WorkCommitment};
 use gradmesh_protocol::key::{Keypair, PeerKey};
 use gradmesh_protocol::manifest::{
     self, Chain, Link, Manifest, PlanKind, Powers, RoundId, RunId, SiteId, Subnet, Timing,
@@ -171,6 +171,7 @@ impl Cluster {
             fragments: Fragments::deal(&[1; SHARDS as usize], fragments).unwrap(),
             link: self.links.get(&key).copied().unwrap_or(Link::alone(&key)),
             frame_bytes_max: FRAME_BYTES_MAX,
+            observes: false,
             update_bytes: UPDATE_BYTES,
             genesis_root: genesis(),
         };
@@ -563,7 +564,7 @@ fn update(key: PeerKey, seed: Hash, shards: Range<u32>) -> UpdateSummary {
         frames: shards.map(frame).collect(),
         feedback_before: Hash::ZERO,
         feedback_after: Hash::ZERO,
-        segments_root: Hash::ZERO,
+        work: WorkCommitment::default(),
         tokens: 10,
         steps: 5,
         loss_first_micronats: 5_000_000,

@@ -9,15 +9,18 @@ use gradmesh_protocol::agreement::{
     CommitCertificate, CommitSignature, Message, PolkaCertificate, Proposal, ProposedValue, Record,
     RoundCertificate, SignedProposal, SignedVote, Step, TimeoutRecord, Vote,
 };
+use gradmesh_protocol::audit::segment::{SegmentList, StateRoots, Work};
+use gradmesh_protocol::audit::verdict::{Check, Outcome, SignedVerdict, Verdict};
 use gradmesh_protocol::capacity::{CAPACITIES_MAX, CapacityChange};
 use gradmesh_protocol::decision::{
     Bitmap, DecidedMember, DecidedReduction, DecidedShard, Decision, JOINS_MAX, Join, Leave,
 };
 use gradmesh_protocol::hash::Hash;
-use gradmesh_protocol::header::{FrameRef, Header, SignedHeader, UpdateSummary};
+use gradmesh_protocol::header::{FrameRef, Header, SignedHeader, UpdateSummary, WorkCommitment};
 use gradmesh_protocol::key::{Keypair, PeerKey, Signature};
 use gradmesh_protocol::manifest::{
-    self, Chain, Link, PEERS_MAX, Powers, RoundId, RunId, SignedManifest, SiteId, Subnet,
+    self, Audit, Chain, InnerState, Link, PEERS_MAX, Powers, RoundId, RunId, SignedManifest,
+    SiteId, Subnet, Tolerance,
 };
 use gradmesh_protocol::plan::{GroupId, REDUCTIONS_MAX};
 use gradmesh_protocol::reduction::{Reduction, Reductions, SignedReductions};
@@ -48,7 +51,11 @@ fn header() -> SignedHeader {
         frames: vec![frame()],
         feedback_before: Hash([2; 32]),
         feedback_after: Hash([3; 32]),
-        segments_root: Hash::ZERO,
+        work: WorkCommitment {
+            segments_root: Hash([4; 32]),
+            inner_before: Hash([5; 32]),
+            inner_after: Hash([6; 32]),
+        },
         tokens: 40,
         steps: 5,
         loss_first_micronats: 7_000_000,
@@ -66,6 +73,61 @@ fn header() -> SignedHeader {
         },
         signature: signature(),
     }
+}
+
+fn segments() -> SegmentList {
+    let roots = |place: u8| StateRoots {
+        theta: Hash([place; 32]),
+        inner: Hash([place + 1; 32]),
+    };
+    let work = Work {
+        data: Hash([8; 32]),
+        tokens: 1000,
+        loss_micronats: 5_000_000,
+        gradient_norm_micro: 900_000,
+    };
+    SegmentList::new(vec![roots(1), roots(3)], vec![work]).unwrap()
+}
+
+fn verdict() -> SignedVerdict {
+    SignedVerdict {
+        verdict: Verdict {
+            run: RUN,
+            round: RoundId(4),
+            peer: peer(),
+            header: Hash([4; 32]),
+            validator: PeerKey([6; 32]),
+            challenge: Hash([7; 32]),
+            segment: 3,
+            check: Check::Segment,
+            outcome: Outcome::Failed,
+            error_ppb: 520_000_000,
+            tolerance_ppb: 20_000_000,
+            evidence: Hash([1; 32]),
+        },
+        signature: signature(),
+    }
+}
+
+/// A manifest with every part that is optional.
+fn audited_manifest() -> SignedManifest {
+    let mut manifest = manifest::example(keypair().public());
+    manifest.audit = Some(Audit {
+        segments: 5,
+        coverage_ppm: 500_000,
+        probation_rounds: 20,
+        suspension_rounds: 8,
+        loss_sequences: 64,
+        loss_ppm: 100_000,
+        inner: InnerState::Reset,
+        tolerances: vec![Tolerance {
+            first: "cpu".into(),
+            second: "gpu".into(),
+            error_ppb: 20_000_000,
+        }],
+    });
+    assert_eq!(manifest.validate(), []);
+    manifest.sign(&keypair())
 }
 
 fn join() -> Join {
@@ -305,6 +367,7 @@ fn gossip() -> Vec<(&'static str, Gossip)> {
         ),
         ("reductions", Gossip::Reductions(Box::new(reductions()))),
         ("capacity", Gossip::Capacity(capacity())),
+        ("verdict", Gossip::Verdict(Box::new(verdict()))),
         (
             "proposal with a capacity",
             Gossip::Agreement(Message::Proposal(Box::new(proposal(
@@ -324,6 +387,15 @@ fn requests() -> Vec<(&'static str, Request)> {
         ("ask snapshot", Request::Snapshot(RoundId(3))),
         ("ask data", Request::Data),
         ("ask reductions", Request::Reductions(RoundId(3))),
+        ("ask segments", Request::Segments(RoundId(3))),
+        (
+            "ask segment state",
+            Request::SegmentState {
+                round: RoundId(3),
+                place: 2,
+            },
+        ),
+        ("ask feedback", Request::Feedback(RoundId(3))),
     ]
 }
 
@@ -341,11 +413,30 @@ fn responses() -> Vec<(&'static str, Response)> {
             "manifest of a subnet",
             Response::Manifest(Box::new(subnet_manifest())),
         ),
+        (
+            "manifest with audits",
+            Response::Manifest(Box::new(audited_manifest())),
+        ),
         ("contact answer", Response::Contact(contact())),
         ("decisions", Response::Decisions(decisions)),
         ("headers", Response::Headers(vec![header()])),
         ("snapshot", Response::Snapshot { round, leaves }),
         ("data", Response::Data(vec![1, 2, 3])),
+        ("segments", Response::Segments(segments())),
+        (
+            "segment state",
+            Response::SegmentState {
+                theta: vec![Hash([1; 32])],
+                inner: vec![Hash([2; 32]), Hash([3; 32])],
+            },
+        ),
+        (
+            "feedback",
+            Response::Feedback {
+                before: vec![Hash([1; 32])],
+                after: vec![Hash([2; 32])],
+            },
+        ),
         ("refused", Response::Refused("busy".into())),
         (
             "reductions answer",
@@ -448,6 +539,8 @@ fn what_is_signed_and_voted_on_has_pinned_hashes() {
         ("decision with a capacity", decision_with_capacity().id()),
         ("decision by owners", decision_by_owners().id()),
         ("run on a subnet", subnet_manifest().manifest.run().0),
+        ("run with audits", audited_manifest().manifest.run().0),
+        ("verdict", verdict().verdict.hash()),
         ("vote", vote().message.hash(&RUN)),
         ("proposal", proposal(decision()).message.hash(&RUN)),
     ];

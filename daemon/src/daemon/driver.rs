@@ -207,6 +207,7 @@ impl Driver {
                 fragments,
                 link: parts.connection.link,
                 frame_bytes_max: standing.frame_bytes_max(),
+                observes: false,
                 update_bytes: standing.update_bytes_max(),
                 genesis_root: standing.genesis_root,
             },

@@ -43,6 +43,8 @@ pub(crate) struct InFlight {
     pub(crate) feedback_before: [u8; 32],
     pub(crate) feedback_after: [u8; 32],
     pub(crate) segments_root: [u8; 32],
+    pub(crate) inner_before: [u8; 32],
+    pub(crate) inner_after: [u8; 32],
     pub(crate) tokens: u64,
     pub(crate) steps: u32,
     pub(crate) loss_first_micronats: u64,

@@ -25,7 +25,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use bytes::Bytes;
 use gradmesh_compression::TILE_ELEMENTS;
 use gradmesh_protocol::hash::Hash;
-use gradmesh_protocol::header::{FrameRef, Stage, UpdateSummary};
+use gradmesh_protocol::header::{FrameRef, Stage, UpdateSummary, WorkCommitment};
 use gradmesh_protocol::manifest::RoundId;
 
 use crate::store::record::{self, InFlight};
@@ -419,7 +419,9 @@ impl From<&Pending> for InFlight {
             frames: summary.frames.iter().map(|f| (f.hash.0, f.bytes)).collect(),
             feedback_before: summary.feedback_before.0,
             feedback_after: summary.feedback_after.0,
-            segments_root: summary.segments_root.0,
+            segments_root: summary.work.segments_root.0,
+            inner_before: summary.work.inner_before.0,
+            inner_after: summary.work.inner_after.0,
             tokens: summary.tokens,
             steps: summary.steps,
             loss_first_micronats: summary.loss_first_micronats,
@@ -450,7 +452,11 @@ impl From<InFlight> for Pending {
                     .collect(),
                 feedback_before: Hash(stored.feedback_before),
                 feedback_after: Hash(stored.feedback_after),
-                segments_root: Hash(stored.segments_root),
+                work: WorkCommitment {
+                    segments_root: Hash(stored.segments_root),
+                    inner_before: Hash(stored.inner_before),
+                    inner_after: Hash(stored.inner_after),
+                },
                 tokens: stored.tokens,
                 steps: stored.steps,
                 loss_first_micronats: stored.loss_first_micronats,
@@ -478,7 +484,7 @@ mod tests {
                 }],
                 feedback_before: Hash::of_content(b"before"),
                 feedback_after: Hash::of_content(b"after"),
-                segments_root: Hash::ZERO,
+                work: WorkCommitment::default(),
                 tokens: 1000,
                 steps: 3,
                 loss_first_micronats: 5_500_000,

@@ -20,7 +20,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 
 use bytes::Bytes;
 use gradmesh_protocol::hash::Hash;
-use gradmesh_protocol::header::{FrameId, FrameRef, Stage, UpdateSummary};
+use gradmesh_protocol::header::{FrameId, FrameRef, Stage, UpdateSummary, WorkCommitment};
 use gradmesh_protocol::manifest::RoundId;
 use gradmesh_protocol::node::Start;
 use gradmesh_trainer::data::assignment;
@@ -277,7 +277,7 @@ impl Machine {
                 frames,
                 feedback_before: update.feedback_before,
                 feedback_after: update.feedback_after,
-                segments_root: Hash::ZERO,
+                work: WorkCommitment::default(),
                 tokens: report.tokens,
                 steps: report.steps,
                 loss_first_micronats: micronats(report.loss_first),

@@ -644,7 +644,8 @@ impl Checks {
             | Gossip::Reductions(_)
             | Gossip::Join(_)
             | Gossip::Leave(_)
-            | Gossip::Capacity(_) => {}
+            | Gossip::Capacity(_)
+            | Gossip::Verdict(_) => {}
         }
         self.gossip[peer] += 1;
         let bound = GOSSIP_PER_ROUND_MAX * (1 + self.decisions.len() as u64)

@@ -10,7 +10,9 @@ use std::ops::Range;
 use gradmesh_compression::{Codec, DenseFormat, TopK, ValueBits};
 use gradmesh_protocol::fragment::Fragments;
 use gradmesh_protocol::hash::Hash;
-use gradmesh_protocol::header::{FrameId, FrameRef, PerStage, Stage, UpdateSummary};
+use gradmesh_protocol::header::{
+    FrameId, FrameRef, PerStage, Stage, UpdateSummary, WorkCommitment,
+};
 use gradmesh_protocol::key::PeerKey;
 use gradmesh_protocol::manifest::{CodecKind, LocalFormat, Manifest, OuterRule, RoundId};
 use gradmesh_protocol::node::AppliedShard;
@@ -428,7 +430,7 @@ impl Private {
             frames: update.frames.iter().map(frame).collect(),
             feedback_before: update.feedback_before,
             feedback_after: update.feedback_after,
-            segments_root: Hash::ZERO,
+            work: WorkCommitment::default(),
             tokens: report.tokens,
             steps: report.steps,
             loss_first_micronats: micronats(report.loss_first),

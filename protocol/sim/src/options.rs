@@ -455,6 +455,7 @@ fn manifest(r: &mut Random, seed: u64, launcher: &Keypair, peers: usize, step_us
         chain: Chain::None,
         exchange: Exchange::default(),
         launcher_link: Link::alone(&launcher.public()),
+        audit: None,
     }
 }
 

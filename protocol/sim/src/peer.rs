@@ -385,6 +385,7 @@ impl Peer {
             fragments: outside.shape.fragments().clone(),
             link: self.link,
             frame_bytes_max: outside.shape.frame_bytes_max(),
+            observes: false,
             update_bytes: outside.shape.update_bytes(),
             genesis_root: outside.shape.genesis().state_root(),
         };
@@ -605,9 +606,12 @@ impl Peer {
                 },
                 None => Response::Refused(format!("no state after round {round} is kept")),
             },
-            Request::Manifest | Request::Contact | Request::Data => {
-                Response::Refused("not simulated".into())
-            }
+            Request::Manifest
+            | Request::Contact
+            | Request::Data
+            | Request::Segments(_)
+            | Request::SegmentState { .. }
+            | Request::Feedback(_) => Response::Refused("not simulated".into()),
         }
     }
 
@@ -630,6 +634,9 @@ impl Peer {
                 | Response::Contact(_)
                 | Response::Snapshot { .. }
                 | Response::Data(_)
+                | Response::Segments(_)
+                | Response::SegmentState { .. }
+                | Response::Feedback { .. }
                 | Response::Refused(_) => Input::RequestFailed(id),
             };
             self.input(outside, input);

@@ -249,7 +249,7 @@ impl Exchange {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::header::{Header, UpdateSummary};
+    use crate::header::{Header, UpdateSummary, WorkCommitment};
     use crate::key::Keypair;
     use crate::manifest::RunId;
 
@@ -259,7 +259,7 @@ mod tests {
             frames: Vec::new(),
             feedback_before: Hash::ZERO,
             feedback_after: Hash::ZERO,
-            segments_root: Hash::ZERO,
+            work: WorkCommitment::default(),
             tokens: 1,
             steps: 1,
             loss_first_micronats: loss,

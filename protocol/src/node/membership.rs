@@ -80,7 +80,8 @@ impl Node {
 
     /// Whether this peer stands where it could take part from the next round on, and does not.
     pub(super) fn may_join(&self) -> bool {
-        self.task == StateTask::Idle
+        !self.config.observes
+            && self.task == StateTask::Idle
             && self.pending.is_empty()
             && !self.needs_state()
             && self.behind().is_none()

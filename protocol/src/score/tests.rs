@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::agreement::CommitCertificate;
 use crate::decision::{Bitmap, DecidedMember, DecidedShard, Decision};
-use crate::header::{Header, UpdateSummary};
+use crate::header::{Header, UpdateSummary, WorkCommitment};
 use crate::key::Keypair;
 use crate::manifest;
 
@@ -37,7 +37,7 @@ fn header(manifest: &Manifest, round: RoundId, author: &Keypair, tokens: u64) ->
             frames: Vec::new(),
             feedback_before: Hash::ZERO,
             feedback_after: Hash::ZERO,
-            segments_root: Hash::ZERO,
+            work: WorkCommitment::default(),
             tokens,
             steps: 5,
             loss_first_micronats: 0,
