@@ -8,6 +8,7 @@
 //! Opens no socket, reads no clock, draws no entropy: randomness comes in as a seed, time is measured by the caller.
 
 mod architecture;
+pub mod audit;
 pub mod checkpoint;
 pub mod data;
 pub mod model;
@@ -18,6 +19,7 @@ pub mod synthetic;
 #[cfg(feature = "torch")]
 pub mod torch;
 mod training;
+pub mod work;
 
 pub use architecture::Architecture;
 pub use model::{ModelConfig, ParameterSpec};

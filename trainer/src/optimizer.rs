@@ -250,7 +250,7 @@ impl InnerState {
 }
 
 /// The little-endian bytes of `values`: where they lie, on a machine that keeps them so.
-pub(crate) fn le_bytes(values: &[f32]) -> Cow<'_, [u8]> {
+pub fn le_bytes(values: &[f32]) -> Cow<'_, [u8]> {
     if cfg!(target_endian = "little") {
         Cow::Borrowed(bytemuck::cast_slice(values))
     } else {
@@ -264,7 +264,7 @@ pub(crate) fn le_bytes(values: &[f32]) -> Cow<'_, [u8]> {
 }
 
 /// Little-endian f32 values; a trailing part of fewer than four bytes is left out.
-pub(crate) fn f32_values(bytes: &[u8]) -> Vec<f32> {
+pub fn f32_values(bytes: &[u8]) -> Vec<f32> {
     let (chunks, _) = bytes.as_chunks::<4>();
     chunks
         .iter()

@@ -1,5 +1,6 @@
 //! Hashes of tiles, kept up with every change, and the roots over them.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use gradmesh_protocol::hash::Hash;
@@ -28,6 +29,19 @@ impl Replica {
     pub fn feedback_root(&self) -> Hash {
         let leaves = self.feedback_leaves.iter().chain(self.drift.leaves());
         merkle::Tree::from_leaves(leaves.copied().collect()).root()
+    }
+
+    /// Hashes of the tiles of the error feedback, in order: the leaves of [`Replica::feedback_root`] while there is no drift.
+    pub fn feedback_leaves(&self) -> &[Hash] {
+        &self.feedback_leaves
+    }
+
+    /// The error feedback, flat.
+    pub fn feedback_values(&self) -> Cow<'_, [f32]> {
+        match self.feedback.residual() {
+            Some(residual) => Cow::Borrowed(residual),
+            None => Cow::Owned(vec![0.0; self.feedback.elements()]),
+        }
     }
 
     pub(super) fn rehash_tiles(&mut self, tiles: Range<usize>) {

@@ -91,7 +91,14 @@ impl Shape {
         check(bytes, tiles.unwrap_or_default(), self.config.codec(stage))
     }
 
-    pub(super) fn decode(
+    /// The shard that a tile lies in; `None` for one that does not exist.
+    pub fn shard_of_tile(&self, tile: usize) -> Option<usize> {
+        self.shards
+            .iter()
+            .position(|shard| shard.tiles.contains(&tile))
+    }
+
+    pub(crate) fn decode(
         &self,
         stage: Stage,
         shard: usize,
