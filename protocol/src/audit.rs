@@ -1,10 +1,16 @@
 //! Audits: what a peer commits to of its work, who looks at which part of it, and what follows.
 //!
 //! A round's inner steps are cut into segments ([`segment`]); the header commits to what each began and ended with, before
-//! anybody knows which of them will be done again. A validator does some again and says what it found ([`verdict`]).
+//! anybody knows which of them will be done again. What was decided and what nobody could know before pick those
+//! ([`challenge`]). A validator looks at where the round began ([`start`]), does a segment again, holds its update against the
+//! one that was committed to ([`judgement`]) and says what it found ([`verdict`]).
 //!
 //! Decides and counts. Trains nothing, fetches nothing, and never looks at a parameter: what an audit measures comes in as
 //! integers.
 
+pub mod challenge;
+mod draw;
+pub mod judgement;
 pub mod segment;
+pub mod start;
 pub mod verdict;
