@@ -363,6 +363,9 @@ impl Node {
         if let Some(root) = self.applied.and_then(|round| self.roots.get(&round)) {
             self.diverged = *root != self.state_root;
         }
+        if let Some(round) = self.applied {
+            self.note_finished(round);
+        }
     }
 
     /// Takes in what happened.

@@ -593,6 +593,18 @@ fn four_peers_found_a_run_and_finish_it_together() {
     }
 }
 
+/// It may have been stopped after the last state was durable and before it could say so.
+#[test]
+fn a_peer_that_is_started_with_the_last_state_says_that_the_run_is_finished() {
+    let mut cluster = Cluster::new(4, |m| m.schedule.rounds = 2);
+    cluster.run_until(|c| c.all_applied(2));
+    let key = cluster.key(3);
+    cluster.kill(key);
+    cluster.restart(key);
+    assert_eq!(cluster.peers[&key].reports, [Report::Finished(RoundId(2))]);
+    assert_eq!(cluster.activity(key), Activity::Finished);
+}
+
 #[test]
 fn a_run_does_not_begin_before_enough_peers_ask() {
     let mut cluster = Cluster::new(3, |m| m.trust.peers_min = 4);

@@ -256,7 +256,7 @@ pub struct Peer {
     /// Stopped (SIGSTOP) until then.
     paused_until: Option<Instant>,
     liar: Option<Liar>,
-    /// Whether a report said that the run is finished.
+    /// Whether a report of this process said that the run is finished.
     finished: bool,
     /// How it is connected now.
     link: Link,
@@ -348,6 +348,7 @@ impl Peer {
 
     /// Starts a process on what the store holds.
     pub fn start(&mut self, outside: &mut Outside) {
+        self.finished = false;
         let root = self.root(&outside.shape);
         let first_undecided = RoundId(self.store.records.len() as u64);
         let records = self.store.records.iter().map(|bytes| {

@@ -402,7 +402,7 @@ pub enum Report {
         /// The owners.
         owners: [PeerKey; 2],
     },
-    /// The run's last round was applied.
+    /// The run's last round is applied. A node that is started with such a state says so at once.
     Finished(RoundId),
     /// This peer is out of the roster by its own wish.
     Left(RoundId),
