@@ -7,6 +7,7 @@
 //!
 //! Opens no socket, reads no clock, draws no entropy: randomness comes in as a seed, time is measured by the caller.
 
+pub mod adversary;
 mod architecture;
 pub mod audit;
 pub mod checkpoint;

@@ -14,6 +14,7 @@
 //! ([`set_threads`]) and `micro_batch`. On a GPU the backward pass of attention may add in another order from run to
 //! run.
 
+pub mod calibrate;
 pub mod device;
 mod llama;
 pub mod select;
