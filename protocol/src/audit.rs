@@ -8,9 +8,11 @@
 //! Decides and counts. Trains nothing, fetches nothing, and never looks at a parameter: what an audit measures comes in as
 //! integers.
 
+pub mod bisection;
 pub mod challenge;
 mod draw;
 pub mod judgement;
 pub mod segment;
+pub mod standing;
 pub mod start;
 pub mod verdict;
