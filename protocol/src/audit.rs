@@ -4,13 +4,18 @@
 //! anybody knows which of them will be done again. What was decided and what nobody could know before pick those
 //! ([`challenge`]). A validator looks at where the round began ([`start`]), does a segment again, holds its update against the
 //! one that was committed to ([`judgement`]) and says what it found ([`verdict`]).
+//! [`bisection`] finds where a round went wrong. Validators that disagree have it settled among three of them ([`docket`]), and
+//! [`standing`] says what the results mean for a peer's pay.
 //!
 //! Decides and counts. Trains nothing, fetches nothing, and never looks at a parameter: what an audit measures comes in as
 //! integers.
 
+pub mod bisection;
 pub mod challenge;
+pub mod docket;
 mod draw;
 pub mod judgement;
 pub mod segment;
+pub mod standing;
 pub mod start;
 pub mod verdict;
