@@ -5,6 +5,7 @@ use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use gradmesh_trainer::adversary::Kind;
 use libp2p::Multiaddr;
 
 use crate::machine::check_device;
@@ -130,6 +131,20 @@ pub enum Command {
     Launch(LaunchArgs),
     /// Join a run
     Join(JoinArgs),
+    /// Follow a run, audit the work of its peers, and set weights by it
+    Validate(JoinArgs),
+    /// Join a run and cheat, to see what validators make of it; for demos and tests
+    #[command(hide = true)]
+    Cheat {
+        /// How
+        kind: Kind,
+        /// Which run
+        #[command(flatten)]
+        join: JoinArgs,
+    },
+    /// Evidence of audits
+    #[command(subcommand)]
+    Evidence(EvidenceCommand),
     /// What the daemon does now, and why it waits
     Status(JsonArg),
     /// Ask the daemon to leave its run
@@ -164,6 +179,9 @@ pub struct DemoArgs {
     /// Rounds to train [default: as the demo's run file says]
     #[arg(long, value_name = "R", value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub rounds: Option<u64>,
+    /// How the last peer cheats: none, idle, half, copy, noise, stale, sign, scale, hijack or withhold
+    #[arg(long, value_name = "KIND", default_value_t = Kind::Half)]
+    pub cheat: Kind,
     /// Directory for everything that the demo writes; must be new or empty [default: a new one in the user's data
     /// directory]
     #[arg(long, value_name = "DIR")]
@@ -241,6 +259,31 @@ pub enum CheckpointCommand {
         /// The checkpoint after this round [default: the newest]
         #[arg(long, value_name = "R")]
         round: Option<u64>,
+        /// Print JSON
+        #[command(flatten)]
+        json: JsonArg,
+    },
+}
+
+/// `gradmesh evidence`
+#[derive(Clone, Debug, Subcommand)]
+pub enum EvidenceCommand {
+    /// List the evidence that a validator keeps
+    List(JsonArg),
+    /// Do the audit of a piece of evidence again, and say whether its verdict stands
+    Replay {
+        /// The evidence: a file NAME.cbor, with what it needs in the folder `content` beside it
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Directory with the run's training text [default: that of the state directory in which the evidence lies]
+        #[arg(long, value_name = "DIR")]
+        data: Option<PathBuf>,
+        /// Threads of one libtorch operation [default: 1]
+        #[arg(long, value_name = "N")]
+        threads: Option<NonZeroU16>,
+        /// Where to compute: auto, cpu or cuda:N [default: auto]
+        #[arg(long, value_name = "DEVICE", value_parser = check_device)]
+        device: Option<String>,
         /// Print JSON
         #[command(flatten)]
         json: JsonArg,
@@ -357,6 +400,11 @@ mod tests {
             "gradmesh chain info --netuid 3 --chain finney --json",
             "gradmesh wallet new --wallet w --hotkey h --no-password --json",
             "gradmesh wallet show --json",
+            "gradmesh validate gm1abc --dir d",
+            "gradmesh validate --netuid 3 --chain local --wallet w",
+            "gradmesh cheat half gm1abc --dir d",
+            "gradmesh evidence list --json",
+            "gradmesh evidence replay e.cbor --data d --threads 2 --device cpu --json",
             "gradmesh status --json",
             "gradmesh leave --dir d --json",
             "gradmesh checkpoint list --json",

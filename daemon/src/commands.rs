@@ -1,14 +1,17 @@
 //! One module per command. Each prints its result on stdout, for people or as JSON; logs go to stderr.
 
 pub(crate) mod chain;
+mod cheat;
 mod checkpoint;
 mod doctor;
+mod evidence;
 mod join;
 mod launch;
 mod leave;
 mod peer;
 mod status;
 pub(crate) mod subnet;
+mod validate;
 mod wallet;
 
 use std::path::Path;
@@ -32,7 +35,10 @@ pub async fn run(cli: Cli, settings: &MachineFile) -> anyhow::Result<()> {
     match command {
         Command::Demo(args) => crate::demo::run(&args).await,
         Command::Launch(args) => launch::run(&global, settings, args).await,
-        Command::Join(args) => join::run(&global, settings, args).await,
+        Command::Join(args) => join::run(&global, settings, args, join::Part::default()).await,
+        Command::Validate(args) => validate::run(&global, settings, args).await,
+        Command::Cheat { kind, join } => cheat::run(&global, settings, kind, join).await,
+        Command::Evidence(command) => evidence::run(&global, command).await,
         Command::Status(args) => status::run(&global, args.json).await,
         Command::Leave(args) => leave::run(&global, args.json).await,
         Command::Checkpoint(command) => checkpoint::run(&global, settings, command).await,

@@ -5,6 +5,7 @@
 //! effects until the run is left or the operator stops it.
 
 pub mod address;
+pub mod audit;
 mod behind;
 mod bootstrap;
 pub mod capacity;
@@ -25,6 +26,8 @@ use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::key::{Keypair, PeerKey};
 use gradmesh_protocol::manifest::{Chain, RoundId, RunId, SignedManifest};
 use gradmesh_protocol::ticket::Ticket;
+use gradmesh_trainer::Trainer;
+use gradmesh_trainer::replica::Shape;
 use libp2p::{Multiaddr, PeerId};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
@@ -71,6 +74,27 @@ pub struct DaemonOptions {
     pub chain: Option<subnet::Access>,
     /// Whether to end once the run is finished and the others have it too.
     pub exit_when_finished: bool,
+    /// Whether it follows the run to audit it, and never is a member.
+    pub validates: bool,
+    /// What stands between the daemon and its trainer; `None` in all but tests of those who check its work.
+    pub guise: Option<Guise>,
+}
+
+/// Puts another trainer in the place of a daemon's own, which nothing else of the daemon knows of.
+pub type Guise = Box<dyn FnOnce(Box<dyn Trainer>, GuiseParts) -> Box<dyn Trainer> + Send>;
+
+/// What a [`Guise`] may use.
+pub struct GuiseParts {
+    /// The state directory.
+    pub dir: PathBuf,
+    /// The decisions.
+    pub store: Arc<Store>,
+    /// How theta is cut and its frames are encoded.
+    pub shape: Arc<Shape>,
+    /// This peer.
+    pub me: PeerKey,
+    /// Inner steps of a round.
+    pub steps_per_round: u32,
 }
 
 /// Why a daemon is started.
@@ -238,10 +262,11 @@ pub async fn run(options: DaemonOptions, mut stop: watch::Receiver<bool>) -> any
         data: prepared.data.clone(),
         device: options.device.parse()?,
         threads: u16::try_from(options.threads).unwrap_or(u16::MAX),
+        validates: options.validates,
         settings,
     };
     let (worker, standing, worker_events) =
-        tokio::task::spawn_blocking(move || Worker::start(config))
+        tokio::task::spawn_blocking(move || Worker::start(config, options.guise))
             .await
             .context("the worker did not start")??;
     status.set_identity(Identity {
@@ -276,6 +301,7 @@ pub async fn run(options: DaemonOptions, mut stop: watch::Receiver<bool>) -> any
         bulk,
         blobs,
         store,
+        state_dir,
         worker,
         worker_events,
         standing,
@@ -285,6 +311,7 @@ pub async fn run(options: DaemonOptions, mut stop: watch::Receiver<bool>) -> any
         subnet,
         gate,
         exit_when_finished: options.exit_when_finished,
+        validates: options.validates,
     })?;
     driver.run(stop, leaves).await
 }

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail, ensure};
 use tokio::signal::unix::{SignalKind, signal};
 
+use gradmesh_trainer::adversary::Kind;
+
 use crate::cli::DemoArgs;
 use crate::corpus;
 use crate::machine::cores;
@@ -26,7 +28,7 @@ use crate::terminal::say;
 use chain::DemoChain;
 use peer::Peer;
 use progress::Progress;
-use summary::Summary;
+use summary::{Cheat, Summary};
 
 /// The run of the demo: the one place for its figures.
 const RUN_FILE: &str = include_str!("../assets/demo.toml");
@@ -83,12 +85,13 @@ async fn train(args: &DemoArgs, out: &Path) -> anyhow::Result<Summary> {
     let started = Instant::now();
     let mut progress = Progress::new(args.peers, quiet);
     progress.say(&format!(
-        "demo: {} peers, everything goes to {}",
+        "demo: {} peers and a validator, everything goes to {}",
         args.peers,
         out.display()
     ));
     let data = data_dir(args.data.as_deref(), out, &progress).await?;
     let run_file = write_run_file(args, out, &data)?;
+    let cheat = (args.cheat != Kind::None && args.peers > 1).then(|| args.peers - 1);
     let chain = match args.no_chain {
         true => None,
         false => Some(DemoChain::start(out, args.peers, &progress).await?),
@@ -108,8 +111,23 @@ async fn train(args: &DemoArgs, out: &Path) -> anyhow::Result<Summary> {
         None => vec![ticket],
     };
     for number in 1..args.peers {
-        peers.push(Peer::join(out, number, &way, threads, &paying(number))?);
+        let flags = paying(number);
+        peers.push(match cheat {
+            Some(cheat) if cheat == number => {
+                progress.say(&format!("peer {number} cheats: {}", args.cheat));
+                Peer::cheat(out, number, args.cheat, &way, threads, &flags)?
+            }
+            _ => Peer::join(out, number, &way, threads, &flags)?,
+        });
     }
+    let validator = args.peers;
+    peers.push(Peer::validate(
+        out,
+        validator,
+        &way,
+        threads,
+        &paying(validator),
+    )?);
     if let Some(chain) = &chain {
         chain.stake(&progress).await?;
     }
@@ -117,11 +135,17 @@ async fn train(args: &DemoArgs, out: &Path) -> anyhow::Result<Summary> {
         let flags = chain
             .as_ref()
             .map_or(Vec::new(), |chain| chain.flags(number));
-        Peer::resume(out, number, threads, &flags)
+        match (number, cheat) {
+            (number, _) if number == validator => Peer::validate(out, number, &[], threads, &flags),
+            (number, Some(cheat)) if number == cheat => {
+                Peer::cheat(out, number, args.cheat, &[], threads, &flags)
+            }
+            (number, _) => Peer::resume(out, number, threads, &flags),
+        }
     })
     .await?;
     let emission = match &chain {
-        Some(chain) => chain.emission(&progress).await?,
+        Some(chain) => chain.emission(cheat, &progress).await?,
         None => BTreeMap::new(),
     };
     progress.finish();
@@ -129,7 +153,12 @@ async fn train(args: &DemoArgs, out: &Path) -> anyhow::Result<Summary> {
     for peer in &mut peers {
         peer.stop().await;
     }
-    Summary::of(&statuses, wall, emission)
+    let cheat = cheat.map(|number| Cheat {
+        number,
+        kind: args.cheat,
+        hotkey: chain.as_ref().and_then(|chain| chain.hotkey(number)),
+    });
+    Summary::of(&statuses, wall, emission, cheat, out)
         .context("the peers finished without telling all that was asked")
 }
 
@@ -303,10 +332,18 @@ async fn watch(
     }
 }
 
-/// Whether a peer has applied the last round, written its checkpoint, and attested it if the run has a chain.
+/// Whether a peer has applied the last round, written its checkpoint, and attested it if the run has a chain; a validator also
+/// whether it has audited everything.
 fn is_done(status: &Status) -> bool {
     let attested = status.chain.is_none() || chain::is_attested(status);
+    let validates = status.audit.as_ref().is_some_and(|audit| audit.validates);
+    let settled = !validates
+        || status
+            .audit
+            .as_ref()
+            .is_some_and(|audit| audit.open_rounds == 0);
     attested
+        && settled
         && status.finished
         && status
             .checkpoint

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 
 use gradmesh_compression::{Codec, DenseFormat, TopK, ValueBits};
-use gradmesh_protocol::manifest::{CodecKind, LocalFormat, Manifest, ModelDtype, OuterRule};
+use gradmesh_protocol::manifest::{Audit, CodecKind, LocalFormat, Manifest, ModelDtype, OuterRule};
 use gradmesh_trainer::Architecture;
 use gradmesh_trainer::model::{ConfigError, Precision};
 use gradmesh_trainer::replica::{Outer, ReplicaConfig};
@@ -42,6 +42,8 @@ pub struct RunSettings {
     pub sequence_tokens: usize,
     /// Inner steps of a round.
     pub steps_per_round: u32,
+    /// How work is audited.
+    pub audit: Option<Audit>,
 }
 
 impl RunSettings {
@@ -83,6 +85,7 @@ impl RunSettings {
             batch_sequences: inner.batch_sequences as usize,
             sequence_tokens: manifest.data.sequence_tokens as usize,
             steps_per_round: manifest.schedule.steps_per_round,
+            audit: manifest.audit.clone(),
         })
     }
 }

@@ -5,6 +5,7 @@
 //!
 //! Holds numbers and words only, no key and no token.
 
+mod audit;
 pub mod client;
 mod metrics;
 pub mod server;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::daemon::capacity::Origin;
+pub use audit::{AuditStatus, FindingStatus};
 
 /// Rounds kept in the history; older ones are forgotten here, never in the store. About 400 bytes each as JSON.
 pub const HISTORY_ROUNDS_MAX: usize = 1024;
@@ -43,6 +45,8 @@ pub enum Phase {
     CatchingUp,
     /// Caught up, not in the roster yet.
     Joining,
+    /// Follows the run and audits its work.
+    Validating,
     /// Local steps.
     Training,
     /// Waits for the others' updates.
@@ -66,9 +70,12 @@ impl Phase {
             | Phase::Joining
             | Phase::Exchanging
             | Phase::Deciding => true,
-            Phase::Starting | Phase::Training | Phase::Applying | Phase::Finished | Phase::Left => {
-                false
-            }
+            Phase::Starting
+            | Phase::Validating
+            | Phase::Training
+            | Phase::Applying
+            | Phase::Finished
+            | Phase::Left => false,
         }
     }
 
@@ -79,6 +86,7 @@ impl Phase {
             Phase::Gathering => "gathering peers",
             Phase::CatchingUp => "catching up",
             Phase::Joining => "asking to join",
+            Phase::Validating => "validating",
             Phase::Training => "training",
             Phase::Exchanging => "exchanging updates",
             Phase::Deciding => "deciding",
@@ -428,6 +436,9 @@ pub struct Status {
     pub finished: bool,
     /// Where the run stands on the chain; absent in a run without one.
     pub chain: Option<ChainStatus>,
+    /// What is known of audits; absent in a run without them.
+    #[serde(default)]
+    pub audit: Option<AuditStatus>,
 }
 
 impl Status {
@@ -523,6 +534,11 @@ impl StatusHandle {
             status.detail = detail;
             status.finished |= phase == Phase::Finished;
         });
+    }
+
+    /// Changes what is known of audits, in a run with them.
+    pub fn change_audit(&self, change: impl FnOnce(&mut AuditStatus)) {
+        self.set(|status| change(status.audit.get_or_insert_default()));
     }
 
     /// What is wrong, until it is over (`None`).

@@ -24,13 +24,15 @@ use redb::{
 
 use crate::state_dir::{Lock, StateDir, StateDirError};
 pub use record::QueuedAttestation;
-use record::{Meta, SCHEMA};
+use record::{AuditEntry, Meta, SCHEMA};
 
 const DECISIONS: TableDefinition<u64, &[u8]> = TableDefinition::new("decisions");
 /// Key: round, place in the round's journal.
 const JOURNAL: TableDefinition<(u64, u64), &[u8]> = TableDefinition::new("journal");
 /// Key: epoch.
 const ATTESTATIONS: TableDefinition<u64, &[u8]> = TableDefinition::new("attestations");
+/// Key: the place of the entry.
+const AUDITS: TableDefinition<u64, &[u8]> = TableDefinition::new("audits");
 const VALUES: TableDefinition<&str, &[u8]> = TableDefinition::new("values");
 
 const KEY_SCHEMA: &str = "schema";
@@ -39,6 +41,9 @@ const KEY_META: &str = "meta";
 
 /// Attestations kept while the chain is away. When full, the oldest goes: a later one attests the same history.
 pub const ATTESTATIONS_QUEUED_MAX: usize = 4096;
+
+/// Audit entries kept: 1,000 rounds of 64 peers. When full, the oldest goes: pay was settled by it long ago.
+pub const AUDIT_ENTRIES_MAX: u64 = 64_000;
 
 /// Memory that the database keeps for pages. The store is small and mostly written; redb's default is 1 GiB.
 const CACHE_BYTES: usize = 16 << 20;
@@ -380,6 +385,40 @@ impl Store {
         })
     }
 
+    /// Remembers what a validator learnt.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) fn append_audit(&self, entry: &AuditEntry) -> Result<(), StoreError> {
+        let bytes = record::seal_audit(entry);
+        self.write(|transaction| {
+            let mut table = transaction.open_table(AUDITS)?;
+            let next = table.last()?.map_or(0, |(place, _)| place.value() + 1);
+            table.insert(next, bytes.as_slice())?;
+            while table.len()? > AUDIT_ENTRIES_MAX {
+                table.pop_first()?;
+            }
+            Ok(())
+        })
+    }
+
+    /// What a validator learnt, in order.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) fn audits(&self) -> Result<Vec<AuditEntry>, StoreError> {
+        let transaction = self.read()?;
+        let table = self.done(transaction.open_table(AUDITS))?;
+        let mut entries = Vec::new();
+        for item in self.done(table.iter())? {
+            let (key, value) = self.done(item)?;
+            let entry = record::unseal_audit(value.value())
+                .map_err(|reason| self.damaged(format!("audit entry {}: {reason}", key.value())))?;
+            entries.push(entry);
+        }
+        Ok(entries)
+    }
+
     fn meta(&self) -> Result<Meta, StoreError> {
         match self.value(KEY_META)? {
             None => Ok(Meta::default()),
@@ -409,6 +448,7 @@ impl Store {
                 transaction.open_table(DECISIONS)?;
                 transaction.open_table(JOURNAL)?;
                 transaction.open_table(ATTESTATIONS)?;
+                transaction.open_table(AUDITS)?;
                 let mut values = transaction.open_table(VALUES)?;
                 values.insert(KEY_SCHEMA, SCHEMA.to_le_bytes().as_slice())?;
                 Ok(())

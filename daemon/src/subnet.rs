@@ -33,7 +33,7 @@ use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::key::PeerKey;
 use gradmesh_protocol::manifest::{self, Manifest, RoundId, RunId};
 use gradmesh_protocol::registry::Registry;
-use gradmesh_protocol::score::ScoreTable;
+use gradmesh_protocol::score::{EpochId, ScoreTable};
 use libp2p::PeerId;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
@@ -41,7 +41,7 @@ use tokio::task::JoinSet;
 use crate::daemon::EntryPeer;
 use crate::state_dir::StateDir;
 use crate::status::{ChainStatus, StatusHandle};
-use crate::store::Store;
+use crate::store::{QueuedAttestation, Store};
 
 /// Snapshots on their way to the driver. When it does not keep up, the follower waits: blocks are not lost by that.
 const EVENTS_MAX: usize = 16;
@@ -68,6 +68,8 @@ pub(crate) enum Event {
         registry: Registry,
         /// Registered peers that say where they listen.
         peers: Vec<EntryPeer>,
+        /// Peers whose hotkey may set weights.
+        validators: BTreeSet<PeerKey>,
     },
 }
 
@@ -130,6 +132,30 @@ impl Claims {
     }
 }
 
+/// What is to become of an epoch's scores: weights.
+#[derive(Debug)]
+pub(crate) struct EpochShares {
+    /// The epoch.
+    pub(crate) epoch: EpochId,
+    /// What each peer is to be paid, in any unit.
+    pub(crate) shares: Vec<(PeerKey, u64)>,
+}
+
+/// An epoch as a validator found it.
+#[derive(Debug)]
+pub(crate) struct AuditedEpoch {
+    /// Its last round.
+    pub(crate) last: RoundId,
+    /// The state root after it.
+    pub(crate) state_root: Hash,
+    /// Hash of the scores.
+    pub(crate) scores: Hash,
+    /// Root over evidence, scores and state.
+    pub(crate) evidence_root: Hash,
+    /// What each peer is to be paid.
+    pub(crate) paid: EpochShares,
+}
+
 /// What the tasks share.
 struct Shared {
     access: Access,
@@ -145,7 +171,7 @@ struct Shared {
     events: mpsc::Sender<Event>,
     /// Told when the store has something new to attest.
     queued: Notify,
-    scores: watch::Sender<Option<Arc<ScoreTable>>>,
+    scores: watch::Sender<Option<Arc<EpochShares>>>,
     listening: watch::Sender<Option<SocketAddr>>,
 }
 
@@ -273,8 +299,35 @@ impl SubnetLink {
         Ok(())
     }
 
+    /// Scores that decisions alone give become weights where nobody audits; where somebody does, only what was audited is paid.
     fn scored(&self, table: ScoreTable) {
-        self.shared.scores.send_replace(Some(Arc::new(table)));
+        if self.shared.manifest.audit.is_none() {
+            self.pay(EpochShares {
+                epoch: table.epoch,
+                shares: table.shares().collect(),
+            });
+        }
+    }
+
+    fn pay(&self, scores: EpochShares) {
+        self.shared.scores.send_replace(Some(Arc::new(scores)));
+    }
+
+    /// A validator is done with an epoch: it is attested, and its scores become weights.
+    ///
+    /// # Errors
+    /// What the store said.
+    pub(crate) fn epoch_audited(&self, audited: AuditedEpoch) -> anyhow::Result<()> {
+        let queued = QueuedAttestation {
+            epoch: audited.paid.epoch.0,
+            round: audited.last.0,
+            state_root: audited.state_root.0,
+            scores: audited.scores.0,
+            evidence_root: audited.evidence_root.0,
+        };
+        attest::queue(&self.shared, &queued)?;
+        self.pay(audited.paid);
+        Ok(())
     }
 }
 

@@ -11,9 +11,12 @@
 //! is published, an epoch's state before it is offered.
 //!
 
+mod audit;
 pub(crate) mod disk;
 mod training;
+mod work;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,7 +25,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use gradmesh_compression::{Codec, TensorMode};
+use gradmesh_compression::{Codec, TensorMode, Tile};
 use gradmesh_protocol::fragment::{Fragments, TooFewShards};
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::{PerStage, Stage, UpdateSummary};
@@ -39,17 +42,25 @@ use gradmesh_trainer::replica::{
     ApplyError, Contribution, ImportError, OwnUpdate, Replica, ReplicaError, RoundShard, Shape,
     StateImport, UpdateError,
 };
+use gradmesh_trainer::torch::calibrate::device_class;
 use gradmesh_trainer::torch::device::{self, DeviceError};
 use gradmesh_trainer::torch::{TorchSettings, VersionError, set_threads, version_check};
-use gradmesh_trainer::{TrainError, Trainer};
+use gradmesh_trainer::{StateError, TrainError, Trainer};
 use tokio::sync::mpsc;
 
+use crate::daemon::{Guise, GuiseParts};
 use crate::run_settings::RunSettings;
 use crate::state_dir::StateDir;
 use crate::store::{Store, StoreError};
+pub(crate) use audit::{
+    AuditError, AuditFindings, AuditInputs, AuditTask, AuditedTile, Ground, SegmentClaim, dtype,
+    flat, local_values,
+};
 pub(crate) use disk::{Disk, DiskError};
 use disk::{Pending, PrivateFile};
 use training::Training;
+use work::Archive;
+pub(crate) use work::KeptWork;
 
 /// Commands waiting: the node has one training under way, with the words to encode and to stop it, and one state to be applied
 /// or adopted; twice that, so that those of a training that was stopped do not count.
@@ -57,9 +68,9 @@ const COMMANDS_MAX: usize = 8;
 /// Events waiting. The worker waits when it is full, except for progress, which is dropped.
 const EVENTS_MAX: usize = 64;
 /// The most text that is read into memory. A guess that fits any machine that trains; larger corpora want a mapping.
-const CORPUS_BYTES_MAX: u64 = 4 << 30;
+pub(crate) const CORPUS_BYTES_MAX: u64 = 4 << 30;
 /// Sequences that go through the model at once.
-const MICRO_BATCH: usize = 64;
+pub(crate) const MICRO_BATCH: usize = 64;
 /// Held-out windows that a checkpoint's loss is measured on: some thousand tokens, so that its error is about 0.02 nats.
 const HELD_OUT_WINDOWS: u64 = 64;
 /// Rounds that are shorter than this share one write of the state.
@@ -69,6 +80,9 @@ const SAVE_PERIOD: Duration = Duration::from_secs(2);
 const SAVE_PERIOD_WRITES: u32 = 50;
 /// Epoch states kept on disk: the newest one is on offer, the one before may still be on its way to somebody.
 const SNAPSHOTS_KEPT: usize = 2;
+
+/// Decisions that are looked through at once for the own one.
+const RECORDS_AT_ONCE: u64 = 64;
 
 /// What a worker is started with.
 #[derive(Clone)]
@@ -84,6 +98,8 @@ pub(crate) struct WorkerConfig {
     pub(crate) data: DataManifest,
     pub(crate) device: device::Request,
     pub(crate) threads: u16,
+    /// Whether other peers' work is audited here.
+    pub(crate) validates: bool,
 }
 
 /// What a worker does.
@@ -124,6 +140,8 @@ pub(crate) enum Command {
     },
     /// Go back to the state before any round.
     AdoptGenesis,
+    /// Audit another peer's work.
+    Audit(Box<AuditTask>),
 }
 
 /// What a decision does to one shard.
@@ -173,6 +191,8 @@ pub(crate) enum Event {
         round: RoundId,
         summary: Box<UpdateSummary>,
         frames: Vec<Bytes>,
+        /// What is kept of it, and the rounds that had to go for it; none in a run without audits.
+        work: Option<Box<(KeptWork, Vec<RoundId>)>>,
     },
     /// A round gave no update.
     TrainingFailed { round: RoundId, reason: String },
@@ -186,6 +206,10 @@ pub(crate) enum Event {
     },
     /// A fetched state is in place, durably.
     Adopted { round: RoundId, snapshot: Snapshot },
+    /// [`Command::Audit`] is done.
+    Audited {
+        result: Box<Result<AuditFindings, AuditError>>,
+    },
     /// The worker cannot go on.
     Broken(WorkerError),
 }
@@ -214,6 +238,9 @@ pub(crate) enum WorkerError {
     /// The trainer gave up.
     #[error("training: {0}")]
     Train(#[from] TrainError),
+    /// The inner optimizer's state is not one of the run's model.
+    #[error("audits: {0}")]
+    InnerState(#[from] StateError),
     /// The own update could not be taken in.
     #[error("own update: {0}")]
     Update(#[from] UpdateError),
@@ -248,9 +275,13 @@ pub(crate) struct Standing {
     pub(crate) parameters_dense: u64,
     /// Which device, and why.
     pub(crate) device: String,
+    /// Its class, as headers have it.
+    pub(crate) class: String,
     /// How theta is cut and its frames are encoded.
     pub(crate) shape: Arc<Shape>,
     pub(crate) snapshot: Option<Snapshot>,
+    /// What is kept of this peer's own work, oldest first.
+    pub(crate) work: Vec<KeptWork>,
     /// Where frames are kept.
     pub(crate) disk: Disk,
 }
@@ -315,6 +346,7 @@ impl Worker {
     /// Loads libtorch, data and state, and starts the thread. Blocks until it stands, so call it where that is fine.
     pub(crate) fn start(
         config: WorkerConfig,
+        guise: Option<Guise>,
     ) -> Result<(Worker, Standing, mpsc::Receiver<Event>), WorkerError> {
         let (commands, inbox) = std::sync::mpsc::sync_channel(COMMANDS_MAX);
         let (events, outbox) = mpsc::channel(EVENTS_MAX);
@@ -322,7 +354,7 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name("worker".into())
             .spawn(move || {
-                let mut machine = match Machine::load(config, events) {
+                let mut machine = match Machine::load(config, guise, events) {
                     Ok((machine, standing)) => {
                         let _ = ready.send(Ok(standing));
                         machine
@@ -383,6 +415,11 @@ struct Machine {
     snapshots: Vec<RoundId>,
     state_file: Behind,
     private_file: Behind,
+    archive: Archive,
+    /// The inner optimizer's root after this peer's newest decided update (rule `carried-or-zero`).
+    carried: Option<Hash>,
+    /// The shared parameters at the start of the newest rounds, where work is audited.
+    starts: BTreeMap<RoundId, Arc<[f32]>>,
     events: mpsc::Sender<Event>,
 }
 
@@ -433,6 +470,7 @@ impl Behind {
 impl Machine {
     fn load(
         config: WorkerConfig,
+        guise: Option<Guise>,
         events: mpsc::Sender<Event>,
     ) -> Result<(Machine, Standing), WorkerError> {
         let libtorch = version_check()?;
@@ -443,23 +481,37 @@ impl Machine {
         let corpus = Corpus::load(&config.data_dir, &config.data, CORPUS_BYTES_MAX)?;
         // Fails here, at the start, when the text is too short for the sequences.
         corpus.windows(config.settings.sequence_tokens)?;
-        let mut trainer = config.settings.model.trainer(TorchSettings {
+        let settings = TorchSettings {
             optimizer: config.settings.inner.clone(),
             precision: config.settings.precision,
             device: choice.device,
             micro_batch: MICRO_BATCH,
-        })?;
+        };
+        let class = device_class(&settings, config.threads);
+        let mut trainer = config.settings.model.trainer(settings)?;
         let genesis = genesis(&config)?;
         let genesis_root = genesis.state_root();
         let (applied, mut replica) = match newest_state(&disk, &config)? {
             Some((round, replica)) => (Some(round), replica),
             None => (None, genesis),
         };
-        let pending = restore_private(&disk, &mut replica, trainer.as_mut())?;
-        let parameters = replica.theta().len() as u64;
         let shape = Arc::clone(replica.shape());
+        if let Some(guise) = guise {
+            let parts = GuiseParts {
+                dir: config.state_dir.path().to_owned(),
+                store: Arc::clone(&config.store),
+                shape: Arc::clone(&shape),
+                me: config.me,
+                steps_per_round: config.settings.steps_per_round,
+            };
+            trainer = guise(trainer, parts);
+        }
+        let pending = restore_private(&disk, &mut replica, trainer.as_mut())?;
+        let parameters = replica.theta().len();
+        let tiles: Vec<usize> = shape.layout().tiles().iter().map(Tile::len).collect();
+        let (archive, work) = Archive::open(config.state_dir.path(), parameters, &tiles)?;
         let mut machine = Machine {
-            device: choice.device.to_string(),
+            device: class,
             disk,
             trainer,
             replica,
@@ -471,9 +523,13 @@ impl Machine {
             snapshots: Vec::new(),
             state_file: Behind::default(),
             private_file: Behind::default(),
+            archive,
+            carried: None,
+            starts: BTreeMap::new(),
             events,
             config,
         };
+        machine.carried = machine.newest_inner()?;
         machine.settle_pending(pending)?;
         machine.snapshots = machine.disk.state_rounds()?;
         if machine.snapshots.is_empty() {
@@ -484,11 +540,13 @@ impl Machine {
         let standing = Standing {
             genesis_root,
             applied: applied.map(|round| (round, machine.replica.state_root())),
-            parameters,
+            parameters: parameters as u64,
             parameters_dense: parameters_dense(&shape),
             device: choice.why,
+            class: machine.device.clone(),
             shape,
             snapshot,
+            work,
             disk: machine.disk.clone(),
         };
         Ok((machine, standing))
@@ -586,6 +644,7 @@ impl Machine {
                 leaves,
                 tiles,
             } => self.adopt(round, root, leaves, &tiles).map(Some),
+            Command::Audit(task) => self.audit(&task),
             Command::AdoptGenesis => {
                 let genesis = genesis(&self.config)?;
                 self.replace(RoundId::FOUNDING, genesis).map(Some)
@@ -603,6 +662,7 @@ impl Machine {
         let began = Instant::now();
         let round = record.decision.round;
         self.release_theta()?;
+        self.keep_start(round);
         let own = self.pending.take_if(|pending| pending.round <= round);
         let own = own
             .map(|pending| self.own_outcome(&pending, Some(record)))
@@ -626,6 +686,9 @@ impl Machine {
             .apply(&shards, own.as_ref().map(OwnOutcome::update), groups)
             .map_err(|source| WorkerError::Apply { round, source })?;
         self.land(round);
+        if let Some(inner) = inner_of(record, &self.config.me) {
+            self.carried = Some(inner);
+        }
         self.applied = Some(round);
         (self.state_file.changed, self.private_file.changed) = (true, true);
         let state_root = self.replica.state_root();
@@ -697,6 +760,25 @@ impl Machine {
         }
         let replica = import.finish()?;
         self.replace(round, replica)
+    }
+
+    /// The inner optimizer's root after this peer's newest decided update; `None` if it never had one.
+    fn newest_inner(&self) -> Result<Option<Hash>, WorkerError> {
+        if self.config.settings.audit.is_none() {
+            return Ok(None);
+        }
+        let mut end = self.applied.unwrap_or_default().0;
+        while end > 0 {
+            let first = end.saturating_sub(RECORDS_AT_ONCE - 1);
+            let count = u32::try_from(end - first + 1).unwrap_or(u32::MAX);
+            let records = self.config.store.decisions(RoundId(first), count)?;
+            let mut newest = records.iter().rev();
+            if let Some(inner) = newest.find_map(|record| inner_of(record, &self.config.me)) {
+                return Ok(Some(inner));
+            }
+            end = first.saturating_sub(1);
+        }
+        Ok(None)
     }
 
     /// Puts `replica` in the place of the one at hand, keeping this peer's own error feedback and inner state.
@@ -838,6 +920,13 @@ impl Machine {
             }
         }
     }
+}
+
+/// The inner optimizer's root after the update of `peer` in `record`, if it has one there.
+fn inner_of(record: &DecisionRecord, peer: &PeerKey) -> Option<Hash> {
+    let mut headers = record.headers.iter();
+    let own = headers.find(|signed| signed.header.peer == *peer)?;
+    Some(own.header.update.work.inner_after)
 }
 
 fn micronats(loss: f32) -> u64 {

@@ -11,11 +11,14 @@
 //! integers.
 
 pub mod bisection;
+mod cbor;
 pub mod challenge;
 pub mod docket;
 mod draw;
+pub mod evidence;
 pub mod judgement;
 pub mod segment;
+pub mod sketch;
 pub mod standing;
 pub mod start;
 pub mod verdict;

@@ -56,7 +56,7 @@ use crate::capacity::CapacityChange;
 use crate::decision::{Decision, Join, Leave};
 use crate::fragment::Fragments;
 use crate::hash::Hash;
-use crate::header::{PerStage, SignedHeader};
+use crate::header::{PerStage, SignedHeader, Stage};
 use crate::key::{Keypair, PeerKey};
 use crate::manifest::{Link, Manifest, PEERS_MAX, RoundId, RunId};
 use crate::plan::{GroupId, Layout, Owners};
@@ -528,6 +528,12 @@ impl Node {
     pub fn snapshot_to_offer(&self, kept: impl Iterator<Item = RoundId>) -> RoundId {
         let verifiable = kept.filter(|round| self.decided_root(*round).is_some());
         verifiable.max().unwrap_or(RoundId::FOUNDING)
+    }
+
+    /// At which the updates of `round` are encoded; `None` for a round that is long over or still to come.
+    pub fn stage_of_updates(&self, round: RoundId) -> Option<Stage> {
+        let layout = self.layouts.get(&round)?;
+        Some(layout.plan().stage_of_updates())
     }
 
     /// Whether another peer is connected.

@@ -11,15 +11,11 @@ use std::ops::Range;
 use gradmesh_compression::{
     Codec, ErrorFeedback, FeedbackError, Frame, Layout, LayoutError, TensorSpec,
 };
-use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::Stage;
 
 use crate::replica::{Shape, UpdateError};
 use crate::training::{Batch, BatchSource, StateError, TrainError, TrainTask, Trainer};
 use crate::work::{WorkState, mean_micro};
-
-/// Numbers in the sketch of an update.
-pub const SKETCH: usize = 64;
 
 /// A segment done again.
 #[derive(Debug, Clone, PartialEq)]
@@ -108,42 +104,6 @@ fn ratio_ppb(error: f64, update: f64) -> u64 {
     } else {
         ratio.round() as u64
     }
-}
-
-/// A random projection of an update on [`SKETCH`] numbers: `s_j = 1/8 sum_i sign_ij (end_i - start_i)`, so that the mean of
-/// `|s|^2` over seeds is `|end - start|^2` (W. Johnson and J. Lindenstrauss, 1984; signs: D. Achlioptas, 2003).
-///
-/// The signs of element i are the bits of word i (u64, little-endian) of the BLAKE3 output stream keyed by `seed`: sign j is -1
-/// where bit j is 1. Sums in f64, in the order of the elements. Zeros for slices of different lengths.
-///
-/// Cost: 8 bytes of the stream, and 64 additions, for each element that changed.
-pub fn sketch(seed: &Hash, start: &[f32], end: &[f32]) -> [f32; SKETCH] {
-    const WORDS: usize = 512;
-    let mut stream = blake3::Hasher::new_keyed(&seed.0).finalize_xof();
-    let mut sums = [0f64; SKETCH];
-    let mut words = [0u8; 8 * WORDS];
-    if start.len() != end.len() {
-        return [0.0; SKETCH];
-    }
-    for (start, end) in start.chunks(WORDS).zip(end.chunks(WORDS)) {
-        stream.fill(&mut words);
-        let (signs, _) = words.as_chunks::<8>();
-        for ((start, end), signs) in start.iter().zip(end).zip(signs) {
-            let change = f64::from(*end) - f64::from(*start);
-            if change == 0.0 {
-                continue;
-            }
-            let signs = u64::from_le_bytes(*signs);
-            for (bit, sum) in sums.iter_mut().enumerate() {
-                *sum += if signs >> bit & 1 == 0 {
-                    change
-                } else {
-                    -change
-                };
-            }
-        }
-    }
-    sums.map(|sum| (sum / 8.0) as f32)
 }
 
 /// What the compression of one tile is checked by. Slices as long as the tile.

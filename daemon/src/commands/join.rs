@@ -6,7 +6,7 @@ use gradmesh_protocol::ticket::Ticket;
 
 use super::{existing_dir, keypair, peer, subnet};
 use crate::cli::{GlobalArgs, JoinArgs};
-use crate::daemon::{Entry, Role};
+use crate::daemon::{Entry, Guise, Role};
 use crate::machine::{Machine, MachineFile};
 use crate::state_dir::StateDir;
 use crate::store::Store;
@@ -14,10 +14,36 @@ use crate::store::Store;
 /// Hex digits of the run in the name of its folder: enough to tell any two runs of one machine apart.
 const FOLDER_DIGITS: usize = 16;
 
+/// What a daemon that joins is to be there.
+#[derive(Default)]
+pub(super) struct Part {
+    pub(super) validates: bool,
+    pub(super) guise: Option<Guise>,
+}
+
+impl Part {
+    /// One that audits the others, and is never a member.
+    pub(super) fn validator() -> Part {
+        Part {
+            validates: true,
+            guise: None,
+        }
+    }
+
+    /// A member with another trainer than its own.
+    pub(super) fn in_guise(guise: Guise) -> Part {
+        Part {
+            validates: false,
+            guise: Some(guise),
+        }
+    }
+}
+
 pub(super) async fn run(
     global: &GlobalArgs,
     settings: &MachineFile,
     args: JoinArgs,
+    part: Part,
 ) -> anyhow::Result<()> {
     let data_dir = match &args.data {
         None => None,
@@ -40,7 +66,15 @@ pub(super) async fn run(
                 None => {
                     let run = ticket.run.to_string();
                     let digits = run.get(..FOLDER_DIGITS).unwrap_or(&run);
-                    StateDir::new(StateDir::runs_root()?.join(format!("joined-{digits}")))
+                    let name = format!(
+                        "{}-{digits}",
+                        if part.validates {
+                            "validated"
+                        } else {
+                            "joined"
+                        }
+                    );
+                    StateDir::new(StateDir::runs_root()?.join(name))
                 }
             };
             keypair(&dir)?;
@@ -69,7 +103,11 @@ pub(super) async fn run(
             .await?;
             let dir = match &global.dir {
                 Some(dir) => StateDir::new(dir),
-                None => StateDir::new(StateDir::runs_root()?.join(format!("subnet-{netuid}"))),
+                None => {
+                    let validates = if part.validates { "-validated" } else { "" };
+                    let name = format!("subnet-{netuid}{validates}");
+                    StateDir::new(StateDir::runs_root()?.join(name))
+                }
             };
             let me = keypair(&dir)?.public();
             let entry = subnet::entry(&client, netuid, me).await?;
@@ -107,6 +145,7 @@ pub(super) async fn run(
         access,
         args.peer.exit_when_finished,
         args.json,
+        part,
     )
     .await
 }

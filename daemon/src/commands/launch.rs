@@ -4,6 +4,7 @@ use anyhow::{Context, bail};
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::manifest::{Chain, SignedManifest};
 
+use super::join::Part;
 use super::{keypair, peer, subnet};
 use crate::cli::{GlobalArgs, LaunchArgs};
 use crate::daemon::Role;
@@ -68,6 +69,7 @@ pub(super) async fn run(
         access,
         args.peer.exit_when_finished,
         args.json,
+        Part::default(),
     )
     .await
 }

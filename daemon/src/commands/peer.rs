@@ -8,6 +8,7 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use super::join::Part;
 use super::print_json;
 use crate::daemon::address::Connection;
 use crate::daemon::{self, DaemonOptions, Role};
@@ -28,6 +29,7 @@ pub(super) async fn run_daemon(
     chain: Option<Access>,
     exit_when_finished: bool,
     json: bool,
+    part: Part,
 ) -> anyhow::Result<()> {
     let launches = matches!(role, Role::Launch { .. });
     let connection = Connection {
@@ -46,6 +48,8 @@ pub(super) async fn run_daemon(
         role,
         chain,
         exit_when_finished,
+        validates: part.validates,
+        guise: part.guise,
     };
     let (stop, stopped) = watch::channel(false);
     watch_signals(stop)?;

@@ -7,11 +7,13 @@ use anyhow::Context;
 use super::chain::{concentration, neurons_table};
 use super::{print_json, running};
 use crate::cli::GlobalArgs;
-use crate::status::{CapacityStatus, ChainStatus, DENSE_BITS, Status, client};
+use crate::status::{AuditStatus, CapacityStatus, ChainStatus, DENSE_BITS, Status, client};
 use crate::terminal::{bytes, loss, percent, say, share_u16, table, tao};
 
 /// Rounds shown; all that the daemon keeps are in `--json`.
 const ROUNDS_SHOWN: usize = 10;
+/// Findings shown; likewise.
+const FINDINGS_SHOWN: usize = 5;
 
 pub(super) async fn run(global: &GlobalArgs, json: bool) -> anyhow::Result<()> {
     let (dir, address) = running(global).await?;
@@ -121,6 +123,9 @@ fn render(status: &Status) -> String {
     if let Some(ticket) = &status.ticket {
         line("ticket", ticket.clone());
     }
+    if let Some(audit) = &status.audit {
+        show_audits(audit, &mut line);
+    }
     if let Some(chain) = &status.chain {
         show_chain(chain, &mut line);
     }
@@ -202,6 +207,51 @@ fn capacity(own: &CapacityStatus, status: &Status) -> String {
         words.push_str(&format!("; decided so far: {decided} Mbit/s"));
     }
     words
+}
+
+/// What a validator did, or what was said of this peer.
+fn show_audits(audit: &AuditStatus, line: &mut impl FnMut(&str, String)) {
+    if audit.validates {
+        line(
+            "audits",
+            format!(
+                "{} done: {} passed, {} grey, {} failed; {} not possible; {:.1} s of computing; {} rounds to go",
+                audit.audits(),
+                audit.passed,
+                audit.grey,
+                audit.failed,
+                audit.undone,
+                audit.seconds,
+                audit.open_rounds
+            ),
+        );
+    } else if audit.findings.is_empty() {
+        line("audits", "nobody found anything wrong here".to_owned());
+    }
+    let shown = audit.findings.len().saturating_sub(FINDINGS_SHOWN);
+    for finding in audit.findings.iter().skip(shown) {
+        let whose = match audit.validates {
+            true => format!("peer {}: ", finding.peer.get(..8).unwrap_or(&finding.peer)),
+            false => String::new(),
+        };
+        let stands = if finding.closed { "" } else { " (disputed)" };
+        line(
+            "finding",
+            format!(
+                "{whose}{}, says validator {}{stands}",
+                finding.words, finding.validator
+            ),
+        );
+    }
+    for (peer, round) in &audit.suspended {
+        line("suspended", format!("{peer}, not paid up to round {round}"));
+    }
+    for (validator, times) in &audit.flagged {
+        line(
+            "flagged",
+            format!("validator {validator}: {times} times outvoted or in contradiction"),
+        );
+    }
 }
 
 /// Where the run stands on the chain.

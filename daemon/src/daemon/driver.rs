@@ -30,6 +30,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::address::{Connection, udp_address};
+use super::audit::{Auditor, AuditorParts, InputError};
 use super::behind::{self, Behind};
 use super::bootstrap::Prepared;
 use super::capacity::{Capacity, Said};
@@ -42,10 +43,11 @@ use super::rpc::{Call, Caller, Rpc};
 use crate::blob::BlobStore;
 use crate::net::bulk::{Bulk, Fetched};
 use crate::net::control::{ControlEvent, ControlHandle, Reachability};
+use crate::state_dir::StateDir;
 use crate::status::{StatusHandle, Traffic};
 use crate::store::Store;
 use crate::subnet::{self, Gate, SubnetLink};
-use crate::worker::{DiskError, Event, Snapshot, Standing, Worker};
+use crate::worker::{AuditInputs, DiskError, Event, KeptWork, Snapshot, Standing, Worker};
 use display::show_round;
 
 /// How often status and traffic figures are brought up to date.
@@ -68,6 +70,7 @@ pub(super) struct Parts {
     pub(super) bulk: Bulk,
     pub(super) blobs: Arc<BlobStore>,
     pub(super) store: Arc<Store>,
+    pub(super) state_dir: StateDir,
     pub(super) worker: Worker,
     pub(super) worker_events: mpsc::Receiver<Event>,
     pub(super) standing: Standing,
@@ -79,6 +82,7 @@ pub(super) struct Parts {
     /// Who may be served.
     pub(super) gate: Gate,
     pub(super) exit_when_finished: bool,
+    pub(super) validates: bool,
 }
 
 /// What a background task brought.
@@ -104,6 +108,7 @@ enum Done {
         root: Hash,
         result: Result<FetchedState, StateError>,
     },
+    AuditInputs(Result<AuditInputs, InputError>),
 }
 
 /// Why the loop ends.
@@ -153,8 +158,12 @@ pub(super) struct Driver {
     listening: Vec<Multiaddr>,
     /// The newest last.
     snapshots: VecDeque<Snapshot>,
+    /// What is kept of this peer's own work, by round.
+    work: BTreeMap<RoundId, KeptWork>,
     owner: Owner,
     residuals: Residuals,
+    /// In a run with audits.
+    auditor: Option<Auditor>,
     frames_from: RoundId,
     /// The frames that are registered as files, by round; those that leave the disk are forgotten.
     frames_on_disk: BTreeMap<RoundId, Vec<Hash>>,
@@ -207,7 +216,7 @@ impl Driver {
                 fragments,
                 link: parts.connection.link,
                 frame_bytes_max: standing.frame_bytes_max(),
-                observes: false,
+                observes: parts.validates,
                 update_bytes: standing.update_bytes_max(),
                 genesis_root: standing.genesis_root,
             },
@@ -224,6 +233,19 @@ impl Driver {
         let (shape, disk) = (Arc::clone(&standing.shape), standing.disk.clone());
         let owner = Owner::new(shape, disk.clone(), parts.bulk.clone());
         let residuals = Residuals::open(disk, Arc::clone(&parts.blobs))?;
+        let auditor = Auditor::new(AuditorParts {
+            manifest: Arc::new(manifest.clone()),
+            keypair: parts.keypair.clone(),
+            validates: parts.validates,
+            signed_manifest: parts.prepared.manifest.clone(),
+            data_dir: parts.prepared.data_dir.clone(),
+            device: standing.class.clone(),
+            shape: Arc::clone(&standing.shape),
+            data: parts.prepared.data.clone(),
+            store: Arc::clone(&parts.store),
+            state_dir: parts.state_dir,
+            status: parts.status.clone(),
+        })?;
         let mut driver = Driver {
             node,
             keypair: parts.keypair,
@@ -261,8 +283,10 @@ impl Driver {
             connected: BTreeMap::new(),
             listening: Vec::new(),
             snapshots: VecDeque::new(),
+            work: BTreeMap::new(),
             owner,
             residuals,
+            auditor,
             frames_from: RoundId::FOUNDING.next(),
             frames_on_disk: BTreeMap::new(),
             behind: Behind::default(),
@@ -336,9 +360,9 @@ impl Driver {
                     Ok(())
                 }
                 Some(event) = self.events.recv() => self.on_control(event).await,
-                Some(event) = self.worker_events.recv() => self.on_worker(event),
+                Some(event) = self.worker_events.recv() => self.on_worker(event).await,
                 Some(done) = self.tasks.join_next() => match done {
-                    Ok(done) => self.on_done(done),
+                    Ok(done) => self.on_done(done).await,
                     Err(error) => Err(anyhow::Error::from(error).context("a fetching task ended")),
                 },
                 Some(event) = next_of(&mut self.subnet) => self.on_subnet(event).await,
@@ -469,6 +493,10 @@ impl Driver {
         {
             self.end = Some(End::Finished);
         }
+        if let Some(auditor) = &mut self.auditor {
+            auditor.tick();
+        }
+        self.follow_auditor().await?;
         self.measure_link();
         self.show();
         Ok(())

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
+use super::peer::VALIDATOR;
 use super::progress::Progress;
 use crate::commands::chain::{devchain, missing};
 use crate::commands::subnet::told;
@@ -34,8 +35,6 @@ const NETUID: u16 = 1;
 const FUNDS_RAO: u64 = 5_000 * RAO;
 /// What a validator stakes.
 const STAKE_RAO: u64 = 100 * RAO;
-/// Peers that validate besides training, so that each is weighed by another one.
-const VALIDATORS: usize = 2;
 /// One TAO.
 const RAO: u64 = 1_000_000_000;
 /// What the demo's flags allow for the subnet, and for a registration.
@@ -77,10 +76,10 @@ impl DemoChain {
         let alice = Key::dev("Alice");
         let mut coldkeys = Vec::new();
         let mut hotkeys = Vec::new();
-        for number in 0..peers {
+        for name in (0..peers).map(wallet_name).chain([VALIDATOR.to_owned()]) {
             let made = WalletDir::create(NewWallet {
                 root: wallets.clone(),
-                name: wallet_name(number),
+                name,
                 hotkey: "default".to_owned(),
                 coldkey: Protection::None,
             })?;
@@ -90,8 +89,9 @@ impl DemoChain {
             hotkeys.push(made.hotkey.account);
         }
         progress.say(&format!(
-            "chain: {url}, a block every {BLOCK_MS} ms, an epoch every {TEMPO} blocks; {} TAO for each of {peers} wallets",
-            tao(FUNDS_RAO)
+            "chain: {url}, a block every {BLOCK_MS} ms, an epoch every {TEMPO} blocks; {} TAO for each of {} wallets",
+            tao(FUNDS_RAO),
+            coldkeys.len()
         ));
         Ok(DemoChain {
             _child: child,
@@ -103,14 +103,18 @@ impl DemoChain {
         })
     }
 
-    /// The flags with which peer `number` stands on the chain.
+    /// The flags with which peer `number` stands on the chain; the number after the last is the validator's. The same below.
     pub(super) fn flags(&self, number: u32) -> Vec<String> {
         let wallets = self.wallets.display().to_string();
+        let wallet = match number as usize + 1 < self.coldkeys.len() {
+            true => wallet_name(number),
+            false => VALIDATOR.to_owned(),
+        };
         let flags = [
             "--chain",
             &self.url,
             "--wallet",
-            &wallet_name(number),
+            &wallet,
             "--wallet-path",
             &wallets,
         ];
@@ -129,10 +133,10 @@ impl DemoChain {
         NETUID
     }
 
-    /// Stakes for the validators, once they are registered.
+    /// Stakes for the validator, once it is registered.
     pub(super) async fn stake(&self, progress: &Progress) -> anyhow::Result<()> {
-        let validators = self.coldkeys.iter().zip(&self.hotkeys).take(VALIDATORS);
-        for (coldkey, hotkey) in validators {
+        let validator = self.coldkeys.last().zip(self.hotkeys.last());
+        if let Some((coldkey, hotkey)) = validator {
             let started = Instant::now();
             while told(self.client.uid(NETUID, hotkey, None).await)?.is_none() {
                 if started.elapsed() > PAID_MAX {
@@ -150,37 +154,45 @@ impl DemoChain {
             )?;
         }
         progress.say(&format!(
-            "chain: the first {} peers stake {} TAO each: they validate, and set weights by commit and reveal",
-            self.coldkeys.len().min(VALIDATORS),
+            "chain: the validator stakes {} TAO; it sets weights by commit and reveal",
             tao(STAKE_RAO)
         ));
         Ok(())
     }
 
+    /// The hotkey of peer `number`, ss58.
+    pub(super) fn hotkey(&self, number: u32) -> Option<String> {
+        self.hotkeys.get(number as usize).map(AccountId::to_string)
+    }
+
     /// What each hotkey was paid so far, in rao.
     async fn paid(&self) -> anyhow::Result<BTreeMap<String, u64>> {
         let mut paid = BTreeMap::new();
-        for (place, hotkey) in self.hotkeys.iter().enumerate() {
+        for hotkey in &self.hotkeys {
             let stake = told(self.client.stake(NETUID, hotkey).await)?;
-            let staked = if place < VALIDATORS { STAKE_RAO } else { 0 };
+            let validates = Some(hotkey) == self.hotkeys.last();
+            let staked = if validates { STAKE_RAO } else { 0 };
             paid.insert(hotkey.to_string(), stake.saturating_sub(staked));
         }
         Ok(paid)
     }
 
-    /// Waits until everybody has been paid by weights that peers set, and tells what.
+    /// Waits until everybody but `cheat` has been paid by the validator's weights, and tells what.
     ///
     /// # Errors
     /// When that does not happen in time.
     pub(super) async fn emission(
         &self,
+        cheat: Option<u32>,
         progress: &Progress,
     ) -> anyhow::Result<BTreeMap<String, u64>> {
         let started = Instant::now();
         let mut told_waiting = false;
         loop {
             let paid = self.paid().await?;
-            if paid.values().all(|paid| *paid > 0) {
+            let cheat = cheat.and_then(|number| self.hotkey(number));
+            let due = |hotkey: &String| Some(hotkey) != cheat.as_ref();
+            if paid.iter().all(|(hotkey, paid)| *paid > 0 || !due(hotkey)) {
                 return Ok(paid);
             }
             if started.elapsed() > PAID_MAX {

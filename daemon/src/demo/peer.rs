@@ -7,11 +7,15 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use gradmesh_trainer::adversary::Kind;
 use rustix::process::{Pid, Signal, getpid, kill_process};
 use tokio::process::{Child, Command};
 
 use crate::state_dir::StateDir;
 use crate::status::{Status, client};
+
+/// Name of the validator's directory, log and wallet.
+pub(super) const VALIDATOR: &str = "validator";
 
 /// Lines of a failing peer's log that are shown.
 const LINES_SHOWN: usize = 15;
@@ -54,6 +58,37 @@ impl Peer {
         })
     }
 
+    /// Starts peer `number`, which joins by `way` and cheats.
+    pub(super) fn cheat(
+        out: &Path,
+        number: u32,
+        kind: Kind,
+        way: &[String],
+        threads: usize,
+        flags: &[String],
+    ) -> anyhow::Result<Peer> {
+        Peer::start(out, number, threads, |command| {
+            command
+                .arg("cheat")
+                .arg(kind.to_string())
+                .args(way)
+                .args(flags);
+        })
+    }
+
+    /// Starts the validator, whose number is the one after those of the peers.
+    pub(super) fn validate(
+        out: &Path,
+        number: u32,
+        way: &[String],
+        threads: usize,
+        flags: &[String],
+    ) -> anyhow::Result<Peer> {
+        Peer::start_in(out, number, VALIDATOR, threads, |command| {
+            command.arg("validate").args(way).args(flags);
+        })
+    }
+
     /// Starts a joiner again in its state directory, after it died.
     pub(super) fn resume(
         out: &Path,
@@ -74,8 +109,18 @@ impl Peer {
         threads: usize,
         what: impl FnOnce(&mut Command),
     ) -> anyhow::Result<Peer> {
-        let dir = StateDir::new(out.join(format!("peer-{number}")));
-        let log = out.join(format!("peer-{number}.log"));
+        Peer::start_in(out, number, &format!("peer-{number}"), threads, what)
+    }
+
+    fn start_in(
+        out: &Path,
+        number: u32,
+        name: &str,
+        threads: usize,
+        what: impl FnOnce(&mut Command),
+    ) -> anyhow::Result<Peer> {
+        let dir = StateDir::new(out.join(name));
+        let log = out.join(format!("{name}.log"));
         let sink = OpenOptions::new()
             .create(true)
             .append(true)
@@ -107,7 +152,7 @@ impl Peer {
             .kill_on_drop(true);
         let child = command
             .spawn()
-            .with_context(|| format!("starting peer {number}"))?;
+            .with_context(|| format!("starting {name}"))?;
         Ok(Peer {
             number,
             dir,

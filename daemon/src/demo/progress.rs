@@ -4,6 +4,7 @@ use std::io::{IsTerminal, stderr};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+use super::peer::VALIDATOR;
 use crate::status::{RoundStatus, Status};
 use crate::terminal::{self, bytes, loss};
 
@@ -19,13 +20,15 @@ impl Progress {
     pub(super) fn new(peers: u32, quiet: bool) -> Progress {
         let bars = stderr().is_terminal().then(|| {
             let style =
-                ProgressStyle::with_template("{prefix:>7} {bar:14} {pos:>3}/{len:<3} {wide_msg}")
+                ProgressStyle::with_template("{prefix:>9} {bar:14} {pos:>3}/{len:<3} {wide_msg}")
                     .expect("a constant template");
             let all = MultiProgress::new();
-            let bars = (0..peers)
-                .map(|number| {
+            let names = (0..peers).map(|number| format!("peer {number}"));
+            let bars = names
+                .chain([VALIDATOR.to_owned()])
+                .map(|name| {
                     let bar = all.add(ProgressBar::new(0).with_style(style.clone()));
-                    bar.set_prefix(format!("peer {number}"));
+                    bar.set_prefix(name);
                     bar.set_message("starting");
                     bar
                 })

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gradmesh_protocol::hash::Hash;
+use gradmesh_trainer::adversary::Kind;
 use serde::Serialize;
 
+use super::peer::VALIDATOR;
 use crate::status::{DENSE_BITS, Status};
 use crate::terminal::{bytes, percent, seconds};
 
@@ -41,6 +43,10 @@ pub(super) struct Summary {
     pub(super) bits_per_param_sparse: Option<f64>,
     /// Share of the rounds' time that was not training, mean over the peers.
     pub(super) sync_share: f64,
+    /// Who cheated, and in which round a validator was the first to find it.
+    pub(super) cheats: Vec<CheatSummary>,
+    /// What the validator did.
+    pub(super) audits: Option<AuditSummary>,
     /// From the start of the demo until all peers had finished.
     pub(super) wall_s: f64,
     /// What each hotkey was paid by the chain, in TAO (alpha of the subnet, which the development chain trades one to
@@ -48,6 +54,48 @@ pub(super) struct Summary {
     pub(super) emission: BTreeMap<String, f64>,
     /// The launcher's last checkpoint.
     pub(super) checkpoint: CheckpointSummary,
+}
+
+/// Who cheats in a demo.
+pub(super) struct Cheat {
+    /// Its number among the peers.
+    pub(super) number: u32,
+    /// How.
+    pub(super) kind: Kind,
+    /// Its hotkey, in a demo with a chain.
+    pub(super) hotkey: Option<String>,
+}
+
+/// What became of a cheat.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct CheatSummary {
+    /// Its key, 64 hex digits.
+    pub(super) peer: String,
+    /// How it cheated.
+    pub(super) kind: String,
+    /// The first round whose audit it failed.
+    pub(super) caught_round: Option<u64>,
+    /// What was found then, in words.
+    pub(super) finding: Option<String>,
+    /// Its weight by the newest scores, of 65535; absent without a chain.
+    pub(super) weight: Option<u16>,
+    /// What it was paid, in TAO.
+    pub(super) paid: Option<f64>,
+    /// The evidence of that audit.
+    pub(super) evidence: Option<PathBuf>,
+}
+
+/// What a validator did.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(super) struct AuditSummary {
+    /// Audits done.
+    pub(super) done: u64,
+    /// Of them failed.
+    pub(super) failed: u64,
+    /// Audits that failed a peer that did not cheat.
+    pub(super) failed_honest: u64,
+    /// What they took, in seconds of computing.
+    pub(super) seconds: f64,
 }
 
 /// A checkpoint.
@@ -69,7 +117,16 @@ impl Summary {
         statuses: &[Status],
         wall: Duration,
         emission: BTreeMap<String, u64>,
+        cheat: Option<Cheat>,
+        out: &Path,
     ) -> Option<Summary> {
+        let validator = statuses.iter().find(|status| validates(status));
+        let roots_equal = roots_equal(statuses);
+        let members: Vec<&Status> = statuses
+            .iter()
+            .filter(|status| !validates(status))
+            .collect();
+        let (statuses, cheats) = (members.as_slice(), cheat.as_ref());
         let launcher = statuses.first()?;
         let history = &launcher.history;
         let checkpoint = launcher.checkpoint.as_ref()?;
@@ -99,7 +156,13 @@ impl Summary {
             rounds: launcher.identity.rounds,
             loss_first: history.iter().find_map(|round| round.loss_first)?,
             loss_last: checkpoint.loss_held_out?,
-            roots_equal: roots_equal(statuses),
+            roots_equal,
+            cheats: cheats
+                .and_then(|cheat| caught(cheat, statuses, validator, &emission, out))
+                .into_iter()
+                .collect(),
+            audits: validator
+                .and_then(|status| audits(status, cheats.map(|cheat| cheat.number), statuses)),
             bytes_wan_per_peer: per_peer(sent),
             bytes_dense_f32: per_peer(dense),
             bits_per_param: launcher.bits_per_param?,
@@ -173,6 +236,40 @@ impl Summary {
             "DIFFERENT between peers"
         };
         line("state roots", roots.to_owned());
+        if let Some(audits) = &self.audits {
+            line(
+                "audits",
+                format!(
+                    "{} done in {:.1} s of computing, {} failed ({} of peers that did not cheat)",
+                    audits.done, audits.seconds, audits.failed, audits.failed_honest
+                ),
+            );
+        }
+        for cheat in &self.cheats {
+            let peer = cheat.peer.get(..8).unwrap_or(&cheat.peer);
+            line(
+                "cheat",
+                match cheat.caught_round {
+                    Some(round) => format!("{peer} ({}) found in round {round}", cheat.kind),
+                    None => format!("{peer} ({}) not found", cheat.kind),
+                },
+            );
+            if let Some(finding) = &cheat.finding {
+                line("", finding.clone());
+            }
+            if let (Some(weight), Some(paid)) = (cheat.weight, cheat.paid) {
+                line(
+                    "",
+                    format!("its weight {weight} of 65535, paid {paid:.4} TAO"),
+                );
+            }
+            if let Some(evidence) = &cheat.evidence {
+                line(
+                    "",
+                    format!("try: gradmesh evidence replay {}", evidence.display()),
+                );
+            }
+        }
         line("checkpoint", format!("{}", self.checkpoint.path.display()));
         line("", format!("root {}", self.checkpoint.root));
         if let Some(block) = self.checkpoint.attested_block {
@@ -186,6 +283,61 @@ impl Summary {
         line("everything", format!("is in {}", out.display()));
         text
     }
+}
+
+fn validates(status: &Status) -> bool {
+    status.audit.as_ref().is_some_and(|audit| audit.validates)
+}
+
+/// What became of `cheat`; `None` if it is not among the members.
+fn caught(
+    cheat: &Cheat,
+    members: &[&Status],
+    validator: Option<&Status>,
+    emission: &BTreeMap<String, u64>,
+    out: &Path,
+) -> Option<CheatSummary> {
+    let status = members.get(cheat.number as usize)?;
+    let audit = validator.and_then(|validator| validator.audit.as_ref());
+    let findings = audit.into_iter().flat_map(|audit| &audit.findings);
+    let of_cheat = findings.filter(|finding| finding.peer == status.identity.peer);
+    let first = of_cheat.min_by_key(|finding| finding.round);
+    let weights = validator.and_then(|v| v.chain.as_ref()?.weights.as_ref());
+    let uid = status.chain.as_ref().and_then(|chain| chain.uid);
+    let weight = weights.zip(uid).and_then(|(weights, uid)| {
+        let mut weights = weights.weights.iter();
+        weights
+            .find(|(of, _)| *of == uid)
+            .map(|(_, weight)| *weight)
+    });
+    let paid = cheat
+        .hotkey
+        .as_ref()
+        .and_then(|hotkey| emission.get(hotkey));
+    Some(CheatSummary {
+        peer: status.identity.peer.clone(),
+        kind: cheat.kind.to_string(),
+        caught_round: first.map(|finding| finding.round),
+        finding: first.map(|finding| finding.words.clone()),
+        weight,
+        paid: paid.map(|rao| *rao as f64 / RAO),
+        evidence: first.map(|finding| {
+            let folder = out.join(VALIDATOR).join("evidence");
+            folder.join(format!("{}.cbor", finding.evidence))
+        }),
+    })
+}
+
+fn audits(validator: &Status, cheat: Option<u32>, members: &[&Status]) -> Option<AuditSummary> {
+    let audit = validator.audit.as_ref()?;
+    let cheat = cheat.and_then(|number| members.get(number as usize));
+    let honest = |peer: &String| cheat.is_none_or(|cheat| cheat.identity.peer != *peer);
+    Some(AuditSummary {
+        done: audit.audits(),
+        failed: audit.failed,
+        failed_honest: audit.findings.iter().filter(|f| honest(&f.peer)).count() as u64,
+        seconds: audit.seconds,
+    })
 }
 
 /// Whether every round has one root, whoever knows it, and every peer knows that of the last round.
@@ -264,7 +416,14 @@ mod tests {
     fn figures_follow_from_the_statuses() {
         let statuses = [finished(b"two"), finished(b"two")];
         let emission = BTreeMap::from([("hotkey".to_owned(), 2_500_000_000)]);
-        let summary = Summary::of(&statuses, Duration::from_secs(8), emission).unwrap();
+        let summary = Summary::of(
+            &statuses,
+            Duration::from_secs(8),
+            emission,
+            None,
+            Path::new(""),
+        )
+        .unwrap();
         assert_eq!(summary.peers, 2);
         assert_eq!((summary.loss_first, summary.loss_last), (5.0, 3.5));
         assert!(summary.roots_equal);
@@ -314,7 +473,13 @@ mod tests {
         let mut status = finished(b"two");
         status.checkpoint = None;
         assert_eq!(
-            Summary::of(&[status], Duration::ZERO, BTreeMap::new()),
+            Summary::of(
+                &[status],
+                Duration::ZERO,
+                BTreeMap::new(),
+                None,
+                Path::new("")
+            ),
             None
         );
     }

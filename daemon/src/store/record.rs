@@ -6,7 +6,7 @@
 use bincode::{Decode, Encode};
 
 /// The layout of the tables and records below; raised with every change of either.
-pub(super) const SCHEMA: u32 = 4;
+pub(super) const SCHEMA: u32 = 5;
 
 /// Bytes of BLAKE3 kept: enough against accidents, which is all that a local file needs.
 const CHECKSUM_BYTES: usize = 8;
@@ -64,6 +64,34 @@ pub struct QueuedAttestation {
     pub state_root: [u8; 32],
     /// Hash of the epoch's score table; zeros for epoch 0.
     pub scores: [u8; 32],
+    /// Root over the epoch's evidence, scores and state, by a validator; zeros by anybody else.
+    pub evidence_root: [u8; 32],
+}
+
+/// What a validator has to remember of its audits, in the order in which it learnt it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) enum AuditEntry {
+    /// A signed verdict, its own or another's, as it is gossiped.
+    Verdict(Vec<u8>),
+    /// By how much an update of its own choice lowered the loss, in billionths of a nat per token.
+    Gain {
+        round: u64,
+        peer: [u8; 32],
+        /// On the data that the peer was assigned.
+        assigned_nanonats: i64,
+        /// On data that is the same for all.
+        common_nanonats: i64,
+    },
+}
+
+/// Bytes of an audit entry, sealed.
+pub(super) fn seal_audit(entry: &AuditEntry) -> Vec<u8> {
+    seal(bincode::encode_to_vec(entry, config()).expect("plain fields encode"))
+}
+
+/// Reads what [`seal_audit`] wrote.
+pub(super) fn unseal_audit(bytes: &[u8]) -> Result<AuditEntry, String> {
+    decode(&unseal(bytes)?)
 }
 
 #[derive(Encode, Decode)]

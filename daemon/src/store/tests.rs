@@ -232,6 +232,7 @@ fn attestations_wait_in_order_until_they_are_sent() {
         round: epoch * 10,
         state_root: [epoch as u8; 32],
         scores: [7; 32],
+        evidence_root: [0; 32],
     };
     let store = Store::open(&dir).unwrap();
     for epoch in [2, 0, 1] {

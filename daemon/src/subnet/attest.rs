@@ -16,8 +16,8 @@ use super::{AttestationReceipt, Pause, Shared};
 use crate::status::AttestedStatus;
 use crate::store::QueuedAttestation;
 
-/// No audits yet: no evidence.
-const EVIDENCE_ROOT: [u8; 32] = [0; 32];
+/// Of whoever audits nothing.
+const NO_EVIDENCE: [u8; 32] = [0; 32];
 /// The scores of epoch 0, in which nobody trained.
 const NO_SCORES: [u8; 32] = [0; 32];
 
@@ -30,6 +30,7 @@ pub(super) fn queue_start(shared: &Shared, genesis_root: Hash) -> anyhow::Result
             round: 0,
             state_root: genesis_root.0,
             scores: NO_SCORES,
+            evidence_root: NO_EVIDENCE,
         },
     )
 }
@@ -48,6 +49,7 @@ pub(super) fn queue_epoch(
             round: round.0,
             state_root: state_root.0,
             scores: table.hash().0,
+            evidence_root: NO_EVIDENCE,
         },
     )?;
     Ok(table)
@@ -66,7 +68,7 @@ pub(super) fn scores_until(shared: &Shared, last: RoundId) -> anyhow::Result<Sco
     Ok(scores.table())
 }
 
-fn queue(shared: &Shared, attestation: &QueuedAttestation) -> anyhow::Result<()> {
+pub(super) fn queue(shared: &Shared, attestation: &QueuedAttestation) -> anyhow::Result<()> {
     tokio::task::block_in_place(|| shared.store.queue_attestation(attestation))?;
     shared.queued.notify_one();
     Ok(())
@@ -115,7 +117,7 @@ async fn send(
         epoch: queued.epoch,
         round: queued.round,
         state_root: queued.state_root,
-        evidence_root: EVIDENCE_ROOT,
+        evidence_root: queued.evidence_root,
         scores: queued.scores,
     };
     let hotkey = &shared.access.hotkey;

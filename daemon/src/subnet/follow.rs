@@ -96,10 +96,16 @@ async fn snapshot(
             shared.gate.set_registered(registered);
             let peers = neurons.iter().filter_map(entry_peer);
             let peers = peers.filter(|peer| peer.key != shared.me).collect();
+            let permitted = neurons.iter().filter(|neuron| neuron.validator_permit);
+            let validators = permitted.filter_map(|neuron| neuron.peer_key).map(PeerKey);
             // A driver that is gone needs nothing any more.
             let _ = shared
                 .events
-                .send(Event::Snapshot { registry, peers })
+                .send(Event::Snapshot {
+                    registry,
+                    peers,
+                    validators: validators.collect(),
+                })
                 .await;
         }
         Err(fault) => tracing::warn!(%fault, number, "the registry of this block is not usable"),

@@ -10,9 +10,9 @@ use std::time::Duration;
 use gradmesh_chain::types::{BlockRef, Neuron, Subnet, WeightsReceipt};
 use gradmesh_chain::{AccountId, ChainError, Client};
 use gradmesh_protocol::key::PeerKey;
-use gradmesh_protocol::score::{self, EpochId, ScoreTable};
+use gradmesh_protocol::score::{self, EpochId};
 
-use super::{Claims, Pause, Shared};
+use super::{Claims, EpochShares, Pause, Shared};
 use crate::status::WeightsStatus;
 
 /// How often a hotkey without a permit looks again: permits change with the subnet's epochs, which take an hour.
@@ -58,11 +58,11 @@ pub(super) async fn run(shared: &Shared, client: &Client) {
     }
 }
 
-/// Publishes weights for `table`, or says how long to wait before it may be possible.
+/// Publishes weights for `scores`, or says how long to wait before it may be possible.
 async fn publish(
     shared: &Shared,
     client: &Client,
-    table: &ScoreTable,
+    scores: &EpochShares,
 ) -> Result<Option<Duration>, ChainError> {
     let netuid = shared.subnet.netuid;
     let block = client.finalized().await?;
@@ -81,9 +81,10 @@ async fn publish(
         }
         Standing::Now => {}
     }
-    let epoch = table.epoch;
+    let epoch = scores.epoch;
     let uids = uids(&neurons, &shared.claims);
-    let weights = score::weights(table.shares(), &uids, subnet.neurons);
+    let shares = scores.shares.iter().copied();
+    let weights = score::weights(shares, &uids, subnet.neurons);
     if weights.iter().all(|(_, weight)| *weight == 0) {
         tracing::warn!(%epoch, "nobody who scored is registered: no weights");
         return Ok(None);

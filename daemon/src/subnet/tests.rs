@@ -175,6 +175,7 @@ async fn attestations_made_while_the_chain_is_away_are_sent_in_order_when_it_is_
             round,
             state_root: [epoch as u8; 32],
             scores: [9; 32],
+            evidence_root: [0; 32],
         };
         peer.store.queue_attestation(&attestation).unwrap();
     }

@@ -61,7 +61,7 @@ pub(crate) enum DiskError {
     },
 }
 
-fn io_error(path: &Path) -> impl FnOnce(io::Error) -> DiskError + '_ {
+pub(super) fn io_error(path: &Path) -> impl FnOnce(io::Error) -> DiskError + '_ {
     |source| DiskError::Io {
         path: path.to_owned(),
         source,

@@ -58,8 +58,9 @@ impl Bench {
             data_dir,
             device: device::Request::Cpu,
             threads: 1,
+            validates: false,
         };
-        let (worker, standing, events) = Worker::start(config.clone()).unwrap();
+        let (worker, standing, events) = Worker::start(config.clone(), None).unwrap();
         let mut bench = Bench {
             worker,
             events,
@@ -76,7 +77,7 @@ impl Bench {
     /// Ends the worker, and starts it again from what is on the disk.
     fn restart(self) -> Bench {
         self.worker.shutdown();
-        let (worker, _, events) = Worker::start(self.config.clone()).unwrap();
+        let (worker, _, events) = Worker::start(self.config.clone(), None).unwrap();
         Bench {
             worker,
             events,

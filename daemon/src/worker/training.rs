@@ -16,17 +16,21 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
 use bytes::Bytes;
+use gradmesh_protocol::audit::segment::data_hash;
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::{FrameId, FrameRef, Stage, UpdateSummary, WorkCommitment};
-use gradmesh_protocol::manifest::RoundId;
+use gradmesh_protocol::manifest::{InnerState, RoundId};
 use gradmesh_protocol::node::Start;
 use gradmesh_trainer::data::assignment;
+use gradmesh_trainer::work::{WorkState, zero_inner};
 use gradmesh_trainer::{StepReport, TrainReport, TrainTask};
 
 use super::disk::{DiskError, Pending};
+use super::work::{KeptFeedback, KeptWork, Recording};
 use super::{Command, Event, Machine, WorkerError, micronats};
 
 /// A round that is trained, or was and is not encoded yet.
@@ -41,6 +45,8 @@ pub(super) struct Training {
     done: Option<Done>,
     /// The stage to encode the update at, and the shards, once that was asked for.
     encode: Option<(Stage, Range<usize>)>,
+    /// What others may do again of it, in a run with audits.
+    recording: Option<Recording>,
 }
 
 /// Inner steps of a training.
@@ -53,6 +59,14 @@ struct Done {
 impl Training {
     fn steps_done(&self) -> u32 {
         self.done.as_ref().map_or(0, |done| done.report.steps)
+    }
+
+    /// The step at which the call of the trainer ends that does the next one.
+    fn segment_end(&self) -> u32 {
+        let recording = self.recording.as_ref();
+        recording.map_or(self.steps, |recording| {
+            recording.segment_end(self.steps_done())
+        })
     }
 
     fn is_over(&self) -> bool {
@@ -102,6 +116,8 @@ impl Machine {
             Start::State => None,
             Start::Ahead { frames } => Some(self.start_ahead(round, frames)),
         };
+        let audit = self.config.settings.audit.as_ref();
+        let recording = audit.map(|audit| Recording::new(audit, steps));
         self.training = Some(Training {
             round,
             seed,
@@ -109,6 +125,7 @@ impl Machine {
             start,
             done: None,
             encode: None,
+            recording,
         });
     }
 
@@ -139,7 +156,10 @@ impl Machine {
         let Some(mut training) = self.training.take() else {
             return Ok(None);
         };
-        if let Err(error) = self.inner_steps(&mut training, inbox) {
+        let trained = self
+            .begin_recording(&mut training)
+            .and_then(|()| self.inner_steps(&mut training, inbox));
+        if let Err(error) = trained {
             return Ok(Some(Event::TrainingFailed {
                 round: training.round,
                 reason: error.to_string(),
@@ -165,14 +185,20 @@ impl Machine {
                 .map_err(|error| error.to_string())
         };
         let first_step = training.steps_done();
+        let segment_end = training.segment_end();
         let of_earlier = round.0.saturating_sub(1) * u64::from(settings.steps_per_round);
         let task = TrainTask {
             first_step,
-            steps: steps - first_step,
+            steps: segment_end - first_step,
             global_step: of_earlier + u64::from(first_step),
         };
         let (waiting, events, encode) = (&mut self.waiting, &self.events, &mut training.encode);
+        let (recording, mut tokens) = (&mut training.recording, 0);
         let mut keep_going = |report: &StepReport| {
+            if let Some(recording) = recording {
+                recording.note_step(report, report.tokens - tokens);
+                tokens = report.tokens;
+            }
             // Progress is for people: what does not fit is dropped.
             let _ = events.try_send(Event::Progress {
                 round,
@@ -208,6 +234,9 @@ impl Machine {
             .train(&from, &task, &mut source, &mut keep_going)?;
         let local = self.trainer.take_local();
         training.note(report, local);
+        if training.steps_done() == segment_end {
+            self.end_segment(training)?;
+        }
         Ok(())
     }
 
@@ -226,6 +255,8 @@ impl Machine {
                 round,
                 frames: frames.collect::<Result<_, _>>()?,
                 summary,
+                // Served since the start: it was found on disk.
+                work: None,
             }));
         }
         // Without a training of the round: it has failed, and its failure was told.
@@ -243,12 +274,17 @@ impl Machine {
             start,
             done: Some(Done { report, local }),
             encode: Some((stage, shards)),
+            recording,
             ..
         }) = due
         else {
             return Ok(None);
         };
         let first_shard = shards.start;
+        let before = recording
+            .as_ref()
+            .map(|_| self.feedback(round, "feedback-before"));
+        let before = before.transpose()?;
         let update = self
             .replica
             .update_of(shards, start.as_deref(), &local, stage);
@@ -260,6 +296,10 @@ impl Machine {
             }
         };
         drop((start, local));
+        let work = match recording.zip(before) {
+            Some((recording, before)) => self.keep_work(round, recording, before)?,
+            None => None,
+        };
         let mut frames = Vec::with_capacity(update.frames.len());
         for bytes in &update.frames {
             let hash = Hash::of_content(bytes);
@@ -277,7 +317,11 @@ impl Machine {
                 frames,
                 feedback_before: update.feedback_before,
                 feedback_after: update.feedback_after,
-                work: WorkCommitment::default(),
+                work: work
+                    .as_ref()
+                    .map_or(WorkCommitment::default(), |(kept, _)| {
+                        kept.list.commitment()
+                    }),
                 tokens: report.tokens,
                 steps: report.steps,
                 loss_first_micronats: micronats(report.loss_first),
@@ -293,7 +337,89 @@ impl Machine {
             round,
             summary,
             frames: update.frames.into_iter().map(Bytes::from).collect(),
+            work: work.map(Box::new),
         }))
+    }
+
+    /// Before the first step of a training that is recorded: the inner optimizer's state becomes what it has to be by rule
+    /// `carried-or-zero`, and the state is noted.
+    fn begin_recording(&mut self, training: &mut Training) -> Result<(), WorkerError> {
+        let Some(recording) = training.recording.as_mut().filter(|r| r.is_new()) else {
+            return Ok(());
+        };
+        let theta = self.replica.start().into_owned();
+        let mut state = WorkState {
+            inner: self.trainer.inner_state()?,
+            theta,
+        };
+        let resets = self
+            .config
+            .settings
+            .audit
+            .as_ref()
+            .is_some_and(|a| a.inner == InnerState::Reset);
+        let carried = self.carried.filter(|_| !resets);
+        if carried != Some(state.leaves()?.roots().inner) {
+            state.inner = zero_inner(state.theta.len());
+            self.trainer.set_inner_state(&state.inner)?;
+        }
+        self.archive
+            .note_state(training.round, recording, &state, None)?;
+        Ok(())
+    }
+
+    /// A segment of a training that is recorded has ended.
+    fn end_segment(&mut self, training: &mut Training) -> Result<(), WorkerError> {
+        let (Some(recording), Some(done)) = (training.recording.as_mut(), training.done.as_ref())
+        else {
+            return Ok(());
+        };
+        let settings = &self.config.settings;
+        let windows = self.corpus.windows(settings.sequence_tokens)?;
+        let sequences = recording
+            .segment_ending_at(done.report.steps)
+            .flat_map(|step| {
+                assignment(
+                    &training.seed.0,
+                    &self.config.me.0,
+                    step,
+                    settings.batch_sequences,
+                    windows.training(),
+                )
+            });
+        let data = data_hash(sequences);
+        let state = WorkState {
+            inner: self.trainer.inner_state()?,
+            theta: done.local.clone(),
+        };
+        self.archive
+            .note_state(training.round, recording, &state, Some(data))?;
+        Ok(())
+    }
+
+    /// Writes the error feedback as it is.
+    fn feedback(&self, round: RoundId, name: &str) -> Result<(PathBuf, Vec<Hash>), WorkerError> {
+        let path = self
+            .archive
+            .note_feedback(round, name, &self.replica.feedback_values())?;
+        Ok((path, self.replica.feedback_leaves().to_vec()))
+    }
+
+    /// The update of a training that is recorded is encoded.
+    fn keep_work(
+        &mut self,
+        round: RoundId,
+        recording: Recording,
+        (before, leaves_before): (PathBuf, Vec<Hash>),
+    ) -> Result<Option<(KeptWork, Vec<RoundId>)>, WorkerError> {
+        let (after, leaves_after) = self.feedback(round, "feedback-after")?;
+        let feedback = KeptFeedback {
+            before,
+            after,
+            leaves_before,
+            leaves_after,
+        };
+        Ok(self.archive.finish(round, recording, feedback)?)
     }
 
     /// Rule `stop-and-fold`, for a training of `round` or an earlier one.
@@ -364,6 +490,7 @@ mod tests {
                 local: vec![0.5, 2.5],
             }),
             encode: None,
+            recording: None,
         }
     }
 

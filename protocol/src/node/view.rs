@@ -51,6 +51,8 @@ pub enum Activity {
     },
     /// Not in the roster (yet): the run is followed.
     Observing,
+    /// Not in the roster, and not to come into it: the run is followed to validate it.
+    Validating,
     /// A chain run, and no snapshot of the registry has come yet.
     AwaitingRegistry,
     /// Not in the roster, and not to come into it: the subnet does not register this peer.
@@ -198,6 +200,9 @@ impl Node {
             };
         }
         if !self.roster.contains(&self.me) {
+            if self.config.observes {
+                return Activity::Validating;
+            }
             return Activity::Observing;
         }
         if self.agreement.is_started() {
@@ -270,6 +275,7 @@ impl View {
                 Ok(())
             }
             Activity::Observing => write!(f, "following round {round}, not a member yet"),
+            Activity::Validating => write!(f, "following round {round} to validate it"),
             Activity::AwaitingRegistry => {
                 f.write_str("waiting for the chain to say who is registered on the subnet")
             }

@@ -118,6 +118,7 @@ impl Driver {
             Activity::Exchanging => (Phase::Exchanging, Some(waits)),
             Activity::Deciding { .. } => (Phase::Deciding, Some(waits)),
             Activity::Observing | Activity::NotRegistered { .. } => (Phase::Joining, Some(waits)),
+            Activity::Validating => (Phase::Validating, Some(waits)),
             Activity::Finished => (Phase::Finished, None),
             Activity::Left => (Phase::Left, None),
         };

@@ -14,6 +14,7 @@ use gradmesh_protocol::wire::{DecisionRecord, Gossip};
 
 use super::display::traffic_now;
 use super::{Done, Driver};
+use crate::daemon::audit::{Action, Auditor, Source};
 use crate::daemon::behind::{self, Unwritten};
 use crate::daemon::fetch::{self, FrameFault};
 use crate::net::control::PublishError;
@@ -29,6 +30,11 @@ impl Driver {
                 self.check_attested(&record)?;
                 tokio::task::block_in_place(|| self.store.store_decision(&record))?;
                 self.on_decided(&record);
+                let stage = self.node.stage_of_updates(record.decision.round);
+                if let (Some(auditor), Some(stage)) = (&mut self.auditor, stage) {
+                    auditor.decided(&record, stage);
+                }
+                self.follow_auditor().await?;
             }
             Effect::Broadcast(message) => self.publish(&message).await,
             Effect::Request { peer, id, request } => {
@@ -84,6 +90,32 @@ impl Driver {
                 sources,
             } => self.fetch_state(round, root, sources)?,
             Effect::Report(report) => self.on_report(report),
+        }
+        Ok(())
+    }
+
+    /// Does what the auditor wants done.
+    pub(super) async fn follow_auditor(&mut self) -> anyhow::Result<()> {
+        while let Some(action) = self.auditor.as_mut().and_then(Auditor::poll) {
+            match action {
+                Action::Fetch(job) => {
+                    let source = Source {
+                        bulk: self.bulk.clone(),
+                        caller: self.caller.clone(),
+                        contacts: self.contacts.clone(),
+                        shape: Arc::clone(&self.standing.shape),
+                    };
+                    self.tasks
+                        .spawn(async move { Done::AuditInputs(source.inputs(&job).await) });
+                }
+                Action::Compute(task) => self.command(Command::Audit(task))?,
+                Action::Publish(verdict) => self.publish(&Gossip::Verdict(verdict)).await,
+                Action::Settle(settled) => {
+                    if let Some(subnet) = &self.subnet {
+                        subnet.epoch_audited(*settled)?;
+                    }
+                }
+            }
         }
         Ok(())
     }

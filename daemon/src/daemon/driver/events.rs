@@ -22,7 +22,15 @@ impl Driver {
     /// What the chain says.
     pub(super) async fn on_subnet(&mut self, event: subnet::Event) -> anyhow::Result<()> {
         match event {
-            subnet::Event::Snapshot { registry, peers } => {
+            subnet::Event::Snapshot {
+                registry,
+                peers,
+                validators,
+            } => {
+                if let Some(auditor) = &mut self.auditor {
+                    auditor.finalized(registry.mark(), validators);
+                }
+                self.follow_auditor().await?;
                 for peer in peers {
                     let unknown = !self.connected.contains_key(&peer.key);
                     if let Some(id) = peer_id(&peer.key).filter(|_| unknown)
@@ -37,7 +45,7 @@ impl Driver {
         Ok(())
     }
 
-    pub(super) fn on_done(&mut self, done: Done) -> anyhow::Result<()> {
+    pub(super) async fn on_done(&mut self, done: Done) -> anyhow::Result<()> {
         match done {
             Done::Frame {
                 frame,
@@ -85,6 +93,12 @@ impl Driver {
                     shard,
                 });
             }
+            Done::AuditInputs(result) => {
+                if let Some(auditor) = &mut self.auditor {
+                    auditor.fetched(result);
+                }
+                self.follow_auditor().await?;
+            }
             Done::Residual { hash, bytes } => self.residuals.keep_fetched(hash, bytes.as_ref())?,
             Done::State {
                 round,
@@ -108,7 +122,7 @@ impl Driver {
         Ok(())
     }
 
-    pub(super) fn on_worker(&mut self, event: Event) -> anyhow::Result<()> {
+    pub(super) async fn on_worker(&mut self, event: Event) -> anyhow::Result<()> {
         match event {
             Event::Progress {
                 round,
@@ -125,7 +139,13 @@ impl Driver {
                 round,
                 summary,
                 frames,
+                work,
             } => {
+                if let Some(work) = work {
+                    let (kept, gone) = *work;
+                    gone.iter().for_each(|round| self.forget_work(*round));
+                    self.serve_work(kept)?;
+                }
                 self.meter.commit(round);
                 self.progress = None;
                 for (frame, bytes) in summary.frames.iter().zip(frames) {
@@ -153,7 +173,11 @@ impl Driver {
                 }
                 self.write_behind(round);
                 if let Some(written) = checkpoint {
-                    if let Some(subnet) = &self.subnet {
+                    let validates = match &mut self.auditor {
+                        Some(auditor) => auditor.epoch_ended(written.round, written.root),
+                        None => false,
+                    };
+                    if let Some(subnet) = self.subnet.as_ref().filter(|_| !validates) {
                         subnet.epoch_ended(written.round, written.root)?;
                     }
                     tracing::info!(round = %written.round, path = %written.path.display(), "checkpoint");
@@ -165,6 +189,7 @@ impl Driver {
                     });
                 }
                 self.inputs.push_back(Input::Applied { round, state_root });
+                self.follow_auditor().await?;
             }
             Event::Adopted { round, snapshot } => {
                 self.snapshots.clear();
@@ -174,6 +199,12 @@ impl Driver {
                 let records = records.into_iter().map(Arc::new).collect();
                 self.inputs
                     .push_back(Input::StateFetched { round, records });
+            }
+            Event::Audited { result, .. } => {
+                if let Some(auditor) = &mut self.auditor {
+                    auditor.audited(*result);
+                }
+                self.follow_auditor().await?;
             }
             Event::Broken(error) => return Err(error.into()),
         }
@@ -245,6 +276,18 @@ impl Driver {
             (Some(from), Some(Ok(Gossip::Contact(contact)))) => {
                 self.on_contact(from, message.author, &contact).await;
                 Verdict::Accept
+            }
+            (Some(from), Some(Ok(Gossip::Verdict(signed)))) => {
+                let own = signed.verdict.validator == from;
+                if let Some(auditor) = self.auditor.as_mut().filter(|_| own) {
+                    auditor.on_verdict(&signed);
+                }
+                self.follow_auditor().await?;
+                if own {
+                    Verdict::Accept
+                } else {
+                    Verdict::Reject
+                }
             }
             (Some(from), Some(Ok(gossip))) => {
                 let message = Box::new(gossip);

@@ -1,5 +1,7 @@
 //! What this peer serves to others: data, frames, states, decisions.
 
+use std::path::Path;
+
 use anyhow::Context;
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::manifest::RoundId;
@@ -7,11 +9,12 @@ use gradmesh_protocol::ticket::ADDRESSES_MAX;
 use gradmesh_protocol::wire::{
     Contact, DECISIONS_MAX, Decisions, RESPONSE_BYTES_MAX, Request, Response,
 };
+use gradmesh_trainer::work;
 use libp2p::PeerId;
 
 use super::Driver;
 use crate::net::control::ResponseToken;
-use crate::worker::Snapshot;
+use crate::worker::{KeptWork, Snapshot};
 
 /// Bytes of decisions in one answer: half of the longest response, and at least one record of the longest kind.
 const RECORDS_BYTES_MAX: usize = RESPONSE_BYTES_MAX / 2;
@@ -33,7 +36,58 @@ impl Driver {
         if let Some(snapshot) = self.standing.snapshot.take() {
             self.serve_snapshot(snapshot)?;
         }
+        for work in std::mem::take(&mut self.standing.work) {
+            self.serve_work(work)?;
+        }
         Ok(())
+    }
+
+    /// Registers what is kept of a round's work with the bulk plane.
+    pub(super) fn serve_work(&mut self, work: KeptWork) -> anyhow::Result<()> {
+        let shape = &self.standing.shape;
+        let state = work::chunk_lengths(shape.layout().elements());
+        for kept in &work.states {
+            let leaves = kept.leaves.theta.iter().chain(&kept.leaves.inner);
+            self.serve_file(&kept.path, leaves.zip(state.iter().copied()))?;
+        }
+        let tiles = shape.layout().tiles().iter();
+        let tiles: Vec<u64> = tiles.map(|tile| 4 * tile.len() as u64).collect();
+        let feedback = &work.feedback;
+        for (path, leaves) in [
+            (&feedback.before, &feedback.leaves_before),
+            (&feedback.after, &feedback.leaves_after),
+        ] {
+            self.serve_file(path, leaves.iter().zip(tiles.iter().copied()))?;
+        }
+        self.work.insert(work.round, work);
+        Ok(())
+    }
+
+    /// Registers the parts of a file, which lie in it one after the other.
+    fn serve_file<'a>(
+        &self,
+        path: &Path,
+        parts: impl Iterator<Item = (&'a Hash, u64)>,
+    ) -> anyhow::Result<()> {
+        let mut offset = 0;
+        for (hash, length) in parts {
+            self.blobs
+                .register_file(hash.0, path.to_owned(), offset, length)?;
+            offset += length;
+        }
+        Ok(())
+    }
+
+    /// The work of `round` is no longer on disk.
+    pub(super) fn forget_work(&mut self, round: RoundId) {
+        let Some(work) = self.work.remove(&round) else {
+            return;
+        };
+        for kept in &work.states {
+            self.blobs.forget_file(&kept.path);
+        }
+        self.blobs.forget_file(&work.feedback.before);
+        self.blobs.forget_file(&work.feedback.after);
     }
 
     pub(super) fn serve_frame(
@@ -114,6 +168,27 @@ impl Driver {
                     None => Response::Refused(format!("the state after round {round} is not here")),
                 }
             }
+            Request::Segments(round) => match self.work.get(&round) {
+                Some(work) => Response::Segments(work.list.clone()),
+                None => no_work(round),
+            },
+            Request::SegmentState { round, place } => {
+                let work = self.work.get(&round);
+                match work.and_then(|work| work.states.get(place as usize)) {
+                    Some(kept) => Response::SegmentState {
+                        theta: kept.leaves.theta.clone(),
+                        inner: kept.leaves.inner.clone(),
+                    },
+                    None => no_work(round),
+                }
+            }
+            Request::Feedback(round) => match self.work.get(&round) {
+                Some(work) => Response::Feedback {
+                    before: work.feedback.leaves_before.clone(),
+                    after: work.feedback.leaves_after.clone(),
+                },
+                None => no_work(round),
+            },
             Request::Decisions { from, count } => {
                 let count = count.min(DECISIONS_MAX as u32);
                 let mut records =
@@ -144,12 +219,20 @@ impl Driver {
     }
 }
 
+fn no_work(round: RoundId) -> Response {
+    Response::Refused(format!("no work of round {round} is kept here"))
+}
+
 /// Whether anybody may ask for it, registered or not (rule `members-and-registered`).
 pub(super) fn small(request: &Request) -> bool {
     match request {
         Request::Manifest | Request::Contact | Request::Decisions { .. } => true,
-        Request::Data | Request::Headers(_) | Request::Reductions(_) | Request::Snapshot(_) => {
-            false
-        }
+        Request::Data
+        | Request::Headers(_)
+        | Request::Reductions(_)
+        | Request::Snapshot(_)
+        | Request::Segments(_)
+        | Request::SegmentState { .. }
+        | Request::Feedback(_) => false,
     }
 }

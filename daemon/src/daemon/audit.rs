@@ -1,0 +1,805 @@
+//! What a validator does beside following the run: it audits, disputes, and settles epochs.
+//!
+//! | when | what |
+//! |---|---|
+//! | a round is decided | it waits for its challenge |
+//! | the challenge is there | who is audited, and on what, follows from it; audits queue up |
+//! | it is an audit's turn | inputs are fetched from the audited peer, twice if need be; the worker computes |
+//! | an audit is done | a verdict is signed and published; one that failed leaves evidence on disk |
+//! | verdicts come, own and others' | the docket closes cases; ledgers say what counts |
+//! | all audits of an epoch are closed | its scores are attested, and become weights |
+//!
+//! Rule `two-tries`: what is not served at the first try is asked for once more, [`RETRY_AFTER`] later; then the audit has failed.
+//!
+//! Rule `one-at-a-time`: one audit is fetched or computed at a time; the rest of the time belongs to the rounds.
+//!
+//! The rules of who judges whom stand in `gradmesh_protocol::audit`; this file carries them out. On a peer that is no validator it
+//! only notes what validators say of that peer.
+
+pub mod files;
+mod inputs;
+mod record;
+mod settle;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use gradmesh_protocol::audit::challenge::{self, Beacon, Pick};
+use gradmesh_protocol::audit::docket::{Docket, Effect};
+use gradmesh_protocol::audit::standing::{Finding, Ledger};
+use gradmesh_protocol::audit::verdict::{Check, Outcome, SignedVerdict, Verdict};
+use gradmesh_protocol::hash::Hash;
+use gradmesh_protocol::header::{SignedHeader, Stage};
+use gradmesh_protocol::key::{Keypair, PeerKey};
+use gradmesh_protocol::manifest::{self, Chain, Manifest, RoundId, RunId, SignedManifest};
+use gradmesh_protocol::registry::RegistryMark;
+use gradmesh_protocol::wire::{DecisionRecord, Gossip};
+use gradmesh_trainer::data::DataManifest;
+use gradmesh_trainer::replica::Shape;
+use tokio::time::Instant;
+
+use crate::state_dir::StateDir;
+use crate::status::{FindingStatus, StatusHandle};
+use crate::store::Store;
+use crate::store::record::AuditEntry;
+use crate::subnet::AuditedEpoch;
+use crate::worker::{AuditError, AuditFindings, AuditInputs, AuditTask};
+use files::EvidenceDir;
+pub(crate) use inputs::chunks_of;
+pub(super) use inputs::{InputError, Source};
+use settle::Epochs;
+
+/// How long after the first try the inputs of an audit are asked for again.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// Rounds that wait for their challenge or for audits. When there are more, the oldest go unaudited: the peers no longer keep
+/// what they would need.
+const ROUNDS_MAX: usize = 16;
+/// Registry blocks remembered: as many as rounds may wait for.
+const BLOCKS_MAX: usize = 64;
+/// Validators of a run without a chain: whoever has published a verdict.
+const VALIDATORS_MAX: usize = 64;
+
+/// What the driver is to do.
+#[derive(Debug)]
+pub(super) enum Action {
+    /// Fetch the inputs of an audit, and come back with [`Auditor::fetched`].
+    Fetch(Box<Job>),
+    /// Have the worker audit, and come back with [`Auditor::audited`].
+    Compute(Box<AuditTask>),
+    /// Send to everybody.
+    Publish(Box<SignedVerdict>),
+    /// Attest an epoch and pay by it.
+    Settle(Box<AuditedEpoch>),
+}
+
+/// An audit that is to be done.
+#[derive(Clone, Debug)]
+pub(super) struct Job {
+    pub(super) header: Arc<SignedHeader>,
+    pub(super) pick: Pick,
+    round: RoundId,
+    seed: Hash,
+    decision: Hash,
+    /// The decision before it, from which its data follow.
+    basis: Hash,
+    beacon: Beacon,
+    challenge: Hash,
+    stage: Stage,
+    newest: Option<(Arc<SignedHeader>, bool)>,
+    tries: u32,
+    not_before: Option<Instant>,
+}
+
+/// A decided round.
+struct Round {
+    record: Arc<DecisionRecord>,
+    stage: Stage,
+    /// The block whose hash challenges it, in a chain run.
+    block: Option<u64>,
+    /// For each header, the peer's newest decided update before it.
+    newest: Vec<Option<(Arc<SignedHeader>, bool)>>,
+    challenge: Option<(Hash, Beacon)>,
+    /// Audits that are still to be done.
+    left: BTreeSet<PeerKey>,
+}
+
+/// What is under way.
+enum Running {
+    Fetching(Box<Job>),
+    Computing(Box<Job>, Box<AuditInputs>),
+}
+
+/// What an [`Auditor`] is made of.
+pub(super) struct AuditorParts {
+    pub(super) manifest: Arc<Manifest>,
+    pub(super) signed_manifest: SignedManifest,
+    /// Where the data lies.
+    pub(super) data_dir: PathBuf,
+    pub(super) keypair: Keypair,
+    pub(super) validates: bool,
+    pub(super) device: String,
+    pub(super) shape: Arc<Shape>,
+    pub(super) data: DataManifest,
+    pub(super) store: Arc<Store>,
+    pub(super) state_dir: StateDir,
+    pub(super) status: StatusHandle,
+}
+
+/// See the module documentation.
+pub(super) struct Auditor {
+    manifest: Arc<Manifest>,
+    audit: manifest::Audit,
+    run: RunId,
+    keypair: Keypair,
+    me: PeerKey,
+    validates: bool,
+    device: String,
+    shape: Arc<Shape>,
+    data: DataManifest,
+    store: Arc<Store>,
+    evidence: EvidenceDir,
+    status: StatusHandle,
+    rounds: BTreeMap<RoundId, Round>,
+    /// Each peer's newest decided update, and whether all of it was accepted.
+    newest: BTreeMap<PeerKey, (Arc<SignedHeader>, bool)>,
+    ledgers: BTreeMap<PeerKey, Ledger>,
+    docket: Docket,
+    validators: BTreeSet<PeerKey>,
+    /// Verdicts on rounds that are not challenged here yet.
+    early: Vec<Verdict>,
+    epochs: Epochs,
+    queue: VecDeque<Box<Job>>,
+    running: Option<Running>,
+    blocks: BTreeMap<u64, Hash>,
+    actions: VecDeque<Action>,
+}
+
+impl Auditor {
+    /// `None` in a run without audits. A validator goes on from what the store has: decisions, and what it learnt.
+    ///
+    /// # Errors
+    /// What the store said.
+    pub(super) fn new(parts: AuditorParts) -> anyhow::Result<Option<Auditor>> {
+        let Some(audit) = parts.manifest.audit.clone() else {
+            return Ok(None);
+        };
+        let me = parts.keypair.public();
+        let validates = parts.validates;
+        let mut auditor = Auditor {
+            audit,
+            run: parts.manifest.run(),
+            epochs: Epochs::new(&parts.manifest),
+            manifest: parts.manifest,
+            keypair: parts.keypair,
+            me,
+            validates,
+            device: parts.device,
+            shape: parts.shape,
+            data: parts.data,
+            evidence: EvidenceDir::of(parts.state_dir.path()),
+            store: parts.store,
+            status: parts.status,
+            rounds: BTreeMap::new(),
+            newest: BTreeMap::new(),
+            ledgers: BTreeMap::new(),
+            docket: Docket::new(validates.then_some(me)),
+            validators: BTreeSet::new(),
+            early: Vec::new(),
+            queue: VecDeque::new(),
+            running: None,
+            blocks: BTreeMap::new(),
+            actions: VecDeque::new(),
+        };
+        auditor
+            .status
+            .change_audit(|status| status.validates = validates);
+        if validates {
+            auditor
+                .evidence
+                .write_run(&parts.signed_manifest, &parts.data_dir)?;
+            auditor.restore()?;
+        }
+        Ok(Some(auditor))
+    }
+
+    /// What the driver is to do next.
+    pub(super) fn poll(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// A round was decided. `stage`: of its updates.
+    pub(super) fn decided(&mut self, record: &Arc<DecisionRecord>, stage: Stage) {
+        if !self.validates || record.decision.round == RoundId::FOUNDING {
+            return;
+        }
+        let round = record.decision.round;
+        let newest = self.note_decided(record);
+        let finalized = self.blocks.last_key_value().map(|(number, _)| *number);
+        let block = match &self.manifest.chain {
+            Chain::None => None,
+            Chain::Subnet(subnet) => {
+                let finalized = finalized.unwrap_or_default();
+                // Between two snapshots later blocks have become final that this validator has not looked at.
+                let newest = finalized.saturating_add(u64::from(subnet.snapshot_blocks) - 1);
+                challenge::challenge_block(newest, subnet.snapshot_blocks)
+            }
+        };
+        self.rounds.insert(
+            round,
+            Round {
+                record: Arc::clone(record),
+                stage,
+                block,
+                newest,
+                challenge: None,
+                left: BTreeSet::new(),
+            },
+        );
+        while self.rounds.len() > ROUNDS_MAX {
+            if let Some((old, _)) = self.rounds.pop_first() {
+                tracing::warn!(round = %old, "a round is not audited: too many wait");
+                self.queue.retain(|job| job.round != old);
+            }
+        }
+        let effects = self.docket.decided(round);
+        self.follow(effects);
+        self.challenge_due();
+        self.next_job();
+    }
+
+    /// Counts a decision; for each header, what was the peer's newest before it.
+    fn note_decided(&mut self, record: &DecisionRecord) -> Vec<Option<(Arc<SignedHeader>, bool)>> {
+        self.epochs.decided(record);
+        let mut before = Vec::with_capacity(record.headers.len());
+        for (place, signed) in record.headers.iter().enumerate() {
+            let peer = signed.header.peer;
+            let shards = &record.decision.shards;
+            let accepted = shards
+                .iter()
+                .filter(|shard| shard.accepted.contains(place))
+                .count();
+            if accepted > 0 {
+                let ledger = self.ledgers.entry(peer);
+                let ledger = ledger.or_insert_with(|| Ledger::new(&self.audit));
+                ledger.accepted(record.decision.round);
+            }
+            let newest = (Arc::new(signed.clone()), accepted == shards.len());
+            before.push(self.newest.insert(peer, newest));
+        }
+        before
+    }
+
+    /// A block of the registry is final.
+    pub(super) fn finalized(&mut self, mark: RegistryMark, validators: BTreeSet<PeerKey>) {
+        if !self.validates {
+            return;
+        }
+        self.blocks.insert(mark.block, mark.block_hash);
+        while self.blocks.len() > BLOCKS_MAX {
+            self.blocks.pop_first();
+        }
+        self.validators = validators;
+        self.docket.set_validators(self.validators.iter().copied());
+        self.challenge_due();
+        self.next_job();
+    }
+
+    /// Challenges the rounds whose beacon is here.
+    fn challenge_due(&mut self) {
+        let open = self
+            .rounds
+            .iter()
+            .filter(|(_, round)| round.challenge.is_none());
+        let due: Vec<(RoundId, Beacon)> = open
+            .filter_map(|(number, round)| Some((*number, self.beacon(*number, round)?)))
+            .collect();
+        for (number, beacon) in due {
+            self.challenged(number, beacon);
+        }
+        self.show();
+    }
+
+    fn beacon(&self, number: RoundId, round: &Round) -> Option<Beacon> {
+        match &self.manifest.chain {
+            Chain::Subnet(_) => {
+                let number = round.block?;
+                // The validator may have been away when that block was final: then the next one that it knows has to do.
+                let (number, hash) = self.blocks.range(number..).next()?;
+                Some(Beacon::Block {
+                    number: *number,
+                    hash: *hash,
+                    pulse: None,
+                })
+            }
+            Chain::None => {
+                let after = challenge::challenge_round(number, &self.manifest);
+                let record = &self.rounds.get(&after)?.record;
+                Some(Beacon::Decision(record.decision.id()))
+            }
+        }
+    }
+
+    fn challenged(&mut self, number: RoundId, beacon: Beacon) {
+        let Some(round) = self.rounds.get_mut(&number) else {
+            return;
+        };
+        let decision = round.record.decision.id();
+        let challenge = challenge::challenge(&self.run, number, &decision, &beacon);
+        round.challenge = Some((challenge, beacon));
+        let previous = round.record.decision.previous;
+        let updates: Vec<(PeerKey, Hash)> = round
+            .record
+            .decision
+            .members
+            .iter()
+            .map(|member| (member.peer, member.header))
+            .collect();
+        let headers = round.record.headers.iter().zip(&round.newest);
+        let mut jobs = Vec::new();
+        for (signed, newest) in headers {
+            let peer = signed.header.peer;
+            let always = self
+                .ledgers
+                .get(&peer)
+                .is_none_or(|ledger| ledger.is_audited_always(number));
+            let Some(pick) = challenge::pick(&challenge, &peer, &self.audit, always) else {
+                continue;
+            };
+            jobs.push(Box::new(Job {
+                header: Arc::new(signed.clone()),
+                pick,
+                round: number,
+                seed: Manifest::round_seed(&self.run, number, &previous),
+                decision,
+                basis: previous,
+                beacon,
+                challenge,
+                stage: round.stage,
+                newest: newest.clone(),
+                tries: 0,
+                not_before: None,
+            }));
+        }
+        round.left = jobs.iter().map(|job| job.header.header.peer).collect();
+        self.queue.extend(jobs);
+        let effects = self.docket.challenged(number, challenge, updates);
+        self.follow(effects);
+        for verdict in std::mem::take(&mut self.early) {
+            self.hear(verdict);
+        }
+    }
+
+    /// Something that a validator says.
+    pub(super) fn on_verdict(&mut self, signed: &SignedVerdict) {
+        let verdict = &signed.verdict;
+        if verdict.run != self.run || !signed.is_authentic() {
+            return;
+        }
+        if !self.validates {
+            if verdict.peer == self.me && verdict.outcome == Outcome::Failed {
+                self.note(verdict, false);
+            }
+            return;
+        }
+        if self.manifest.chain == Chain::None && self.validators.len() < VALIDATORS_MAX {
+            self.validators.insert(verdict.validator);
+            self.docket.set_validators(self.validators.iter().copied());
+        }
+        if self.hear(verdict.clone()) {
+            self.remember(signed);
+        }
+        self.next_job();
+    }
+
+    /// Whether the docket heard it.
+    fn hear(&mut self, verdict: Verdict) -> bool {
+        use gradmesh_protocol::audit::docket::Unheard;
+        match self.docket.hear(&verdict) {
+            Ok(effects) => {
+                if verdict.outcome == Outcome::Failed {
+                    self.note(&verdict, false);
+                }
+                self.follow(effects);
+                true
+            }
+            // This validator may be behind.
+            Err(Unheard::OtherRound(_)) if self.early.len() < ROUNDS_MAX * VALIDATORS_MAX => {
+                self.early.push(verdict);
+                false
+            }
+            Err(Unheard::OtherRound(_) | Unheard::Repeated) => false,
+            Err(unheard) => {
+                tracing::debug!(validator = %verdict.validator.short(), %unheard, "a verdict is not heard");
+                false
+            }
+        }
+    }
+
+    fn remember(&self, signed: &SignedVerdict) {
+        let gossip = Gossip::Verdict(Box::new(signed.clone())).encode(&self.run);
+        self.append(&AuditEntry::Verdict(gossip));
+    }
+
+    fn append(&self, entry: &AuditEntry) {
+        if let Err(error) = tokio::task::block_in_place(|| self.store.append_audit(entry)) {
+            tracing::error!(%error, "what an audit found will be forgotten with this process");
+        }
+    }
+
+    /// Does what the docket says.
+    fn follow(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Opened { peer, round } => {
+                    if let Some(ledger) = self.ledgers.get_mut(&peer) {
+                        ledger.open(round);
+                    }
+                }
+                Effect::AuditAsPanelist { peer, round, .. } => self.sit(peer, round),
+                Effect::Closed {
+                    peer,
+                    round,
+                    outcome,
+                    finding,
+                    outvoted,
+                } => {
+                    let finding = finding.filter(|_| outcome == Outcome::Failed);
+                    self.close(peer, round, finding);
+                    for validator in outvoted {
+                        tracing::warn!(validator = %validator.short(), %round, "outvoted");
+                    }
+                }
+                Effect::Contradicted {
+                    validator, round, ..
+                } => {
+                    tracing::warn!(validator = %validator.short(), %round, "signed two different verdicts");
+                }
+            }
+        }
+        self.show();
+    }
+
+    /// This validator is to audit `peer`, which the challenge may have spared.
+    fn sit(&mut self, peer: PeerKey, number: RoundId) {
+        let queued = self
+            .queue
+            .iter()
+            .any(|job| (job.round, job.header.header.peer) == (number, peer));
+        if queued || self.is_running(number, &peer) {
+            return;
+        }
+        let Some(round) = self.rounds.get_mut(&number) else {
+            return;
+        };
+        let place = round
+            .record
+            .headers
+            .iter()
+            .position(|h| h.header.peer == peer);
+        let (Some(place), Some((challenge, beacon))) = (place, round.challenge) else {
+            return;
+        };
+        let (Some(header), Some(newest)) =
+            (round.record.headers.get(place), round.newest.get(place))
+        else {
+            return;
+        };
+        let Some(pick) = challenge::pick(&challenge, &peer, &self.audit, true) else {
+            return;
+        };
+        round.left.insert(peer);
+        self.queue.push_front(Box::new(Job {
+            header: Arc::new(header.clone()),
+            pick,
+            round: number,
+            seed: Manifest::round_seed(&self.run, number, &round.record.decision.previous),
+            decision: round.record.decision.id(),
+            basis: round.record.decision.previous,
+            beacon,
+            challenge,
+            stage: round.stage,
+            newest: newest.clone(),
+            tries: 0,
+            not_before: None,
+        }));
+    }
+
+    fn is_running(&self, round: RoundId, peer: &PeerKey) -> bool {
+        let job = match &self.running {
+            Some(Running::Fetching(job) | Running::Computing(job, _)) => job,
+            None => return false,
+        };
+        (job.round, &job.header.header.peer) == (round, peer)
+    }
+
+    fn close(&mut self, peer: PeerKey, round: RoundId, finding: Option<Finding>) {
+        let ledger = self.ledgers.entry(peer);
+        let ledger = ledger.or_insert_with(|| Ledger::new(&self.audit));
+        ledger.close(round, finding);
+        if let Some(finding) = finding {
+            tracing::warn!(peer = %peer.short(), %finding, "failed");
+            let until = round.0.saturating_add(self.audit.suspension_rounds.into()) - 1;
+            self.status.change_audit(|status| {
+                for known in &mut status.findings {
+                    known.closed |= known.peer == peer.to_string() && known.round == round.0;
+                }
+                let last = status.suspended.entry(peer.short()).or_default();
+                *last = until.max(*last);
+            });
+        }
+    }
+
+    /// Shows a failed audit.
+    fn note(&self, verdict: &Verdict, closed: bool) {
+        let finding = FindingStatus {
+            peer: verdict.peer.to_string(),
+            round: verdict.round.0,
+            validator: verdict.validator.short(),
+            evidence: verdict.evidence,
+            words: Finding::of(verdict).to_string(),
+            closed,
+        };
+        self.status.change_audit(|status| status.note(finding));
+    }
+
+    /// Time has passed.
+    pub(super) fn tick(&mut self) {
+        self.next_job();
+    }
+
+    /// Begins the next audit if none is under way.
+    fn next_job(&mut self) {
+        if self.running.is_some() {
+            return;
+        }
+        let now = Instant::now();
+        let mut queue = self.queue.iter();
+        let Some(place) = queue.position(|job| job.not_before.is_none_or(|then| then <= now))
+        else {
+            return;
+        };
+        if let Some(job) = self.queue.remove(place) {
+            self.running = Some(Running::Fetching(job.clone()));
+            self.actions.push_back(Action::Fetch(job));
+        }
+    }
+
+    /// The inputs of the audit under way are here, or cannot be had.
+    pub(super) fn fetched(&mut self, result: Result<AuditInputs, InputError>) {
+        let Some(Running::Fetching(mut job)) = self.running.take() else {
+            return;
+        };
+        match result {
+            Ok(inputs) => {
+                let inputs = Box::new(inputs);
+                let task = AuditTask {
+                    header: Arc::clone(&job.header),
+                    seed: job.seed,
+                    challenge: job.challenge,
+                    pick: job.pick,
+                    stage: job.stage,
+                    newest: job.newest.clone(),
+                    inputs: inputs.clone(),
+                };
+                self.running = Some(Running::Computing(job, inputs));
+                self.actions.push_back(Action::Compute(Box::new(task)));
+            }
+            // Rule `two-tries`.
+            Err(error) if job.tries == 0 => {
+                tracing::debug!(round = %job.round, %error, "the inputs of an audit are asked for again");
+                job.tries = 1;
+                job.not_before = Some(Instant::now() + RETRY_AFTER);
+                self.queue.push_back(job);
+                self.next_job();
+            }
+            Err(error) => {
+                let theirs = &job.header.header.update.device;
+                let dtype = self.manifest.model.dtype;
+                let tolerance = self.audit.tolerance_ppb(theirs, &self.device, dtype);
+                let findings = AuditFindings::unavailable(error.to_string(), tolerance.into());
+                self.conclude(*job, None, findings);
+            }
+        }
+    }
+
+    /// The worker is done with the audit under way.
+    pub(super) fn audited(&mut self, result: Result<AuditFindings, AuditError>) {
+        let Some(Running::Computing(job, inputs)) = self.running.take() else {
+            return;
+        };
+        match result {
+            Ok(findings) => self.conclude(*job, Some(*inputs), findings),
+            Err(error) => {
+                tracing::warn!(round = %job.round, peer = %job.header.header.peer.short(), %error, "an audit could not be done");
+                self.status.change_audit(|status| status.undone += 1);
+                self.finish(&job);
+            }
+        }
+    }
+
+    /// Says what an audit found.
+    fn conclude(&mut self, job: Job, inputs: Option<AuditInputs>, findings: AuditFindings) {
+        let peer = job.header.header.peer;
+        let seconds = findings.seconds.as_secs_f64();
+        self.status.change_audit(|status| {
+            status.seconds += seconds;
+            match findings.outcome {
+                Outcome::Passed => status.passed += 1,
+                Outcome::Grey => status.grey += 1,
+                Outcome::Failed => status.failed += 1,
+            }
+        });
+        tracing::info!(
+            round = %job.round,
+            peer = %peer.short(),
+            segment = job.pick.segment,
+            outcome = ?findings.outcome,
+            error_ppb = findings.error_ppb,
+            seconds,
+            reason = findings.reason,
+            "audit"
+        );
+        if let Some((assigned, common)) = findings.gain {
+            self.epochs.gained(job.round, peer, common);
+            self.append(&AuditEntry::Gain {
+                round: job.round.0,
+                peer: peer.0,
+                assigned_nanonats: assigned,
+                common_nanonats: common,
+            });
+        }
+        let mut verdict = Verdict {
+            run: self.run,
+            round: job.round,
+            peer,
+            header: job.header.header.hash(),
+            validator: self.me,
+            challenge: job.challenge,
+            segment: job.pick.segment,
+            check: findings.check,
+            outcome: findings.outcome,
+            error_ppb: findings.error_ppb,
+            tolerance_ppb: findings.tolerance_ppb,
+            evidence: Hash::ZERO,
+        };
+        if findings.outcome == Outcome::Failed {
+            match record::write(self, &job, inputs.as_ref(), &findings, &mut verdict) {
+                Ok(path) => tracing::info!(path = %path.display(), "evidence"),
+                Err(error) => {
+                    tracing::error!(error = format!("{error:#}"), "no evidence was written")
+                }
+            }
+        }
+        let signed = verdict.sign(&self.keypair);
+        if self.manifest.chain == Chain::None {
+            self.validators.insert(self.me);
+            self.docket.set_validators(self.validators.iter().copied());
+        }
+        self.remember(&signed);
+        if signed.verdict.outcome == Outcome::Failed {
+            self.epochs.evidence(job.round, signed.verdict.evidence);
+        }
+        self.hear(signed.verdict.clone());
+        self.actions.push_back(Action::Publish(Box::new(signed)));
+        self.finish(&job);
+    }
+
+    /// The audit `job` is over.
+    fn finish(&mut self, job: &Job) {
+        if let Some(round) = self.rounds.get_mut(&job.round) {
+            round.left.remove(&job.header.header.peer);
+        }
+        self.next_job();
+        self.settle_due();
+    }
+
+    /// The state after the last round of an epoch is `root`. Whether this validator attests it once it is audited.
+    pub(super) fn epoch_ended(&mut self, last: RoundId, root: Hash) -> bool {
+        if self.validates {
+            self.epochs.ended(last, root);
+            self.settle_due();
+        }
+        self.validates
+    }
+
+    /// Settles the epochs whose audits have all come to an end.
+    fn settle_due(&mut self) {
+        while let Some((last, root)) = self.epochs.next_ended() {
+            let first = self.epochs.first_round(last);
+            let busy = |number: &RoundId, round: &Round| {
+                (first..=last).contains(number)
+                    && (round.challenge.is_none() || !round.left.is_empty())
+            };
+            let waits = self
+                .rounds
+                .iter()
+                .any(|(number, round)| busy(number, round));
+            let disputed = self
+                .docket
+                .open()
+                .any(|(round, _)| (first..=last).contains(&round));
+            if waits || disputed {
+                break;
+            }
+            let settled = self.epochs.settle(last, root, &self.ledgers);
+            let epoch = settled.paid.epoch.0;
+            self.status
+                .change_audit(|status| status.settled_epoch = epoch);
+            self.actions.push_back(Action::Settle(Box::new(settled)));
+            self.rounds.retain(|number, _| *number > last);
+        }
+        self.show();
+    }
+
+    fn show(&self) {
+        let open = self
+            .rounds
+            .values()
+            .filter(|round| round.challenge.is_none() || !round.left.is_empty());
+        let open = open.count();
+        let flagged = self.validators.iter().filter_map(|validator| {
+            let record = self.docket.record_of(validator);
+            let times = record.outvoted.saturating_add(record.contradictions);
+            (times > 0).then(|| (validator.short(), times))
+        });
+        let flagged: BTreeMap<String, u64> = flagged.collect();
+        self.status.change_audit(|status| {
+            status.open_rounds = open;
+            status.flagged = flagged;
+        });
+    }
+
+    /// What was decided and learnt before a restart. Rounds whose audits were not done then are not done any more.
+    fn restore(&mut self) -> anyhow::Result<()> {
+        for record in self.store.all_decisions()? {
+            if record.decision.round != RoundId::FOUNDING {
+                self.note_decided(&record);
+            }
+        }
+        for entry in self.store.audits()? {
+            match entry {
+                AuditEntry::Gain {
+                    round,
+                    peer,
+                    common_nanonats,
+                    ..
+                } => self
+                    .epochs
+                    .gained(RoundId(round), PeerKey(peer), common_nanonats),
+                AuditEntry::Verdict(bytes) => {
+                    let Ok(Gossip::Verdict(signed)) = Gossip::decode(&self.run, &bytes) else {
+                        continue;
+                    };
+                    let verdict = &signed.verdict;
+                    // Without the votes of others at hand, the own word stands.
+                    if verdict.validator == self.me && verdict.outcome == Outcome::Failed {
+                        let (round, evidence) = (verdict.round, verdict.evidence);
+                        self.epochs.evidence(round, evidence);
+                        self.note(verdict, true);
+                        self.close(verdict.peer, round, Some(Finding::of(verdict)));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl AuditFindings {
+    /// Of an audit whose inputs could not be had.
+    fn unavailable(reason: String, tolerance_ppb: u64) -> AuditFindings {
+        AuditFindings {
+            check: Check::Availability,
+            outcome: Outcome::Failed,
+            reason,
+            error_ppb: 0,
+            tolerance_ppb,
+            tile: None,
+            redone: None,
+            gain: None,
+            seconds: Duration::ZERO,
+        }
+    }
+}
