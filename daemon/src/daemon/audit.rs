@@ -105,6 +105,13 @@ struct Round {
     left: BTreeSet<PeerKey>,
 }
 
+impl Round {
+    /// Whether it waits for its challenge or for audits.
+    fn is_busy(&self) -> bool {
+        self.challenge.is_none() || !self.left.is_empty()
+    }
+}
+
 /// What is under way.
 enum Running {
     Fetching(Box<Job>),
@@ -238,7 +245,7 @@ impl Auditor {
             },
         );
         while self.rounds.len() > ROUNDS_MAX {
-            if let Some((old, _)) = self.rounds.pop_first() {
+            if let Some((old, _)) = self.rounds.pop_first().filter(|(_, round)| round.is_busy()) {
                 tracing::warn!(round = %old, "a round is not audited: too many wait");
                 self.queue.retain(|job| job.round != old);
             }
@@ -547,6 +554,7 @@ impl Auditor {
     /// Time has passed.
     pub(super) fn tick(&mut self) {
         self.next_job();
+        self.settle_due();
     }
 
     /// Begins the next audit if none is under way.
@@ -573,6 +581,7 @@ impl Auditor {
         };
         match result {
             Ok(inputs) => {
+                self.status.add_audit_traffic(inputs.bytes());
                 let inputs = Box::new(inputs);
                 let task = AuditTask {
                     header: Arc::clone(&job.header),
@@ -641,13 +650,14 @@ impl Auditor {
             reason = findings.reason,
             "audit"
         );
-        if let Some((assigned, common)) = findings.gain {
-            self.epochs.gained(job.round, peer, common);
-            self.append(&AuditEntry::Gain {
+        if let Some(losses) = findings.losses {
+            let (before, after) = losses.common;
+            self.epochs.measured(job.round, peer, before, after);
+            self.append(&AuditEntry::Losses {
                 round: job.round.0,
                 peer: peer.0,
-                assigned_nanonats: assigned,
-                common_nanonats: common,
+                assigned: losses.assigned,
+                common: losses.common,
             });
         }
         let mut verdict = Verdict {
@@ -706,39 +716,32 @@ impl Auditor {
 
     /// Settles the epochs whose audits have all come to an end.
     fn settle_due(&mut self) {
-        while let Some((last, root)) = self.epochs.next_ended() {
-            let first = self.epochs.first_round(last);
+        while let Some((first, last)) = self.epochs.next_ended() {
             let busy = |number: &RoundId, round: &Round| {
-                (first..=last).contains(number)
-                    && (round.challenge.is_none() || !round.left.is_empty())
+                (first..=last).contains(number) && round.is_busy()
             };
             let waits = self
                 .rounds
                 .iter()
                 .any(|(number, round)| busy(number, round));
-            let disputed = self
-                .docket
-                .open()
-                .any(|(round, _)| (first..=last).contains(&round));
-            if waits || disputed {
+            let mut open = self.docket.open();
+            if waits || open.any(|(round, _)| (first..=last).contains(&round)) {
                 break;
             }
-            let settled = self.epochs.settle(last, root, &self.ledgers);
+            drop(open);
+            let Some(settled) = self.epochs.settle(&self.ledgers) else {
+                break;
+            };
             let epoch = settled.paid.epoch.0;
             self.status
                 .change_audit(|status| status.settled_epoch = epoch);
             self.actions.push_back(Action::Settle(Box::new(settled)));
-            self.rounds.retain(|number, _| *number > last);
         }
         self.show();
     }
 
     fn show(&self) {
-        let open = self
-            .rounds
-            .values()
-            .filter(|round| round.challenge.is_none() || !round.left.is_empty());
-        let open = open.count();
+        let open = self.rounds.values().filter(|round| round.is_busy()).count();
         let flagged = self.validators.iter().filter_map(|validator| {
             let record = self.docket.record_of(validator);
             let times = record.outvoted.saturating_add(record.contradictions);
@@ -760,14 +763,14 @@ impl Auditor {
         }
         for entry in self.store.audits()? {
             match entry {
-                AuditEntry::Gain {
+                AuditEntry::Losses {
                     round,
                     peer,
-                    common_nanonats,
+                    common: (before, after),
                     ..
                 } => self
                     .epochs
-                    .gained(RoundId(round), PeerKey(peer), common_nanonats),
+                    .measured(RoundId(round), PeerKey(peer), before, after),
                 AuditEntry::Verdict(bytes) => {
                     let Ok(Gossip::Verdict(signed)) = Gossip::decode(&self.run, &bytes) else {
                         continue;
@@ -798,7 +801,7 @@ impl AuditFindings {
             tolerance_ppb,
             tile: None,
             redone: None,
-            gain: None,
+            losses: None,
             seconds: Duration::ZERO,
         }
     }

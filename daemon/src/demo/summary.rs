@@ -31,8 +31,8 @@ pub(super) struct Summary {
     pub(super) loss_last: f64,
     /// Whether all peers had the same state root after every round.
     pub(super) roots_equal: bool,
-    /// Bytes that one peer sent over both planes since the first round began, all messages included, mean over the
-    /// peers.
+    /// Bytes that one peer sent over both planes since the first round began, all messages included but what a validator fetched
+    /// for audits, mean over the peers.
     pub(super) bytes_wan_per_peer: u64,
     /// Bytes that it would have sent if every update had gone to every other member as dense f32.
     pub(super) bytes_dense_f32: u64,
@@ -96,6 +96,8 @@ pub(super) struct AuditSummary {
     pub(super) failed_honest: u64,
     /// What they took, in seconds of computing.
     pub(super) seconds: f64,
+    /// What they fetched from the audited peers, in bytes.
+    pub(super) bytes: u64,
 }
 
 /// A checkpoint.
@@ -137,13 +139,16 @@ impl Summary {
         let attested =
             attested.filter(|a| a.round == checkpoint.round && a.state_root == checkpoint.root);
         let peers = statuses.len();
+        // What a validator fetched it fetched from members: audits are told apart from the exchange.
+        let audited = validator.map_or(0, |status| u128::from(status.traffic_of_audits));
         let sent = statuses
             .iter()
             .map(|s| {
                 u128::from(s.traffic_of_rounds.control_out)
                     + u128::from(s.traffic_of_rounds.bulk_out)
             })
-            .sum::<u128>();
+            .sum::<u128>()
+            .saturating_sub(audited);
         let updates_sent: u128 = history
             .iter()
             .map(|round| u128::from(round.members) * u128::from(round.roster.saturating_sub(1)))
@@ -240,8 +245,12 @@ impl Summary {
             line(
                 "audits",
                 format!(
-                    "{} done in {:.1} s of computing, {} failed ({} of peers that did not cheat)",
-                    audits.done, audits.seconds, audits.failed, audits.failed_honest
+                    "{} done in {:.1} s of computing with {} fetched, {} failed ({} of peers that did not cheat)",
+                    audits.done,
+                    audits.seconds,
+                    bytes(audits.bytes),
+                    audits.failed,
+                    audits.failed_honest
                 ),
             );
         }
@@ -337,6 +346,7 @@ fn audits(validator: &Status, cheat: Option<u32>, members: &[&Status]) -> Option
         failed: audit.failed,
         failed_honest: audit.findings.iter().filter(|f| honest(&f.peer)).count() as u64,
         seconds: audit.seconds,
+        bytes: validator.traffic_of_audits,
     })
 }
 

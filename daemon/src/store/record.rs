@@ -73,14 +73,14 @@ pub struct QueuedAttestation {
 pub(crate) enum AuditEntry {
     /// A signed verdict, its own or another's, as it is gossiped.
     Verdict(Vec<u8>),
-    /// By how much an update of its own choice lowered the loss, in billionths of a nat per token.
-    Gain {
+    /// Losses before and after an update, in millionths of a nat per token.
+    Losses {
         round: u64,
         peer: [u8; 32],
         /// On the data that the peer was assigned.
-        assigned_nanonats: i64,
+        assigned: (u64, u64),
         /// On data that is the same for all.
-        common_nanonats: i64,
+        common: (u64, u64),
     },
 }
 

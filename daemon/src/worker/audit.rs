@@ -30,7 +30,7 @@ use gradmesh_trainer::optimizer::{f32_values, le_bytes};
 use gradmesh_trainer::replica::Shape;
 use gradmesh_trainer::work::{CHUNK_ELEMENTS, WorkState, theta_root, zero_inner_root};
 
-use super::{Event, Machine, WorkerError};
+use super::{Event, Machine, WorkerError, micronats};
 
 /// Rounds whose start is kept: an audit comes two or three rounds late, and waits for its turn.
 pub(super) const STARTS_KEPT: usize = 6;
@@ -58,6 +58,23 @@ pub(crate) struct AuditInputs {
     pub(crate) feedback: Option<(Vec<Hash>, Vec<Hash>)>,
     /// All frames of the update, where tiles or losses are looked at.
     pub(crate) frames: Vec<Bytes>,
+}
+
+impl AuditInputs {
+    /// How many bytes were fetched.
+    pub(crate) fn bytes(&self) -> u64 {
+        let tiles = self
+            .tiles
+            .iter()
+            .flat_map(|tile| [&tile.before, &tile.after]);
+        let pieces = self
+            .start
+            .iter()
+            .chain(&self.end_theta)
+            .chain(self.local.values());
+        let pieces = pieces.chain(tiles).chain(&self.frames);
+        pieces.map(|piece| piece.len() as u64).sum()
+    }
 }
 
 /// An audit to be done.
@@ -89,9 +106,17 @@ pub(crate) struct AuditFindings {
     pub(crate) tile: Option<(usize, Bytes)>,
     /// What the segment came to here.
     pub(crate) redone: Option<RedoneSegment>,
-    /// By how much the update lowers the loss, in nanonats per token: on assigned and on common data.
-    pub(crate) gain: Option<(i64, i64)>,
+    pub(crate) losses: Option<Losses>,
     pub(crate) seconds: Duration,
+}
+
+/// Losses before and after an update, in millionths of a nat per token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Losses {
+    /// On sequences that the peer was assigned.
+    pub(crate) assigned: (u64, u64),
+    /// On sequences that are the same for all peers of the round.
+    pub(crate) common: (u64, u64),
 }
 
 /// A segment done again.
@@ -208,7 +233,7 @@ impl Ground<'_> {
             tolerance_ppb: tolerance_ppb.into(),
             tile: None,
             redone: None,
-            gain: None,
+            losses: None,
             seconds: Duration::ZERO,
         };
         let fault = self.start_fault(task).or_else(|| self.tile_fault(task));
@@ -221,7 +246,7 @@ impl Ground<'_> {
             None => self.redo_segment(trainer, task, &mut findings)?,
         }
         if task.pick.loss && findings.outcome != Outcome::Failed {
-            findings.gain = self.gain(trainer, task)?;
+            findings.losses = self.losses(trainer, task)?;
         }
         findings.seconds = began.elapsed();
         Ok(findings)
@@ -380,12 +405,12 @@ impl Ground<'_> {
         Ok((error_ppb, redone))
     }
 
-    /// By how much the update lowers the loss on assigned and on common data.
-    fn gain(
+    /// What the update does to the loss on assigned and on common data.
+    fn losses(
         &self,
         trainer: &mut dyn Trainer,
         task: &AuditTask,
-    ) -> Result<Option<(i64, i64)>, AuditError> {
+    ) -> Result<Option<Losses>, AuditError> {
         let Ok(update) = decode_update(self.shape, task.stage, &task.inputs.frames) else {
             return Ok(None);
         };
@@ -401,16 +426,17 @@ impl Ground<'_> {
             .collect();
         let common = challenge::common_seed(&task.challenge);
         let common = challenge::sequences(&common, self.windows.training(), wanted);
-        let mut gain = |indices: &[u64]| {
-            let batch = self
-                .windows
-                .training_batch(indices)
-                .map_err(|error| AuditError::Data(error.to_string()))?;
-            let (before, after) =
-                paired_loss(trainer, self.theta, &update, &[batch]).map_err(RedoError::from)?;
-            Ok::<i64, AuditError>(((f64::from(before) - f64::from(after)) * 1e9).round() as i64)
+        let mut measure = |indices: &[u64]| {
+            let batch = self.windows.training_batch(indices);
+            let batch = batch.map_err(|error| AuditError::Data(error.to_string()))?;
+            let losses = paired_loss(trainer, self.theta, &update, &[batch]);
+            let (before, after) = losses.map_err(RedoError::from)?;
+            Ok::<_, AuditError>((micronats(before), micronats(after)))
         };
-        Ok(Some((gain(&assigned)?, gain(&common)?)))
+        Ok(Some(Losses {
+            assigned: measure(&assigned)?,
+            common: measure(&common)?,
+        }))
     }
 }
 

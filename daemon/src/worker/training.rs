@@ -297,7 +297,9 @@ impl Machine {
         };
         drop((start, local));
         let work = match recording.zip(before) {
-            Some((recording, before)) => self.keep_work(round, recording, before)?,
+            Some((recording, before)) => {
+                self.keep_work(round, recording, before, &update.frames)?
+            }
             None => None,
         };
         let mut frames = Vec::with_capacity(update.frames.len());
@@ -411,6 +413,7 @@ impl Machine {
         round: RoundId,
         recording: Recording,
         (before, leaves_before): (PathBuf, Vec<Hash>),
+        frames: &[Vec<u8>],
     ) -> Result<Option<(KeptWork, Vec<RoundId>)>, WorkerError> {
         let (after, leaves_after) = self.feedback(round, "feedback-after")?;
         let feedback = KeptFeedback {
@@ -419,7 +422,7 @@ impl Machine {
             leaves_before,
             leaves_after,
         };
-        Ok(self.archive.finish(round, recording, feedback)?)
+        Ok(self.archive.finish(round, recording, feedback, frames)?)
     }
 
     /// Rule `stop-and-fold`, for a training of `round` or an earlier one.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `state-PP` | the state of training before segment PP: the chunks of [`WorkState`], one after the other |
 //! | `feedback-before`, `feedback-after` | the error feedback around the update, f32 little endian |
+//! | `frame-HASH` | a frame of the update: those of all peers go with older epochs, sooner than this may |
 //! | `segments` | the list that the header commits to; written last, so that a round with it is whole |
 //!
 //! Rule `work-kept`: a round's work is kept until there is no room for that of newer rounds ([`WORK_BYTES_MAX`]), that of the
@@ -28,6 +29,9 @@ use super::disk::{DiskError, io_error};
 /// Bytes of work that are kept. A guess: of a model of 10^8 parameters with 30 segments, one round takes 37 GB, and only
 /// that is kept; of one with 10^6, twenty rounds.
 const WORK_BYTES_MAX: u64 = 8 << 30;
+
+/// What names of frames begin with.
+const FRAME: &str = "frame-";
 
 /// A state of training on disk.
 #[derive(Clone, Debug)]
@@ -54,6 +58,8 @@ pub(crate) struct KeptWork {
     /// State i is before segment i; one more than there are segments.
     pub(crate) states: Vec<KeptState>,
     pub(crate) feedback: KeptFeedback,
+    /// Hash, length and file of each frame.
+    pub(crate) frames: Vec<(Hash, u64, PathBuf)>,
     bytes: u64,
 }
 
@@ -177,6 +183,7 @@ impl Archive {
         round: RoundId,
         recording: Recording,
         feedback: KeptFeedback,
+        frames: &[Vec<u8>],
     ) -> Result<Option<(KeptWork, Vec<RoundId>)>, DiskError> {
         let Recording {
             recorder, states, ..
@@ -185,6 +192,13 @@ impl Archive {
             return Ok(None);
         };
         let folder = self.folder(round);
+        let mut kept_frames = Vec::with_capacity(frames.len());
+        for bytes in frames {
+            let hash = Hash::of_content(bytes);
+            let path = folder.join(format!("{FRAME}{hash}"));
+            write(&path, bytes)?;
+            kept_frames.push((hash, bytes.len() as u64, path));
+        }
         write(&folder.join("segments"), &list.encode())?;
         let bytes = folder_bytes(&folder)?;
         self.rounds.retain(|(of, _)| *of != round);
@@ -203,6 +217,7 @@ impl Archive {
             list,
             states,
             feedback,
+            frames: kept_frames,
             bytes,
         };
         Ok(Some((kept, gone)))
@@ -238,8 +253,23 @@ fn load(folder: &Path, round: RoundId, elements: usize, tiles: &[usize]) -> Opti
         list,
         states,
         feedback,
+        frames: frames_in(folder)?,
         bytes: folder_bytes(folder).ok()?,
     })
+}
+
+/// The frames in a folder.
+fn frames_in(folder: &Path) -> Option<Vec<(Hash, u64, PathBuf)>> {
+    let mut frames = Vec::new();
+    for entry in fs::read_dir(folder).ok()? {
+        let entry = entry.ok()?;
+        let name = entry.file_name();
+        let hash = name.to_str().and_then(|name| name.strip_prefix(FRAME));
+        if let Some(hash) = hash.and_then(Hash::from_hex) {
+            frames.push((hash, entry.metadata().ok()?.len(), entry.path()));
+        }
+    }
+    Some(frames)
 }
 
 /// The hashes of tiles of these lengths; `None` if there are more or fewer bytes.

@@ -1,53 +1,127 @@
 //! Epochs on their way from decisions and audits to scores.
+//!
+//! An epoch is settled when its last state is there and its audits have come to an end. Epochs are settled in order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use gradmesh_protocol::audit::evidence::epoch_root;
 use gradmesh_protocol::audit::standing::Ledger;
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::key::PeerKey;
 use gradmesh_protocol::manifest::{Manifest, RoundId};
+use gradmesh_protocol::score::audited::{AuditedScores, Gains};
+use gradmesh_protocol::score::{EpochId, EpochScores};
 use gradmesh_protocol::wire::DecisionRecord;
 
 use crate::subnet::{AuditedEpoch, EpochShares};
 
+/// Epochs that are not settled yet; when there are more, the oldest go unpaid. They wait for a chain that is away, or for audits.
+const EPOCHS_MAX: usize = 64;
+
 /// See the module documentation.
 pub(super) struct Epochs {
     manifest: Arc<Manifest>,
+    books: BTreeMap<EpochId, Book>,
+}
+
+/// What is known of an epoch.
+struct Book {
+    scores: EpochScores,
+    gains: Gains,
+    evidence: BTreeSet<Hash>,
+    /// Its last round and the state root after it.
+    ended: Option<(RoundId, Hash)>,
 }
 
 impl Epochs {
     pub(super) fn new(manifest: &Arc<Manifest>) -> Epochs {
         Epochs {
             manifest: Arc::clone(manifest),
+            books: BTreeMap::new(),
         }
     }
-    pub(super) fn decided(&mut self, _record: &DecisionRecord) {}
-    pub(super) fn gained(&mut self, _round: RoundId, _peer: PeerKey, _common: i64) {}
-    pub(super) fn evidence(&mut self, _round: RoundId, _evidence: Hash) {}
-    pub(super) fn ended(&mut self, _last: RoundId, _root: Hash) {}
-    pub(super) fn next_ended(&self) -> Option<(RoundId, Hash)> {
-        None
+
+    fn book(&mut self, round: RoundId) -> Option<&mut Book> {
+        let epoch = EpochId::of(round, &self.manifest)?;
+        self.books.get_mut(&epoch)
     }
-    pub(super) fn first_round(&self, last: RoundId) -> RoundId {
-        let _ = &self.manifest;
-        last
+
+    /// The next decision.
+    pub(super) fn decided(&mut self, record: &DecisionRecord) {
+        let Some(epoch) = EpochId::of(record.decision.round, &self.manifest) else {
+            return;
+        };
+        let book = self.books.entry(epoch).or_insert_with(|| Book {
+            scores: EpochScores::new(&self.manifest, epoch),
+            gains: Gains::default(),
+            evidence: BTreeSet::new(),
+            ended: None,
+        });
+        if let Err(fault) = book.scores.count(record) {
+            tracing::error!(%fault, "a decision is not counted");
+        }
+        while self.books.len() > EPOCHS_MAX {
+            if let Some((epoch, _)) = self.books.pop_first() {
+                tracing::warn!(%epoch, "an epoch is not settled: too many wait");
+            }
+        }
     }
-    pub(super) fn settle(
-        &mut self,
-        last: RoundId,
-        root: Hash,
-        _ledgers: &BTreeMap<PeerKey, Ledger>,
-    ) -> AuditedEpoch {
-        AuditedEpoch {
+
+    /// Losses on common data before and after an update, in millionths of a nat per token.
+    pub(super) fn measured(&mut self, round: RoundId, peer: PeerKey, before: u64, after: u64) {
+        if let Some(book) = self.book(round) {
+            book.gains.measured(round, peer, before, after);
+        }
+    }
+
+    /// This validator has written evidence about `round`.
+    pub(super) fn evidence(&mut self, round: RoundId, evidence: Hash) {
+        if let Some(book) = self.book(round) {
+            book.evidence.insert(evidence);
+        }
+    }
+
+    /// The state after the epoch's last round is `root`.
+    pub(super) fn ended(&mut self, last: RoundId, root: Hash) {
+        if let Some(book) = self.book(last) {
+            book.ended = Some((last, root));
+        }
+    }
+
+    /// The oldest epoch that has ended and is not settled: its first and its last round.
+    pub(super) fn next_ended(&self) -> Option<(RoundId, RoundId)> {
+        let (epoch, book) = self.books.first_key_value()?;
+        let (last, _) = book.ended?;
+        Some((epoch.first_round(&self.manifest), last))
+    }
+
+    /// Settles the epoch of [`Epochs::next_ended`]: what each peer is paid, and what is attested.
+    pub(super) fn settle(&mut self, ledgers: &BTreeMap<PeerKey, Ledger>) -> Option<AuditedEpoch> {
+        let (last, state_root) = self.books.first_key_value()?.1.ended?;
+        let (epoch, book) = self.books.pop_first()?;
+        let counts = |peer: &PeerKey, round| ledgers.get(peer).is_none_or(|l| l.counts(round));
+        let scores = AuditedScores::of(&book.scores, counts, &book.gains.qualities());
+        for score in &scores.scores {
+            tracing::info!(
+                %epoch,
+                peer = %score.peer.short(),
+                tokens = score.tokens,
+                paid = score.tokens_paid,
+                quality_ppm = score.quality_ppm,
+                share = score.share,
+                "scored"
+            );
+        }
+        Some(AuditedEpoch {
             last,
-            state_root: root,
-            scores: Hash::ZERO,
-            evidence_root: Hash::ZERO,
+            state_root,
+            scores: scores.hash(),
+            evidence_root: epoch_root(scores.hash(), state_root, book.evidence),
             paid: EpochShares {
-                epoch: gradmesh_protocol::score::EpochId(0),
-                shares: Vec::new(),
+                epoch,
+                shares: scores.shares().collect(),
             },
-        }
+        })
     }
 }

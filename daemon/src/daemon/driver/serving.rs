@@ -59,7 +59,15 @@ impl Driver {
         ] {
             self.serve_file(path, leaves.iter().zip(tiles.iter().copied()))?;
         }
+        self.serve_kept_frames(&work)?;
         self.work.insert(work.round, work);
+        Ok(())
+    }
+
+    fn serve_kept_frames(&self, work: &KeptWork) -> anyhow::Result<()> {
+        for (hash, length, path) in &work.frames {
+            self.blobs.register_file(hash.0, path.clone(), 0, *length)?;
+        }
         Ok(())
     }
 
@@ -85,6 +93,9 @@ impl Driver {
         };
         for kept in &work.states {
             self.blobs.forget_file(&kept.path);
+        }
+        for (_, _, path) in &work.frames {
+            self.blobs.forget_file(path);
         }
         self.blobs.forget_file(&work.feedback.before);
         self.blobs.forget_file(&work.feedback.after);
@@ -116,6 +127,10 @@ impl Driver {
             .flatten()
         {
             self.blobs.forget_range(&hash.0);
+        }
+        // Own frames of rounds whose work is kept lie elsewhere too.
+        for work in self.work.values() {
+            self.serve_kept_frames(work)?;
         }
         self.snapshots.push_back(snapshot);
         while self.snapshots.len() > SNAPSHOTS_SERVED {
