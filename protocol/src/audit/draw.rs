@@ -18,7 +18,8 @@ impl Draw {
         Draw { words }
     }
 
-    fn word(&mut self) -> u64 {
+    /// The next word.
+    pub(super) fn word(&mut self) -> u64 {
         let mut word = [0; 8];
         self.words.fill(&mut word);
         u64::from_le_bytes(word)
