@@ -5,10 +5,11 @@
 //! ([`challenge`]). A validator looks at where the round began ([`start`]), does a segment again, holds its update against the
 //! one that was committed to ([`judgement`]) and says what it found ([`verdict`]).
 //! [`bisection`] finds where a round went wrong. Validators that disagree have it settled among three of them ([`docket`]), and
-//! [`standing`] says what the results mean for a peer's pay.
+//! [`standing`] says what the results mean for a peer's pay. What an audit found can be checked and replayed by anybody
+//! ([`evidence`], with a [`sketch`] of each update).
 //!
-//! Decides and counts. Trains nothing, fetches nothing, and never looks at a parameter: what an audit measures comes in as
-//! integers.
+//! Decides and counts. Trains nothing, fetches nothing, and holds no parameter: what an audit measures comes in as integers.
+//! Only the sketches of evidence are floats, which are compared, never agreed on.
 
 pub mod bisection;
 mod cbor;

@@ -1,10 +1,12 @@
 //! Scores of an epoch: what its decisions already prove about who did how much, and the weights that follow.
 //!
 //! Nothing here is measured or judged. A score counts what was claimed in a header and accepted by a decision; audits and
-//! losses say whether it was worth anything, and come from elsewhere.
+//! losses say whether it was worth anything, and come from elsewhere ([`audited`]).
 //!
 //! Rule `tokens-count`: of a round, a member's tokens count in proportion to its accepted shards, rounded down, and a claim
 //! above what a round can train on counts as that. A peer's share of an epoch is its part of all counted tokens.
+
+pub mod audited;
 
 use std::collections::BTreeMap;
 
@@ -66,6 +68,19 @@ pub struct EpochScores {
     next: RoundId,
     decision: Option<Hash>,
     counts: BTreeMap<PeerKey, Count>,
+    /// Counted tokens by round, and by key in each.
+    tokens: Vec<RoundTokens>,
+}
+
+/// What one peer has to its credit in one round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoundTokens {
+    /// The round.
+    pub round: RoundId,
+    /// The peer.
+    pub peer: PeerKey,
+    /// Its counted tokens.
+    pub tokens: u64,
 }
 
 /// What one peer has to its credit.
@@ -134,6 +149,7 @@ impl EpochScores {
             next: first,
             decision: None,
             counts: BTreeMap::new(),
+            tokens: Vec::new(),
         }
     }
 
@@ -163,6 +179,11 @@ impl EpochScores {
         self.next > self.last
     }
 
+    /// The counted tokens of each round, by round and then by key: everyone of whom at least one shard was accepted.
+    pub fn by_round(&self) -> &[RoundTokens] {
+        &self.tokens
+    }
+
     /// Counts the next round by rule `tokens-count`.
     ///
     /// `record`: its decision has been checked against the roster of its round.
@@ -187,6 +208,11 @@ impl EpochScores {
             count.updates = count.updates.saturating_add(1);
             count.shards = count.shards.saturating_add(accepted);
             count.tokens = count.tokens.saturating_add(tokens);
+            self.tokens.push(RoundTokens {
+                round: decision.round,
+                peer: signed.header.peer,
+                tokens,
+            });
         }
         self.decision = Some(decision.id());
         self.next = self.next.next();
@@ -241,10 +267,7 @@ impl EpochScores {
             .values()
             .map(|count| u128::from(count.tokens))
             .sum::<u128>();
-        let share = |of: u64| {
-            let parts = u128::from(of) * u128::from(SHARE_WHOLE);
-            u64::try_from(parts.checked_div(tokens).unwrap_or(0)).unwrap_or(SHARE_WHOLE)
-        };
+        let share = |of: u64| share(of.into(), tokens);
         let scores = self.counts.iter().map(|(peer, count)| PeerScore {
             peer: *peer,
             updates: count.updates,
@@ -344,6 +367,12 @@ pub fn weights(
         u16::try_from(scaled.checked_div(largest).unwrap_or(0)).unwrap_or(u16::MAX)
     };
     (0..).zip(by_uid.into_iter().map(weight)).collect()
+}
+
+/// What `part` is of `whole`, in parts of [`SHARE_WHOLE`], rounded down; zero where the whole is. Both below 2^95.
+fn share(part: u128, whole: u128) -> u64 {
+    let parts = part.saturating_mul(SHARE_WHOLE.into());
+    u64::try_from(parts.checked_div(whole).unwrap_or(0)).unwrap_or(SHARE_WHOLE)
 }
 
 /// floor(amount * part / whole); zero where the whole is.

@@ -165,6 +165,6 @@ mod tests {
     fn a_sketch_is_pinned() {
         let sketch = Sketch::of(&Hash([1; 32]), [1.0, 2.0, 4.0]);
         let first: Vec<_> = sketch.elements().take(8).collect();
-        assert_eq!(first, [0.0]);
+        assert_eq!(first, [-1.0, -7.0, -3.0, -1.0, 1.0, 7.0, -1.0, -1.0]);
     }
 }

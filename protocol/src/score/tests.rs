@@ -10,7 +10,7 @@ use crate::key::Keypair;
 use crate::manifest;
 
 /// A member of a round: which peer, the tokens that it claims, and bit s for shard s accepted.
-type Claim = (u8, u64, u8);
+pub(super) type Claim = (u8, u64, u8);
 
 const SHARDS: usize = 4;
 
@@ -18,12 +18,12 @@ fn keypair(peer: u8) -> Keypair {
     Keypair::from_seed(&[peer; 32])
 }
 
-fn key(peer: u8) -> PeerKey {
+pub(super) fn key(peer: u8) -> PeerKey {
     keypair(peer).public()
 }
 
 /// Twelve rounds in epochs of four, 160 tokens at most in a round.
-fn example() -> Manifest {
+pub(super) fn example() -> Manifest {
     manifest::example(key(1))
 }
 
@@ -98,7 +98,7 @@ fn record(manifest: &Manifest, round: u64, previous: Hash, claims: &[Claim]) -> 
 }
 
 /// Linked records from `first` on.
-fn records(manifest: &Manifest, first: u64, rounds: &[&[Claim]]) -> Vec<DecisionRecord> {
+pub(super) fn records(manifest: &Manifest, first: u64, rounds: &[&[Claim]]) -> Vec<DecisionRecord> {
     let mut previous = Hash::ZERO;
     let linked = (first..).zip(rounds).map(|(round, claims)| {
         let record = record(manifest, round, previous, claims);
@@ -114,7 +114,7 @@ fn rows(table: &ScoreTable, peers: &[u8]) -> Vec<PeerScore> {
     peers.iter().filter_map(row).copied().collect()
 }
 
-const ALL: u8 = 0b1111;
+pub(super) const ALL: u8 = 0b1111;
 
 /// Four rounds: peer 2 loses a shard in each of two, peer 3 comes late and claims ten times too much.
 const ROUNDS: [&[Claim]; 4] = [

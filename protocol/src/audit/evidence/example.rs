@@ -45,7 +45,8 @@ fn list() -> SegmentList {
     list.expect("five segments")
 }
 
-fn feedback(after: bool) -> merkle::Tree {
+/// The error feedback before or after the update, by tile.
+pub fn feedback(after: bool) -> merkle::Tree {
     let tile = |tile: u64| Hash::of_content(&[&tile.to_le_bytes()[..], &[after.into()]].concat());
     merkle::Tree::from_leaves((0..TILES).map(tile).collect())
 }

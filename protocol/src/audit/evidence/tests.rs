@@ -1,7 +1,7 @@
 //! Evidence that holds, and everything that can be changed about it.
 
 use super::encoding::{decode, encode};
-use super::example::{evidence, header, manifest, validator};
+use super::example::{TILES, evidence, feedback, header, manifest, validator};
 use super::*;
 use crate::audit::cbor::CborFault;
 use crate::manifest::RoundId;
@@ -33,7 +33,7 @@ fn evidence_of_each_kind_reads_back_and_holds() {
 #[test]
 fn the_bytes_of_evidence_are_pinned() {
     let addresses = CHECKS.map(|check| signed(check).address().short());
-    assert_eq!(addresses, [""; 4]);
+    assert_eq!(addresses, ["82cc34ec", "be2c3ed4", "06df68e0", "95e1db78"]);
 }
 
 #[test]
@@ -172,14 +172,29 @@ fn a_tile_is_one_of_those_picked_with_the_feedback_of_the_header() {
     assert_eq!(with(|t| t.tiles += 1), wrong);
     let before = fault(Check::Compression, |e| e.claim.feedback_before = Hash::ZERO);
     assert_eq!(before, wrong);
-    let other = fault(Check::Compression, |e| {
+    // A tile of the model that was not picked, with its true feedback.
+    let good = evidence(Check::Compression);
+    let pick = pick(&good);
+    let picked = challenge::tiles(&pick.tiles, TILES, challenge::TILES);
+    let other = (0..TILES).find(|tile| !picked.contains(tile)).unwrap();
+    let index = usize::try_from(other).unwrap();
+    let unpicked = fault(Check::Compression, |e| {
+        let (before, after) = (feedback(false), feedback(true));
         let tile = e.tile.as_mut().unwrap();
-        let picked = |number: &u64| number % 100 == tile.tile;
-        tile.tile = (0..100)
-            .find(|number| !picked(number) && *number != tile.tile)
-            .unwrap();
+        tile.tile = other;
+        tile.before = before.leaves()[index];
+        tile.before_proof = before.proof(index).unwrap();
+        tile.after = after.leaves()[index];
+        tile.after_proof = after.proof(index).unwrap();
     });
-    assert!(matches!(other, Err(EvidenceFault::Tile(_))));
+    assert_eq!(unpicked, Err(EvidenceFault::Tile(other)));
+}
+
+fn pick(evidence: &Evidence) -> challenge::Pick {
+    let manifest = manifest();
+    let verdict = &evidence.verdict;
+    let audit = manifest.audit.as_ref().unwrap();
+    challenge::pick(&verdict.challenge, &verdict.peer, audit, true).unwrap()
 }
 
 #[test]
@@ -299,5 +314,5 @@ fn an_epochs_root_binds_scores_checkpoint_and_all_evidence() {
     let tree = epoch_tree(scores, state, evidence);
     let proof = tree.proof(3).unwrap();
     assert!(merkle::verify(&root, 5, 3, &Hash([4; 32]), &proof));
-    assert_eq!(root.short(), "");
+    assert_eq!(root.short(), "0f331b8b");
 }
