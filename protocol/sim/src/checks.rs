@@ -671,11 +671,11 @@ impl Checks {
             (
                 "frames",
                 sizes.frames,
-                (headers + 4 * peers) * shards * (1 + pending),
+                (headers + 8 * peers) * shards * (1 + pending),
             ),
             ("headers", sizes.headers, headers),
-            // Two of each owner for each group's shard, and the lists that they came in.
-            ("reductions", sizes.reductions, (4 * shards + 65) * peers),
+            // Four of each owner for each group's shard, and the lists that they came in.
+            ("reductions", sizes.reductions, (8 * shards + 65) * peers),
             ("early headers", sizes.early_headers, headers),
             // Those of the round at hand and early ones, 24 each.
             ("proposals", sizes.proposals, 48),

@@ -51,6 +51,8 @@ pub(super) struct Exchange {
     commitments: BTreeMap<Hash, Commitment>,
     /// The header that counts for each author: the first that came.
     first: BTreeMap<PeerKey, Hash>,
+    /// Authors that signed two.
+    twice: BTreeSet<PeerKey>,
     /// What owners make of the updates.
     pub(super) reducing: Reducing,
 }
@@ -82,6 +84,7 @@ impl Exchange {
             work: Work::None,
             commitments: BTreeMap::new(),
             first: BTreeMap::new(),
+            twice: BTreeSet::new(),
             reducing,
         }
     }
@@ -101,6 +104,9 @@ impl Exchange {
         let (hash, author) = (header.header.hash(), header.header.peer);
         if self.commitments.contains_key(&hash) {
             return Insertion::Known;
+        }
+        if self.first.contains_key(&author) {
+            self.twice.insert(author);
         }
         let of_author = self.commitments.values().map(|c| c.header.header.peer);
         if !named && of_author.filter(|a| *a == author).count() >= HEADERS_PER_AUTHOR {
@@ -165,6 +171,16 @@ impl Exchange {
     pub(super) fn is_held(&self, hash: &Hash, frame: &FrameId) -> bool {
         let commitment = self.commitments.get(hash);
         commitment.is_some_and(|commitment| !commitment.missing.contains(frame))
+    }
+
+    /// The headers of authors that signed two, as far as they are here. Rule `two-headers-none-summed`.
+    pub(super) fn doubled(&self) -> BTreeSet<Hash> {
+        if self.twice.is_empty() {
+            return BTreeSet::new();
+        }
+        let commitments = self.commitments.iter();
+        let doubled = commitments.filter(|(_, c)| self.twice.contains(&c.header.header.peer));
+        doubled.map(|(hash, _)| *hash).collect()
     }
 
     /// The header of `author` that counts.

@@ -241,6 +241,7 @@ impl Node {
         if mine.len() >= CLAIMS_PER_OWNER {
             return None;
         }
+        let doubled = exchange.doubled();
         let complete = |header: &Hash| {
             let signed = exchange.header(header)?;
             let of_group = self.layout.place_of(&signed.header.peer) == Some(group);
@@ -257,12 +258,21 @@ impl Node {
         if let Some((_, claim, _)) = followed {
             return Some(claim.headers.clone());
         }
-        if !mine.is_empty() {
-            return None;
+        // Rule `two-headers-none-summed`.
+        let named = part.claims().filter(|(_, claim, _)| claim.names_any(&doubled));
+        let mut freed = named.map(|(_, claim, _)| claim.without(&doubled));
+        let freed = freed.find(|headers| {
+            let known = headers.iter().all(|header| complete(header).is_some());
+            known && !headers.is_empty() && mine.iter().all(|mine| mine.headers != *headers)
+        });
+        if freed.is_some() || !mine.is_empty() {
+            return freed;
         }
         let members = &self.layout.groups()[group].members;
         let first = members.iter().filter_map(|peer| exchange.first_of(peer));
-        let mut here: Vec<Hash> = first.filter(|hash| complete(hash).is_some()).collect();
+        let (out, first): (Vec<Hash>, Vec<Hash>) = first.partition(|h| doubled.contains(h));
+        let here = first.into_iter().filter(|hash| complete(hash).is_some());
+        let mut here: Vec<Hash> = here.collect();
         let half = exchange.reducing.patience / 2;
         let first = part.owners.first;
         let mute = silent.contains(&first) && part.claims_of(&first).next().is_none();
@@ -272,7 +282,7 @@ impl Node {
             let heard = part.claims().map(|(.., since)| since).min();
             exchange.deadline.max(heard.unwrap_or(exchange.deadline)) + half
         };
-        let all = here.len() == members.len();
+        let all = here.len() + out.len() == members.len();
         here.sort_unstable();
         (!here.is_empty() && (all || due <= now)).then_some(here)
     }
@@ -422,9 +432,10 @@ impl Node {
         let Some(exchange) = &mut self.exchange else {
             return;
         };
+        let doubled = exchange.doubled();
         let mut reports = Vec::new();
         for part in exchange.reducing.parts.values_mut() {
-            match part.belief() {
+            match part.belief(&doubled) {
                 Belief::Confirmed(claim) if part.settled_after.is_none() => {
                     if self.frames.is_held(&claim.frame.id(part.shard, stage)) {
                         part.settled_after = Some(now - exchange.started);
@@ -478,9 +489,13 @@ impl Node {
             let mut holders = part.owners.iter().filter(|o| claim.is_none() || says_so(o));
             exchange.deadline <= now && holders.all(|owner| silent.contains(&owner))
         };
-        let settled = |part: &Part| match part.belief() {
+        let doubled = exchange.doubled();
+        let settled = |part: &Part| match part.belief(&doubled) {
             Belief::Confirmed(claim) => {
-                self.frames.is_held(&claim.frame.id(part.shard, stage)) || lost(part, Some(claim))
+                let known = claim.headers.iter().all(|h| exchange.header(h).is_some());
+                let held = self.frames.is_held(&claim.frame.id(part.shard, stage));
+                let counts = known && !claim.names_any(&doubled) || second <= now;
+                counts && held || lost(part, Some(claim))
             }
             Belief::Alone(claim, since) => {
                 let held = self.frames.is_held(&claim.frame.id(part.shard, stage));
@@ -501,9 +516,10 @@ impl Node {
     ) -> (Vec<DecidedMember>, Vec<DecidedShard>) {
         let stage = self.layout.plan().stage_of_results();
         let silent = self.silent(now);
+        let doubled = exchange.doubled();
         let mut chosen: Vec<(&Part, &Claim)> = Vec::new();
         for part in exchange.reducing.parts.values() {
-            let claim = match part.belief() {
+            let claim = match part.belief(&doubled) {
                 Belief::Confirmed(claim) => claim,
                 Belief::Alone(claim, since)
                     if exchange.counts_alone(now, &silent, part, claim, since) =>
@@ -583,6 +599,7 @@ impl Node {
         let Some(exchange) = &self.exchange else {
             return Verdict::NotYet;
         };
+        let doubled = exchange.doubled();
         let mut verdict = Verdict::Acceptable;
         let (mut missing, mut lacks) = (Vec::new(), false);
         let shards = self.layout.shards_of(decision.round);
@@ -616,7 +633,7 @@ impl Node {
                         && claim.residual == reduction.residual
                 });
                 let standing = said.map(|claim| {
-                    let alone = || part.alone_since(claim);
+                    let alone = || part.alone_since(claim, &doubled);
                     let ripe = |since| exchange.counts_alone(now, &silent, part, claim, since);
                     if part.is_confirmed(claim) {
                         Verdict::Acceptable

@@ -10,6 +10,10 @@
 //! the deadline, if the first has said nothing at all and is silent. Either one also sums the set that the other announced, once
 //! it has the frames: two honest owners come to the same in the end.
 //!
+//! Rule `two-headers-none-summed`: an author that signs a header for each owner would have the shards summed of different
+//! headers, of which a decision names one. So an owner that knows of two sums what was announced once more without that author,
+//! and what is free of such authors goes before what is not; it is waited for until the owners' time is over.
+//!
 //! Rule `residual-goes-on`: an announcement that continues the decided residual goes before one that starts anew, because
 //! its owner has lost the residual. An owner that starts anew neither confirms nor contradicts one that continues.
 
@@ -23,9 +27,10 @@ use crate::plan::{GroupId, Owners};
 use crate::reduction::SignedReductions;
 use crate::time::Time;
 
-/// Announcements kept of one owner for one group and shard: of its own set, and of the one that the other owner chose. An
-/// owner that was restarted may need both again; further ones are not listened to.
-pub(super) const CLAIMS_PER_OWNER: usize = 2;
+/// Announcements kept of one owner for one group and shard: of its own set, of the one that the other owner chose, and of both
+/// without those that signed two headers. An owner that was restarted may need the first two again; further ones are not
+/// listened to.
+pub(super) const CLAIMS_PER_OWNER: usize = 4;
 /// Lists kept of one owner, to be passed on. An honest owner's heartbeat makes one of all of them.
 const LISTS_PER_OWNER: usize = 64;
 
@@ -40,6 +45,19 @@ pub(super) struct Claim {
     pub(super) residual_before: Hash,
     /// The residual that was left.
     pub(super) residual: Hash,
+}
+
+impl Claim {
+    /// Whether any of `headers` went in.
+    pub(super) fn names_any(&self, headers: &BTreeSet<Hash>) -> bool {
+        self.headers.iter().any(|header| headers.contains(header))
+    }
+
+    /// What went in but for `headers`.
+    pub(super) fn without(&self, headers: &BTreeSet<Hash>) -> Vec<Hash> {
+        let left = self.headers.iter().filter(|header| !headers.contains(header));
+        left.copied().collect()
+    }
 }
 
 /// One group's shard.
@@ -128,14 +146,20 @@ impl Part {
             .all(|owner| self.claims_of(&owner).any(|said| said == claim))
     }
 
-    /// What to believe. Rules `two-say-so` and `residual-goes-on`.
-    pub(super) fn belief(&self) -> Belief<'_> {
-        let mut first = self.claims_of(&self.owners.first);
-        if let Some(claim) = first.find(|claim| self.is_confirmed(claim)) {
+    /// What to believe; `doubled`: the headers of authors that signed two. Rules `two-say-so`, `residual-goes-on` and
+    /// `two-headers-none-summed`.
+    pub(super) fn belief(&self, doubled: &BTreeSet<Hash>) -> Belief<'_> {
+        let mut first: Vec<&Claim> = self.claims_of(&self.owners.first).collect();
+        first.sort_by_key(|claim| claim.names_any(doubled));
+        if let Some(claim) = first.into_iter().find(|claim| self.is_confirmed(claim)) {
             return Belief::Confirmed(claim);
         }
+        let free = self.claims().any(|(_, claim, _)| !claim.names_any(doubled));
         for goes_on in [true, false] {
-            let of_kind = |claim: &Claim| (claim.residual_before == self.residual) == goes_on;
+            let of_kind = |claim: &Claim| {
+                (claim.residual_before == self.residual) == goes_on
+                    && !(free && claim.names_any(doubled))
+            };
             let mut said = self.claims.iter().filter(|(_, claim, _)| of_kind(claim));
             let Some((by, claim, since)) = said.next() else {
                 continue;
@@ -150,8 +174,8 @@ impl Part {
     }
 
     /// Whether `claim` is what one owner says and the other one says nothing that counts: since when.
-    pub(super) fn alone_since(&self, claim: &Claim) -> Option<Time> {
-        match self.belief() {
+    pub(super) fn alone_since(&self, claim: &Claim, doubled: &BTreeSet<Hash>) -> Option<Time> {
+        match self.belief(doubled) {
             Belief::Alone(..) => {
                 let goes_on = claim.residual_before == self.residual;
                 let others = self
@@ -283,25 +307,42 @@ mod tests {
     #[test]
     fn two_owners_confirm_one_is_alone_and_two_others_dispute() {
         let mut part = part();
-        assert_eq!(part.belief(), Belief::Silence);
+        assert_eq!(part.belief(&BTreeSet::new()), Belief::Silence);
         let said = claim(1, BEFORE);
         assert!(part.insert(Time(5), FIRST, said.clone()));
         assert!(!part.insert(Time(6), FIRST, said.clone()), "known");
-        assert_eq!(part.belief(), Belief::Alone(&said, Time(5)));
-        assert_eq!(part.alone_since(&said), Some(Time(5)));
+        assert_eq!(part.belief(&BTreeSet::new()), Belief::Alone(&said, Time(5)));
+        assert_eq!(part.alone_since(&said, &BTreeSet::new()), Some(Time(5)));
         let other = claim(2, BEFORE);
         assert!(part.insert(Time(7), SECOND, other.clone()));
-        assert_eq!(part.belief(), Belief::Disputed);
-        assert_eq!(part.alone_since(&said), None);
+        assert_eq!(part.belief(&BTreeSet::new()), Belief::Disputed);
+        assert_eq!(part.alone_since(&said, &BTreeSet::new()), None);
         assert!(
             part.insert(Time(8), SECOND, said.clone()),
             "follows the first"
         );
-        assert_eq!(part.belief(), Belief::Confirmed(&said));
+        assert_eq!(part.belief(&BTreeSet::new()), Belief::Confirmed(&said));
+        assert!(part.insert(Time(9), SECOND, claim(3, BEFORE)));
+        assert!(part.insert(Time(9), SECOND, claim(4, BEFORE)));
         assert!(
-            !part.insert(Time(9), SECOND, claim(3, BEFORE)),
+            !part.insert(Time(9), SECOND, claim(5, BEFORE)),
             "one too many"
         );
+    }
+
+    #[test]
+    fn what_is_free_of_authors_of_two_headers_goes_first() {
+        let mut part = part();
+        let (doubled, free) = (claim(1, BEFORE), claim(2, BEFORE));
+        for owner in [FIRST, SECOND] {
+            part.insert(Time(1), owner, doubled.clone());
+        }
+        let known = BTreeSet::from([Hash([1; 32])]);
+        assert_eq!(part.belief(&known), Belief::Confirmed(&doubled), "all that there is");
+        part.insert(Time(2), FIRST, free.clone());
+        part.insert(Time(3), SECOND, free.clone());
+        assert_eq!(part.belief(&known), Belief::Confirmed(&free));
+        assert_eq!(part.belief(&BTreeSet::new()), Belief::Confirmed(&doubled));
     }
 
     #[test]
@@ -310,11 +351,11 @@ mod tests {
         let anew = claim(1, Hash::ZERO);
         let goes_on = claim(2, BEFORE);
         assert!(part.insert(Time(1), FIRST, anew.clone()));
-        assert_eq!(part.alone_since(&anew), Some(Time(1)));
+        assert_eq!(part.alone_since(&anew, &BTreeSet::new()), Some(Time(1)));
         assert!(part.insert(Time(2), SECOND, goes_on.clone()));
-        assert_eq!(part.belief(), Belief::Alone(&goes_on, Time(2)));
-        assert_eq!(part.alone_since(&anew), None);
-        assert_eq!(part.alone_since(&goes_on), Some(Time(2)));
+        assert_eq!(part.belief(&BTreeSet::new()), Belief::Alone(&goes_on, Time(2)));
+        assert_eq!(part.alone_since(&anew, &BTreeSet::new()), None);
+        assert_eq!(part.alone_since(&goes_on, &BTreeSet::new()), Some(Time(2)));
     }
 
     #[test]
@@ -323,6 +364,6 @@ mod tests {
         part.owners.second = None;
         let said = claim(1, BEFORE);
         part.insert(Time(1), FIRST, said.clone());
-        assert_eq!(part.belief(), Belief::Confirmed(&said));
+        assert_eq!(part.belief(&BTreeSet::new()), Belief::Confirmed(&said));
     }
 }

@@ -14,8 +14,9 @@ use gradmesh_trainer::replica::StateImport;
 use super::{Outside, Packet, Peer, Ticket, state_in};
 use crate::coverage::Situation;
 
-/// Frame fetches that are on their way at once, at most: every frame of two headers of every peer, and of each reduction.
-const FETCHES_MAX: usize = 6 * 32 * 5;
+/// Frame fetches that are on their way at once, at most: every frame of two headers of every peer, and of four reductions of
+/// each owner.
+const FETCHES_MAX: usize = 10 * 32 * 5;
 /// Askers that wait at once for a frame that is on its way here, at most.
 const PARKED_MAX: usize = 1024;
 /// Times that each leaf is asked for, for each source.
