@@ -53,8 +53,8 @@ use crate::run_settings::RunSettings;
 use crate::state_dir::StateDir;
 use crate::store::{Store, StoreError};
 pub(crate) use audit::{
-    AuditError, AuditFindings, AuditInputs, AuditTask, AuditedTile, Ground, SegmentClaim, dtype,
-    flat, local_values,
+    AuditError, AuditFindings, AuditInputs, AuditTask, AuditedTile, Ground, PublicRoots,
+    SegmentClaim, dtype, flat, local_values,
 };
 pub(crate) use disk::{Disk, DiskError};
 use disk::{Pending, PrivateFile};
@@ -419,7 +419,7 @@ struct Machine {
     /// What this peer's newest decided update left.
     carried: Option<Carried>,
     /// The shared parameters at the start of the newest rounds, where work is audited.
-    starts: BTreeMap<RoundId, Arc<[f32]>>,
+    starts: BTreeMap<RoundId, (Arc<[f32]>, PublicRoots)>,
     events: mpsc::Sender<Event>,
 }
 

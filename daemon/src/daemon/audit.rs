@@ -456,12 +456,12 @@ impl Auditor {
                 self.follow(effects);
                 true
             }
-            // This validator may be behind.
-            Err(Unheard::OtherRound(_)) if self.early.len() < ROUNDS_MAX * VALIDATORS_MAX => {
+            // This validator is behind.
+            Err(Unheard::TooEarly(_)) if self.early.len() < ROUNDS_MAX * VALIDATORS_MAX => {
                 self.early.push(verdict);
                 false
             }
-            Err(Unheard::OtherRound(_) | Unheard::Repeated) => false,
+            Err(Unheard::TooEarly(_) | Unheard::OtherRound(_) | Unheard::Repeated) => false,
             Err(unheard) => {
                 tracing::debug!(validator = %verdict.validator.short(), %unheard, "a verdict is not heard");
                 false
