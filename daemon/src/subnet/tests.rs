@@ -236,7 +236,9 @@ async fn a_launched_run_is_found_from_the_chain_alone_and_only_the_registered_pa
     let id = crate::daemon::peer_id;
     loop {
         let snapshot = tokio::time::timeout(PATIENCE, peer.link.event()).await;
-        let Event::Snapshot { registry, peers } = snapshot.unwrap().unwrap();
+        let Event::Snapshot {
+            registry, peers, ..
+        } = snapshot.unwrap().unwrap();
         assert_eq!(peers, [], "this peer is the only one");
         if registry.power_of(&peer.key) == Some(1) {
             break;
