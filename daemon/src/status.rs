@@ -438,9 +438,6 @@ pub struct Status {
     pub traffic: Traffic,
     /// The same since this daemon's first round began: without manifest, data and state.
     pub traffic_of_rounds: Traffic,
-    /// Bytes that this daemon fetched for audits.
-    #[serde(default)]
-    pub traffic_of_audits: u64,
     /// Bits that one peer's update takes per parameter that it is of, mean over the history; f32 takes 32.
     pub bits_per_param: Option<f64>,
     /// The same for the tensors in sparse mode alone, all framing counted as theirs; absent in a dense run.
@@ -563,13 +560,6 @@ impl StatusHandle {
             status.phase = phase;
             status.detail = detail;
             status.finished |= phase == Phase::Finished;
-        });
-    }
-
-    /// This daemon has fetched so many bytes more for audits.
-    pub fn add_audit_traffic(&self, bytes: u64) {
-        self.set(|status| {
-            status.traffic_of_audits = status.traffic_of_audits.saturating_add(bytes)
         });
     }
 

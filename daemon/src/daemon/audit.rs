@@ -643,7 +643,6 @@ impl Auditor {
         };
         match result {
             Ok(inputs) => {
-                self.status.add_audit_traffic(inputs.bytes());
                 let inputs = Box::new(inputs);
                 let task = AuditTask {
                     header: Arc::clone(&job.header),

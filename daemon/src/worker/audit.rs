@@ -60,23 +60,6 @@ pub(crate) struct AuditInputs {
     pub(crate) frames: Vec<Bytes>,
 }
 
-impl AuditInputs {
-    /// How many bytes were fetched.
-    pub(crate) fn bytes(&self) -> u64 {
-        let tiles = self
-            .tiles
-            .iter()
-            .flat_map(|tile| [&tile.before, &tile.after]);
-        let pieces = self
-            .start
-            .iter()
-            .chain(&self.end_theta)
-            .chain(self.local.values());
-        let pieces = pieces.chain(tiles).chain(&self.frames);
-        pieces.map(|piece| piece.len() as u64).sum()
-    }
-}
-
 /// An audit to be done.
 #[derive(Clone, Debug)]
 pub(crate) struct AuditTask {
