@@ -164,12 +164,9 @@ fn frames_that_are_none_are_refused_and_the_others_come_to_the_state_without_the
             |frame| frame.truncate(frame.len() - 1),
             |e| matches!(e, DecodeError::Truncated { .. }),
         ),
-        (
-            "empty",
-            sparse(),
-            Vec::clear,
-            |e| matches!(e, DecodeError::Truncated { .. }),
-        ),
+        ("empty", sparse(), Vec::clear, |e| {
+            matches!(e, DecodeError::Truncated { .. })
+        }),
         (
             "oversized",
             sparse(),
@@ -182,12 +179,7 @@ fn frames_that_are_none_are_refused_and_the_others_come_to_the_state_without_the
             |frame| frame[TILES..TILES + 4].copy_from_slice(&u32::MAX.to_le_bytes()),
             |e| matches!(e, DecodeError::TileCountMismatch { .. }),
         ),
-        (
-            "bit-flipped",
-            sparse(),
-            |frame| frame[0] ^= 1,
-            |_| true,
-        ),
+        ("bit-flipped", sparse(), |frame| frame[0] ^= 1, |_| true),
         (
             "bytes of another codec",
             sparse(),
@@ -237,7 +229,9 @@ fn a_flipped_bit_of_a_frame_is_refused_or_weighs_no_more_than_its_peer() {
         updates[PEERS - 1][1][bit / 8] ^= 1 << (bit % 8);
         if check(&start, &updates[PEERS - 1]).is_ok() {
             let with = after(&start, &updates);
-            let moved = with.theta()[ELEMENTS..].iter().zip(&zero.theta()[ELEMENTS..]);
+            let moved = with.theta()[ELEMENTS..]
+                .iter()
+                .zip(&zero.theta()[ELEMENTS..]);
             // The honest norms are all 0.5, so that a clipped value is at most that.
             let bound = RATE * share * 0.5 + ROUNDING;
             assert!(moved.into_iter().all(|(a, b)| (a - b).abs() <= bound));
@@ -268,7 +262,10 @@ fn a_scaled_update_comes_to_the_same_as_one_that_is_not() {
     assert_eq!(check(&start, &updates[PEERS - 1]), Ok(()));
     let scaled = after(&start, &updates);
     assert_eq!(scaled.state_root(), clipped.state_root());
-    assert_ne!(scaled.state_root(), after_zero(&start, &updates).state_root());
+    assert_ne!(
+        scaled.state_root(),
+        after_zero(&start, &updates).state_root()
+    );
 }
 
 #[test]

@@ -259,7 +259,9 @@ impl Node {
             return Some(claim.headers.clone());
         }
         // Rule `two-headers-none-summed`.
-        let named = part.claims().filter(|(_, claim, _)| claim.names_any(&doubled));
+        let named = part
+            .claims()
+            .filter(|(_, claim, _)| claim.names_any(&doubled));
         let mut freed = named.map(|(_, claim, _)| claim.without(&doubled));
         let freed = freed.find(|headers| {
             let known = headers.iter().all(|header| complete(header).is_some());

@@ -55,7 +55,10 @@ impl Claim {
 
     /// What went in but for `headers`.
     pub(super) fn without(&self, headers: &BTreeSet<Hash>) -> Vec<Hash> {
-        let left = self.headers.iter().filter(|header| !headers.contains(header));
+        let left = self
+            .headers
+            .iter()
+            .filter(|header| !headers.contains(header));
         left.copied().collect()
     }
 }
@@ -338,7 +341,11 @@ mod tests {
             part.insert(Time(1), owner, doubled.clone());
         }
         let known = BTreeSet::from([Hash([1; 32])]);
-        assert_eq!(part.belief(&known), Belief::Confirmed(&doubled), "all that there is");
+        assert_eq!(
+            part.belief(&known),
+            Belief::Confirmed(&doubled),
+            "all that there is"
+        );
         part.insert(Time(2), FIRST, free.clone());
         part.insert(Time(3), SECOND, free.clone());
         assert_eq!(part.belief(&known), Belief::Confirmed(&free));
@@ -353,7 +360,10 @@ mod tests {
         assert!(part.insert(Time(1), FIRST, anew.clone()));
         assert_eq!(part.alone_since(&anew, &BTreeSet::new()), Some(Time(1)));
         assert!(part.insert(Time(2), SECOND, goes_on.clone()));
-        assert_eq!(part.belief(&BTreeSet::new()), Belief::Alone(&goes_on, Time(2)));
+        assert_eq!(
+            part.belief(&BTreeSet::new()),
+            Belief::Alone(&goes_on, Time(2))
+        );
         assert_eq!(part.alone_since(&anew, &BTreeSet::new()), None);
         assert_eq!(part.alone_since(&goes_on, &BTreeSet::new()), Some(Time(2)));
     }
