@@ -196,6 +196,14 @@ pub(crate) struct Decided {
     newest: BTreeMap<PeerKey, Header>,
 }
 
+impl Decided {
+    /// The place of a miner among the members.
+    fn place_of(&self, peer: &PeerKey) -> Option<usize> {
+        let mut members = self.record.decision.members.iter();
+        members.position(|member| member.peer == *peer)
+    }
+}
+
 /// See the module documentation.
 pub struct World {
     ground: Ground,
@@ -447,7 +455,7 @@ impl World {
                 let pick = validator.pick(&self.ground, &decided, peer);
                 // A liar does not wait for a challenge that picks its victim.
                 let pick = pick.or_else(|| {
-                    challenge::pick(&decided.challenge, peer, &self.ground.audit, true)
+                    challenge::panel_pick(&decided.challenge, peer, &self.ground.audit)
                         .filter(|_| lies)
                 });
                 if let Some(pick) = pick {
@@ -465,8 +473,8 @@ impl World {
                     let Effect::AuditAsPanelist { peer, .. } = effect else {
                         continue;
                     };
-                    let place = updates.iter().position(|(of, _)| *of == peer);
-                    let pick = challenge::pick(&decided.challenge, &peer, &self.ground.audit, true);
+                    let place = decided.place_of(&peer);
+                    let pick = challenge::panel_pick(&decided.challenge, &peer, &self.ground.audit);
                     if let (Some(place), Some(pick)) = (place, pick)
                         && spoken.insert((number, place))
                     {
@@ -479,49 +487,35 @@ impl World {
         }
     }
 
-    /// The error of each segment of a miner's newest round as validator `validator` finds it, in parts per billion; `None` if
-    /// the miner has no update in it.
-    pub fn segment_errors(&mut self, validator: usize, miner: usize) -> Option<Vec<u64>> {
-        let peer = self.miners[miner].key;
+    /// The error of a segment of a miner's newest round as validator `validator` finds it, in parts per billion; `None` if the
+    /// miner has no update in it.
+    ///
+    /// `segment`: one that the run has, here and below.
+    pub fn segment_error(&mut self, validator: usize, miner: usize, segment: u32) -> Option<u64> {
         let decided = self.waiting.as_ref()?;
-        let mut members = decided.record.headers.iter();
-        let place = members.position(|signed| signed.header.peer == peer)?;
+        let place = decided.place_of(&self.miners[miner].key)?;
         let validator = &mut self.validators[validator];
-        let segments = 0..self.ground.audit.segments;
-        let error = |segment| validator.error_of(&self.ground, decided, place, segment);
-        Some(segments.map(error).collect())
+        Some(validator.error_of(&self.ground, decided, place, segment))
     }
 
-    /// The segments of a miner's newest round that an audit by validator `validator` would fail; none if the miner has no update.
-    pub fn failing_segments(&mut self, validator: usize, miner: usize) -> Vec<u32> {
+    /// Whether an audit of a segment of a miner's newest round by validator `validator` would fail it.
+    pub fn segment_fails(&mut self, validator: usize, miner: usize, segment: u32) -> bool {
         let theirs = self.miners[miner].setup.machine.describe().device;
         let own = self.validators[validator].setup.machine.describe().device;
         let dtype = self.ground.manifest.model.dtype;
         let tolerance = self.ground.audit.tolerance_ppb(&theirs, &own, dtype);
-        let fails = |error: u64| judge(error, tolerance.into()) == Outcome::Failed;
-        let withholds = !self.waiting.as_ref().is_none_or(|decided| {
-            let peer = self.miners[miner].key;
-            let headers = decided.record.headers.iter().zip(&decided.works);
-            headers
-                .filter(|(signed, _)| signed.header.peer == peer)
-                .all(|(_, work)| work.served)
-        });
-        let errors = self.segment_errors(validator, miner).unwrap_or_default();
-        (0..)
-            .zip(errors)
-            .filter(|(_, error)| withholds || fails(*error))
-            .map(|(s, _)| s)
-            .collect()
+        let serves = self.miners[miner].serves();
+        let error = self.segment_error(validator, miner, segment);
+        error.is_some_and(|error| !serves || judge(error, tolerance.into()) == Outcome::Failed)
     }
 
     /// Where a miner's newest round began to go wrong, found by doing segments below `failed` again, and how many were.
     pub fn bisect(&mut self, validator: usize, miner: usize, failed: u32) -> (Option<u32>, u32) {
-        let failing = self.failing_segments(validator, miner);
         let mut search = Bisection::below(failed);
         let mut audits = 0;
         while let Some(segment) = search.next() {
             audits += 1;
-            search.answer(!failing.contains(&segment));
+            search.answer(!self.segment_fails(validator, miner, segment));
         }
         (search.found(), audits)
     }
@@ -552,8 +546,9 @@ pub fn calibrated(setup: &Setup, machines: &[Machine]) -> Vec<Tolerance> {
             if first > second {
                 continue;
             }
-            let errors = world.segment_errors(place, 0).unwrap_or_default();
-            let largest = errors.into_iter().max().unwrap_or(0);
+            let segments = 0..setup.audit.segments;
+            let errors = segments.filter_map(|segment| world.segment_error(place, 0, segment));
+            let largest = errors.max().unwrap_or(0);
             tolerances.push(Tolerance {
                 first,
                 second,

@@ -197,7 +197,7 @@ fn no_cheat_is_paid_as_much_as_the_work_that_it_did() {
                 Conduct::Kind(_) => 2,
                 Conduct::Partial(_) => 8,
             };
-            let pay = measure::pay(conduct, coverage, 60, seeds);
+            let pay = measure::pay(conduct, coverage, 20, 60, seeds);
             println!(
                 "| {conduct} | {} | {:.1} | {:.1} | {:+.1} |",
                 f64::from(coverage) / 1e6,
@@ -211,9 +211,27 @@ fn no_cheat_is_paid_as_much_as_the_work_that_it_did() {
     }
 }
 
+/// The formula for K = 4 / c: an established peer that skips p of its work has (1 - c p)^K of its pay in the long run, about
+/// e^(-4 p), and until it is first caught all of it: 1 / (c p) rounds on average. Who stops altogether is paid for these, once.
+#[test]
+fn a_peer_that_is_known_and_begins_to_cheat_is_paid_less_than_an_honest_one() {
+    for skipped in SKIPPED_PPM {
+        let pay = measure::pay(Conduct::Partial(skipped), 200_000, 0, 60, 16);
+        println!(
+            "| partial {} without probation | 0.2 | {:.1} | {:.1} | {:+.1} |",
+            f64::from(skipped) / 1e6,
+            pay.work,
+            pay.pay,
+            pay.profit()
+        );
+        assert!(pay.pay < 60.0, "{pay:?}");
+        assert!(skipped > 500_000 || pay.profit() <= 0.0, "{pay:?}");
+    }
+}
+
 #[test]
 fn honesty_is_paid_what_it_costs() {
-    let pay = measure::pay(HONEST, 1_000_000, 60, 4);
+    let pay = measure::pay(HONEST, 1_000_000, 20, 60, 4);
     // Honest peers have equal tokens, and qualities that differ where an update gains less than half of what others do.
     println!("honest: {pay:?}");
     assert_eq!(pay.work, 60.0);
@@ -318,7 +336,8 @@ fn validators_on_different_machines_agree_on_shares() {
             }
         }
         println!("{dtype:?}: shares are at most {largest:.2e} of the whole apart");
-        assert_ne!(first.scores, second.scores, "the machines are the same");
+        // f32 spreads are below what losses are noted in.
+        assert_eq!(first.scores == second.scores, dtype == ModelDtype::F32);
     }
 }
 

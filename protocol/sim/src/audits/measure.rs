@@ -105,7 +105,8 @@ pub fn spoiled(conduct: Conduct, seeds: u64) -> f64 {
         let mut failing = 0;
         for _ in 0..SPOILED_ROUNDS {
             world.next_round();
-            failing += world.failing_segments(0, 0).len();
+            let segments = 0..setup.audit.segments;
+            failing += segments.filter(|s| world.segment_fails(0, 0, *s)).count();
         }
         failing as f64 / f64::from(SPOILED_ROUNDS * setup.audit.segments)
     });
@@ -165,14 +166,22 @@ impl Pay {
     }
 }
 
-/// What `conduct` is paid in a run of `rounds` rounds beside two honest miners, over `seeds` seeds. Newcomers are on probation for
-/// 20 rounds, and the loss of every tenth audited update is measured.
-pub fn pay(conduct: Conduct, coverage_ppm: u32, rounds: u32, seeds: u64) -> Pay {
+/// What `conduct` is paid in a run of `rounds` rounds beside two honest miners, over `seeds` seeds. The loss of every tenth audited
+/// update is measured.
+///
+/// `probation_rounds`: rounds in which a newcomer is always audited, and one that was suspended.
+pub fn pay(
+    conduct: Conduct,
+    coverage_ppm: u32,
+    probation_rounds: u32,
+    rounds: u32,
+    seeds: u64,
+) -> Pay {
     let honest = Conduct::Kind(Kind::None);
     let each = of_seeds(seeds, |seed| {
         let miners = [conduct, honest, honest];
         let mut setup = Setup::of_one_step_segments(seed, coverage_ppm, rounds, &miners);
-        setup.audit.probation_rounds = 20;
+        setup.audit.probation_rounds = probation_rounds;
         setup.audit.loss_ppm = 100_000;
         let mut world = World::new(&setup);
         for _ in 0..rounds {

@@ -112,6 +112,11 @@ impl Miner {
         }
     }
 
+    /// Whether it hands out what audits need.
+    pub(super) fn serves(&self) -> bool {
+        self.setup.conduct != Conduct::Kind(Kind::Withhold)
+    }
+
     /// Inner steps that it has really done.
     pub(super) fn steps_done(&self) -> u64 {
         self.steps.load(Ordering::Relaxed)
@@ -221,7 +226,7 @@ impl Miner {
             feedback_before,
             feedback_after: self.replica.feedback_values().into_owned(),
             frames: update.frames,
-            served: self.setup.conduct != Conduct::Kind(Kind::Withhold),
+            served: self.serves(),
         };
         Some((header.sign(&self.keypair), work))
     }
