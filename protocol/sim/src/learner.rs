@@ -24,7 +24,7 @@ use gradmesh_trainer::replica::{
 };
 use gradmesh_trainer::{Batch, InnerOptimizer, TrainTask, Trainer};
 
-const MODEL: ReferenceConfig = ReferenceConfig {
+pub(crate) const MODEL: ReferenceConfig = ReferenceConfig {
     vocab: 16,
     context: 2,
     embed: 4,
@@ -291,11 +291,11 @@ impl Shape {
         trainer.loss(theta, &batch).unwrap_or(f32::NAN)
     }
 
-    fn trainer(&self) -> ReferenceTrainer {
+    /// A trainer that has done nothing.
+    pub(crate) fn trainer(&self) -> ReferenceTrainer {
         ReferenceTrainer::new(MODEL, self.optimizer.clone()).expect("a sound optimizer")
     }
 
-    /// Sequences in which a token mostly follows from the one before, so that there is something to learn.
     fn batch(&self, seed: &Hash, peer: &PeerKey, step: u32) -> Batch {
         let mut hasher = blake3::Hasher::new_keyed(&seed.0);
         hasher.update(&peer.0);
@@ -303,22 +303,45 @@ impl Shape {
         let row = self.sequence_tokens + 1;
         let mut noise = vec![0u8; self.batch_sequences * row];
         hasher.finalize_xof().fill(&mut noise);
-        let vocab = MODEL.vocab as u32;
-        let mut tokens = Vec::with_capacity(noise.len());
-        for row in noise.chunks(row) {
-            let mut token = u32::from(row[0]) % vocab;
-            for byte in row {
-                tokens.push(token);
-                let follows = (5 * token + 3) % vocab;
-                token = if *byte < 200 {
-                    follows
-                } else {
-                    u32::from(*byte) % vocab
-                };
-            }
-        }
-        Batch::new(tokens, self.batch_sequences).expect("rows of equal length")
+        sequences(&noise, row)
     }
+
+    /// The batch of these windows of data that is the same in all runs, in their order. At least one.
+    pub(crate) fn windows(&self, indices: &[u64]) -> Batch {
+        let row = self.sequence_tokens + 1;
+        let mut noise = vec![0u8; indices.len() * row];
+        for (row, index) in noise.chunks_mut(row).zip(indices) {
+            let mut hasher = blake3::Hasher::new_keyed(&Hash::of_content(b"windows").0);
+            hasher.update(&index.to_le_bytes());
+            hasher.finalize_xof().fill(row);
+        }
+        sequences(&noise, row)
+    }
+
+    /// Sequences of a batch.
+    pub(crate) fn batch_sequences(&self) -> usize {
+        self.batch_sequences
+    }
+}
+
+/// Sequences, one for each `row` bytes of noise, in which a token mostly follows from the one before, so that there is
+/// something to learn.
+fn sequences(noise: &[u8], row: usize) -> Batch {
+    let vocab = MODEL.vocab as u32;
+    let mut tokens = Vec::with_capacity(noise.len());
+    for row in noise.chunks(row) {
+        let mut token = u32::from(row[0]) % vocab;
+        for byte in row {
+            tokens.push(token);
+            let follows = (5 * token + 3) % vocab;
+            token = if *byte < 200 {
+                follows
+            } else {
+                u32::from(*byte) % vocab
+            };
+        }
+    }
+    Batch::new(tokens, noise.len() / row).expect("rows of equal length")
 }
 
 fn dense(format: DenseFormat) -> (Codec, Codec) {

@@ -13,7 +13,9 @@
 //! - [`world`]: the loop, the faults and the end (rule `two-phases`).
 //! - [`checks`], [`oracle`]: what must hold.
 //! - [`trace`], [`coverage`]: what happened.
+//! - [`audits`]: a world of its own, of miners that cheat and validators that audit, without a network.
 
+pub mod audits;
 pub mod chain;
 pub mod checks;
 pub mod coverage;

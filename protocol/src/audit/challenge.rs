@@ -14,6 +14,9 @@
 //!
 //! Rule `same-for-all`: a challenge and what it picks depend on no validator, so that validators look at the same work and
 //! their scores differ by the noise of their machines alone.
+//!
+//! Rule `panels-do-not-measure`: an audit for a panel alone measures no loss. Losses of a peer that the challenge has spared would be
+//! known to the panelists only, and an accusation would move the quality of the accused and of whoever it is compared with.
 
 use std::collections::BTreeSet;
 
@@ -148,6 +151,16 @@ pub fn pick(
     })
 }
 
+/// What a panelist looks at of the round of `peer` that it does not audit otherwise: what [`pick`] says, but no loss (rule
+/// `panels-do-not-measure`).
+pub fn panel_pick(challenge: &Hash, peer: &PeerKey, audit: &manifest::Audit) -> Option<Pick> {
+    let pick = pick(challenge, peer, audit, true)?;
+    Some(Pick {
+        loss: false,
+        ..pick
+    })
+}
+
 /// `wanted` different tiles of `count`, ascending; all of them if there are no more. Every set is equally likely.
 ///
 /// Cost: one draw and one look-up for each.
@@ -207,6 +220,24 @@ mod tests {
                 randomness: Hash([byte; 32]),
             }),
         }
+    }
+
+    #[test]
+    fn a_panelist_looks_at_the_same_segment_and_measures_nothing() {
+        let measured = manifest::Audit {
+            loss_ppm: 1_000_000,
+            ..audit(0)
+        };
+        let (challenge, peer) = (Hash([3; 32]), PeerKey([4; 32]));
+        assert_eq!(pick(&challenge, &peer, &measured, false), None);
+        let always = pick(&challenge, &peer, &measured, true).unwrap();
+        assert!(always.loss);
+        let panel = panel_pick(&challenge, &peer, &measured);
+        let expected = Pick {
+            loss: false,
+            ..always
+        };
+        assert_eq!(panel, Some(expected));
     }
 
     #[test]
