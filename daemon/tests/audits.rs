@@ -256,7 +256,10 @@ fn a_member_that_withholds_its_states_has_failed_after_two_tries() {
         .wait("a finding", |status| !audit(status).findings.is_empty());
     let finding = audit(&status).findings[0].clone();
     assert!(finding.words.contains("cannot be had"), "{finding:?}");
-    let member = run.member.status().unwrap().identity.peer;
+    let member = run
+        .member
+        .wait("its identity", |status| !status.identity.peer.is_empty());
+    let member = member.identity.peer;
     assert_eq!(finding.peer, member);
 }
 
