@@ -367,6 +367,10 @@ pub struct DoctorArgs {
     /// What to check.
     #[command(flatten)]
     pub peer: PeerArgs,
+    /// Check nothing; measure how far honest ways to compute are apart on this machine, and write the table of tolerances that
+    /// a run file names as audit.tolerances
+    #[arg(long, value_name = "FILE")]
+    pub calibrate: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -411,6 +415,7 @@ mod tests {
             "gradmesh checkpoint verify c --chain local --netuid 3 --json",
             "gradmesh checkpoint export c --round 3",
             "gradmesh doctor --json --log debug",
+            "gradmesh doctor --calibrate tolerances.json",
         ] {
             parse(words).unwrap_or_else(|error| panic!("{words}: {error}"));
         }

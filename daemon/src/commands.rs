@@ -1,5 +1,6 @@
 //! One module per command. Each prints its result on stdout, for people or as JSON; logs go to stderr.
 
+mod calibrate;
 pub(crate) mod chain;
 mod cheat;
 mod checkpoint;

@@ -248,8 +248,8 @@ pub struct ChainStatus {
     pub block: Option<u64>,
     /// The neurons at the newest snapshot, by uid.
     pub neurons: Vec<NeuronStatus>,
-    /// How their stake is spread; absent before the first snapshot.
-    pub concentration: Option<ConcentrationStatus>,
+    /// In how few hands the subnet is; absent before the first snapshot.
+    pub concentration: Option<SubnetConcentration>,
     /// The newest attestation of this daemon that is final.
     pub attested: Option<AttestedStatus>,
     /// Attestations that wait for the chain.
@@ -305,9 +305,35 @@ impl From<&Neuron> for NeuronStatus {
     }
 }
 
-/// How stake is spread over the neurons of a subnet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// In how few hands a subnet is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubnetConcentration {
+    /// Whether nobody has a permit, so that `stake` is that of all neurons.
+    pub stake_of_all: bool,
+    /// Stake of the validators: the neurons with a permit.
+    pub stake: ConcentrationStatus,
+    /// The say over weights: stake of the validators whose weights count now.
+    pub weight: ConcentrationStatus,
+    /// What miners are paid: the incentive of those who have any.
+    pub incentive: ConcentrationStatus,
+}
+
+impl SubnetConcentration {
+    /// The figures with their names.
+    pub fn named(&self) -> [(&'static str, ConcentrationStatus); 3] {
+        [
+            ("stake", self.stake),
+            ("weight", self.weight),
+            ("incentive", self.incentive),
+        ]
+    }
+}
+
+/// How something is spread over those who hold it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConcentrationStatus {
+    /// How many hold any of it.
+    pub holders: usize,
     /// Share of the largest holder, parts per million.
     pub top_1_ppm: u32,
     /// Share of the five largest.
@@ -323,6 +349,7 @@ pub struct ConcentrationStatus {
 impl From<Concentration> for ConcentrationStatus {
     fn from(of: Concentration) -> ConcentrationStatus {
         ConcentrationStatus {
+            holders: of.holders,
             top_1_ppm: of.top_1_ppm,
             top_5_ppm: of.top_5_ppm,
             top_10_ppm: of.top_10_ppm,
@@ -411,9 +438,6 @@ pub struct Status {
     pub traffic: Traffic,
     /// The same since this daemon's first round began: without manifest, data and state.
     pub traffic_of_rounds: Traffic,
-    /// Bytes that this daemon fetched for audits.
-    #[serde(default)]
-    pub traffic_of_audits: u64,
     /// Bits that one peer's update takes per parameter that it is of, mean over the history; f32 takes 32.
     pub bits_per_param: Option<f64>,
     /// The same for the tensors in sparse mode alone, all framing counted as theirs; absent in a dense run.
@@ -536,13 +560,6 @@ impl StatusHandle {
             status.phase = phase;
             status.detail = detail;
             status.finished |= phase == Phase::Finished;
-        });
-    }
-
-    /// This daemon has fetched so many bytes more for audits.
-    pub fn add_audit_traffic(&self, bytes: u64) {
-        self.set(|status| {
-            status.traffic_of_audits = status.traffic_of_audits.saturating_add(bytes)
         });
     }
 

@@ -14,6 +14,7 @@
 //! Decides nothing about the run: what a snapshot means is the node's business.
 
 mod attest;
+pub mod concentration;
 pub mod discovery;
 mod follow;
 mod pay;

@@ -53,8 +53,8 @@ use crate::run_settings::RunSettings;
 use crate::state_dir::StateDir;
 use crate::store::{Store, StoreError};
 pub(crate) use audit::{
-    AuditError, AuditFindings, AuditInputs, AuditTask, AuditedTile, Ground, SegmentClaim, dtype,
-    flat, local_values,
+    AuditError, AuditFindings, AuditInputs, AuditTask, AuditedTile, Ground, PublicRoots,
+    SegmentClaim, dtype, flat, local_values,
 };
 pub(crate) use disk::{Disk, DiskError};
 use disk::{Pending, PrivateFile};
@@ -416,10 +416,10 @@ struct Machine {
     state_file: Behind,
     private_file: Behind,
     archive: Archive,
-    /// The inner optimizer's root after this peer's newest decided update (rule `carried-or-zero`).
-    carried: Option<Hash>,
+    /// What this peer's newest decided update left.
+    carried: Option<Carried>,
     /// The shared parameters at the start of the newest rounds, where work is audited.
-    starts: BTreeMap<RoundId, Arc<[f32]>>,
+    starts: BTreeMap<RoundId, (Arc<[f32]>, PublicRoots)>,
     events: mpsc::Sender<Event>,
 }
 
@@ -529,7 +529,7 @@ impl Machine {
             events,
             config,
         };
-        machine.carried = machine.newest_inner()?;
+        machine.carried = machine.newest_decided()?;
         machine.settle_pending(pending)?;
         machine.snapshots = machine.disk.state_rounds()?;
         if machine.snapshots.is_empty() {
@@ -686,8 +686,8 @@ impl Machine {
             .apply(&shards, own.as_ref().map(OwnOutcome::update), groups)
             .map_err(|source| WorkerError::Apply { round, source })?;
         self.land(round);
-        if let Some(inner) = inner_of(record, &self.config.me) {
-            self.carried = Some(inner);
+        if let Some(carried) = Carried::of(record, &self.config.me) {
+            self.carried = Some(carried);
         }
         self.applied = Some(round);
         (self.state_file.changed, self.private_file.changed) = (true, true);
@@ -762,8 +762,8 @@ impl Machine {
         self.replace(round, replica)
     }
 
-    /// The inner optimizer's root after this peer's newest decided update; `None` if it never had one.
-    fn newest_inner(&self) -> Result<Option<Hash>, WorkerError> {
+    /// This peer's newest decided update, as far as the next one goes on from it.
+    fn newest_decided(&self) -> Result<Option<Carried>, WorkerError> {
         if self.config.settings.audit.is_none() {
             return Ok(None);
         }
@@ -773,8 +773,8 @@ impl Machine {
             let count = u32::try_from(end - first + 1).unwrap_or(u32::MAX);
             let records = self.config.store.decisions(RoundId(first), count)?;
             let mut newest = records.iter().rev();
-            if let Some(inner) = newest.find_map(|record| inner_of(record, &self.config.me)) {
-                return Ok(Some(inner));
+            if let Some(carried) = newest.find_map(|record| Carried::of(record, &self.config.me)) {
+                return Ok(Some(carried));
             }
             end = first.saturating_sub(1);
         }
@@ -922,11 +922,33 @@ impl Machine {
     }
 }
 
-/// The inner optimizer's root after the update of `peer` in `record`, if it has one there.
-fn inner_of(record: &DecisionRecord, peer: &PeerKey) -> Option<Hash> {
-    let mut headers = record.headers.iter();
-    let own = headers.find(|signed| signed.header.peer == *peer)?;
-    Some(own.header.update.work.inner_after)
+/// What a decided update leaves for the next one of its peer (rules `carried-or-zero` and `feedback-carries` of
+/// `gradmesh_protocol::audit`).
+#[derive(Clone, Copy, Debug)]
+struct Carried {
+    round: RoundId,
+    /// Root of the inner optimizer's state after it.
+    inner: Hash,
+    /// Root of the error feedback after it.
+    feedback: Hash,
+    /// Whether all of its shards were accepted.
+    whole: bool,
+}
+
+impl Carried {
+    /// What `record` has of `peer`.
+    fn of(record: &DecisionRecord, peer: &PeerKey) -> Option<Carried> {
+        let mut headers = record.headers.iter();
+        let place = headers.position(|signed| signed.header.peer == *peer)?;
+        let update = &record.headers.get(place)?.header.update;
+        let shards = &record.decision.shards;
+        Some(Carried {
+            round: record.decision.round,
+            inner: update.work.inner_after,
+            feedback: update.feedback_after,
+            whole: shards.iter().all(|shard| shard.accepted.contains(place)),
+        })
+    }
 }
 
 fn micronats(loss: f32) -> u64 {

@@ -7,6 +7,8 @@ const PPM: u128 = 1_000_000;
 /// Figures over a list of holdings. All are zero where nobody holds anything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Concentration {
+    /// How many hold anything.
+    pub holders: usize,
     /// What the largest holder has of everything.
     pub top_1_ppm: u32,
     /// What the five largest have together.
@@ -31,6 +33,7 @@ impl Concentration {
         }
         let top = |count: usize| ppm(sum(&descending[..count.min(descending.len())]), whole);
         Concentration {
+            holders: descending.iter().filter(|held| **held > 0).count(),
             top_1_ppm: top(1),
             top_5_ppm: top(5),
             top_10_ppm: top(10),
@@ -80,6 +83,7 @@ mod tests {
     #[test]
     fn equal_holdings_are_not_concentrated() {
         let expected = Concentration {
+            holders: 20,
             top_1_ppm: 50_000,
             top_5_ppm: 250_000,
             top_10_ppm: 500_000,
@@ -92,6 +96,7 @@ mod tests {
     #[test]
     fn one_holder_of_everything_is_all_there_is() {
         let expected = Concentration {
+            holders: 1,
             top_1_ppm: 1_000_000,
             top_5_ppm: 1_000_000,
             top_10_ppm: 1_000_000,
@@ -105,6 +110,7 @@ mod tests {
     fn figures_of_a_list_worked_out_by_hand() {
         // Sorted 60, 20, 10, 5, 3, 2 of 100. Gini: (5*60 + 3*20 + 1*10 - 1*5 - 3*3 - 5*2) / (6 * 100) = 346 / 600.
         let expected = Concentration {
+            holders: 6,
             top_1_ppm: 600_000,
             top_5_ppm: 980_000,
             top_10_ppm: 1_000_000,
@@ -150,7 +156,7 @@ mod tests {
             prop_assert_eq!(figures, Concentration::of(&shuffled));
             prop_assert!(figures.top_1_ppm <= figures.top_5_ppm && figures.top_5_ppm <= figures.top_10_ppm);
             prop_assert!(figures.top_10_ppm <= 1_000_000 && figures.gini_ppm <= 1_000_000);
-            prop_assert!(figures.nakamoto <= holdings.len());
+            prop_assert!(figures.nakamoto <= figures.holders && figures.holders <= holdings.len());
         }
     }
 }

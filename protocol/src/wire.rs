@@ -120,6 +120,8 @@ pub struct Contact {
     pub bulk: SocketAddr,
     /// The account on the run's chain that it works for, in chain runs.
     pub hotkey: Option<[u8; 32]>,
+    /// Whether it audits the others.
+    pub validates: bool,
 }
 
 /// A question to one peer.
@@ -1409,6 +1411,7 @@ impl From<&Contact> for pb::Contact {
             control_addresses: contact.control.clone(),
             bulk_address: contact.bulk.to_string(),
             hotkey: contact.hotkey.map(|hotkey| hotkey.to_vec()),
+            validates: contact.validates,
         }
     }
 }
@@ -1431,6 +1434,7 @@ impl TryFrom<pb::Contact> for Contact {
                 .hotkey
                 .map(|hotkey| hotkey.try_into().map_err(|_| bad(NAME, "hotkey")))
                 .transpose()?,
+            validates: contact.validates,
         })
     }
 }

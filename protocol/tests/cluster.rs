@@ -1,5 +1,8 @@
 //! Scenarios on pure nodes: a few of them, an instant network and virtual time.
 
+#[path = "cluster/malformed_peer.rs"]
+mod malformed_peer;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,7 +13,9 @@ use gradmesh_protocol::capacity::{CAPACITY_ROUNDS_MIN, CapacityChange};
 use gradmesh_protocol::decision::{Bitmap, DecidedShard, Decision, Join};
 use gradmesh_protocol::fragment::Fragments;
 use gradmesh_protocol::hash::Hash;
-use gradmesh_protocol::header::{FrameRef, Header, PerStage, UpdateSummary, WorkCommitment};
+use gradmesh_protocol::header::{
+    FrameRef, Header, PerStage, SignedHeader, UpdateSummary, WorkCommitment,
+};
 use gradmesh_protocol::key::{Keypair, PeerKey};
 use gradmesh_protocol::manifest::{
     self, Chain, Link, Manifest, PlanKind, Powers, RoundId, RunId, SiteId, Subnet, Timing,
@@ -87,7 +92,23 @@ struct Cluster {
     wrong: BTreeSet<Hash>,
     /// Every snapshot of the registry that was taken.
     chain: Vec<Registry>,
+    /// A peer that says other headers than its node does.
+    forger: Option<Forger>,
+    /// Frames that are none.
+    malformed: BTreeSet<Hash>,
 }
+
+/// What one peer says instead of its headers.
+struct Forger {
+    peer: PeerKey,
+    /// The headers that its node made, in the order of their rounds.
+    made: Vec<SignedHeader>,
+    tell: Tell,
+}
+
+/// Of all that the forger's node made, the header at hand last: what is said to another peer. `u8`: its number among the
+/// live ones.
+type Tell = fn(&Keypair, &[SignedHeader], u8) -> Vec<SignedHeader>;
 
 fn genesis() -> Hash {
     Hash::of_content(b"genesis")
@@ -154,6 +175,8 @@ impl Cluster {
             made: BTreeSet::new(),
             wrong: BTreeSet::new(),
             chain: Vec::new(),
+            forger: None,
+            malformed: BTreeSet::new(),
         };
         for keypair in keypairs {
             cluster.start(keypair, Disk::default());
@@ -426,7 +449,9 @@ impl Cluster {
             Effect::Fetch { frame, .. } => {
                 let served = self.frames.contains(&frame.hash) && !self.lost.contains(&frame.hash);
                 let held = served && !self.cut.contains(&key);
-                let input = if held {
+                let input = if held && self.malformed.contains(&frame.hash) {
+                    Input::FrameMalformed(frame)
+                } else if held {
                     Input::FrameHeld(frame)
                 } else {
                     Input::FrameFailed(frame)
@@ -467,16 +492,41 @@ impl Cluster {
             self.frames.extend(frames.map(|f| f.hash));
         }
         let bytes = message.encode(&self.run);
-        for to in self.live() {
+        let forged = self.forge(key, message);
+        for (number, to) in (0..).zip(self.live()) {
             let cut = self.cut.contains(&to) || self.cut.contains(&key);
             let mute = self.mute.contains(&to) || self.mute.contains(&key);
             let cut = cut || precommit && mute;
-            if to != key && !cut {
+            if let Some((author, made, tell)) = &forged {
+                for header in tell(author, made, number) {
+                    let message = Box::new(Gossip::Header(Box::new(header)));
+                    if to != key && !cut {
+                        self.later(5, to, Input::Gossip { from: key, message });
+                    }
+                }
+            } else if to != key && !cut {
                 let message = Box::new(Gossip::decode(&self.run, &bytes).unwrap());
                 assert!(message.encode(&self.run) == bytes);
                 self.later(5, to, Input::Gossip { from: key, message });
             }
         }
+    }
+
+    /// What is needed to forge `message`, if it is a header of the forger.
+    fn forge(
+        &mut self,
+        from: PeerKey,
+        message: &Gossip,
+    ) -> Option<(Keypair, Vec<SignedHeader>, Tell)> {
+        let forger = self.forger.as_mut().filter(|forger| forger.peer == from)?;
+        let Gossip::Header(header) = message else {
+            return None;
+        };
+        if forger.made.last() != Some(header) {
+            forger.made.push((**header).clone());
+        }
+        let keypair = self.peers[&from].keypair.clone();
+        Some((keypair, forger.made.clone(), forger.tell))
     }
 
     fn answer(&self, peer: PeerKey, id: RequestId, request: Request) -> Input {
@@ -499,13 +549,18 @@ impl Cluster {
                 });
                 Input::Decisions { id, decisions }
             }
-            Request::Headers(hashes) => Input::Headers {
-                id,
-                headers: hashes
+            Request::Headers(hashes) => {
+                let mut headers: Vec<SignedHeader> = hashes
                     .iter()
                     .filter_map(|h| node.header(h).cloned())
-                    .collect(),
-            },
+                    .collect();
+                if let Some(forger) = self.forger.as_ref().filter(|f| f.peer == peer) {
+                    // It stands by what it told the first of the others.
+                    let told = (forger.tell)(&self.peers[&peer].keypair, &forger.made, 0);
+                    headers.retain(|h| h.header.peer != peer || told.contains(h));
+                }
+                Input::Headers { id, headers }
+            }
             Request::Reductions(round) => Input::Reductions {
                 id,
                 reductions: node.reductions(round),

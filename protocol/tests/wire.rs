@@ -316,6 +316,7 @@ fn contact() -> Contact {
         control: vec!["/ip4/10.0.0.1/udp/1/quic-v1".into()],
         bulk: "10.0.0.1:2".parse().unwrap(),
         hotkey: None,
+        validates: true,
     }
 }
 

@@ -33,9 +33,10 @@ use std::str::FromStr;
 
 use gradmesh_protocol::hash::Hash;
 
-use crate::model::ParameterSpec;
+use crate::model::{ParameterSpec, elements};
 use crate::training::{
     Batch, BatchSource, StateError, StepReport, TrainError, TrainReport, TrainTask, Trainer,
+    check_length,
 };
 
 /// How a peer cheats (module documentation).
@@ -249,6 +250,11 @@ impl Trainer for Adversary {
         batches: &mut dyn BatchSource,
         keep_going: &mut dyn FnMut(&StepReport) -> bool,
     ) -> Result<TrainReport, TrainError> {
+        // A trick that trains nothing owes its caller these errors all the same.
+        check_length("theta", theta.len(), elements(self.parameters()))?;
+        if task.steps == 0 {
+            return Err(TrainError::NoSteps);
+        }
         let mut honest = Honest {
             trainer: self.trainer.as_mut(),
             loss: &mut self.loss,
@@ -292,3 +298,6 @@ fn stretched(start: &[f32], end: &[f32], factor: f32) -> Vec<f32> {
         .map(|(start, end)| start + factor * (end - start))
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

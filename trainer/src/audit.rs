@@ -6,6 +6,9 @@
 //!
 //! What is measured comes out as integers, for verdicts: parts per billion (ppb), rounded to the nearest.
 
+#[cfg(test)]
+mod tests;
+
 use std::ops::Range;
 
 use gradmesh_compression::{

@@ -105,6 +105,9 @@ fn after(replica: &Replica, updates: &[Update]) -> Replica {
     replica
 }
 
+/// What is done to a frame.
+type Damage = fn(&mut Vec<u8>);
+
 /// Whether an error is the expected one.
 type Expected = fn(&DecodeError) -> bool;
 
@@ -121,7 +124,7 @@ const TILES: usize = 10;
 
 #[test]
 fn frames_that_are_none_are_refused_and_the_others_come_to_the_state_without_them() {
-    let kinds: [(&str, Codec, fn(&mut Vec<u8>), Expected); 11] = [
+    let kinds: [(&str, Codec, Damage, Expected); 11] = [
         (
             "NaN",
             DENSE,

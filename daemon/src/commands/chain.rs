@@ -8,7 +8,6 @@ use std::process::Command;
 
 use anyhow::Context;
 use gradmesh_chain::Client;
-use gradmesh_protocol::concentration::Concentration;
 use gradmesh_protocol::hash::Hash;
 use serde::Serialize;
 
@@ -16,7 +15,8 @@ use super::subnet::told;
 use super::{print_json, subnet};
 use crate::cli::ChainCommand;
 use crate::machine::MachineFile;
-use crate::status::{ConcentrationStatus, NeuronStatus};
+use crate::status::{ConcentrationStatus, NeuronStatus, SubnetConcentration};
+use crate::subnet::concentration::{Rules, concentration};
 use crate::subnet::discovery::{self, AttestedState};
 use crate::terminal::{say, share_ppm, share_u16, table, tao};
 
@@ -105,7 +105,7 @@ struct Info {
     registration_rao: u64,
     run: Option<Hash>,
     attested: Option<AttestedState>,
-    concentration: ConcentrationStatus,
+    concentration: SubnetConcentration,
     neurons: Vec<NeuronStatus>,
     /// The weights that each uid set, of 65535.
     weights: Vec<(u16, Vec<(u16, u16)>)>,
@@ -119,7 +119,12 @@ async fn one(client: &Client, netuid: u16, json: bool) -> anyhow::Result<()> {
     let commitments = told(client.commitments(netuid, at).await)?;
     let attestations = discovery::attestations(&neurons, &commitments);
     let found = discovery::find_run(subnet.owner_hotkey, &neurons, &attestations);
-    let stakes: Vec<u64> = neurons.iter().map(|neuron| neuron.stake_rao).collect();
+    let weights = told(client.weights(netuid, at).await)?;
+    let rules = Rules {
+        block: block.number,
+        activity_cutoff_blocks: subnet.activity_cutoff,
+        owner_hotkey: subnet.owner_hotkey,
+    };
     let info = Info {
         endpoint: client.endpoint(),
         genesis: subnet::genesis(client),
@@ -133,9 +138,9 @@ async fn one(client: &Client, netuid: u16, json: bool) -> anyhow::Result<()> {
         registration_rao: subnet.burn_rao,
         run: found.as_ref().map(|found| found.run.0),
         attested: found.and_then(|found| found.attested),
-        concentration: Concentration::of(&stakes).into(),
+        concentration: concentration(&neurons, &weights, &rules),
         neurons: neurons.iter().map(NeuronStatus::from).collect(),
-        weights: told(client.weights(netuid, at).await)?,
+        weights,
     };
     if json {
         return print_json(&info);
@@ -193,20 +198,37 @@ fn render(info: &Info) -> String {
             ),
         );
     }
-    line("stake", concentration(&info.concentration));
+    show_concentration(&info.concentration, &mut line);
     text.push('\n');
     text.push_str(&neurons_table(&info.neurons, None));
     text
 }
 
-/// How concentrated stake is, in words.
-pub(super) fn concentration(of: &ConcentrationStatus) -> String {
-    if of.nakamoto == 0 {
-        return "nobody has any".to_owned();
+/// In how few hands the subnet is: a line each for stake, weight and incentive.
+pub(super) fn show_concentration(of: &SubnetConcentration, line: &mut impl FnMut(&str, String)) {
+    let holders = if of.stake_of_all {
+        "neurons (none may validate)"
+    } else {
+        "validators"
+    };
+    line("stake", spread(&of.stake, holders));
+    line(
+        "weight",
+        spread(&of.weight, "validators whose weights count"),
+    );
+    line("incentive", spread(&of.incentive, "miners"));
+}
+
+/// How something is spread over its holders, in words.
+fn spread(of: &ConcentrationStatus, holders: &str) -> String {
+    if of.holders == 0 {
+        return format!("0 {holders} have any");
     }
     format!(
-        "the largest holder has {}, the ten largest {}; {} together have more than half",
+        "of {} {holders} the first has {}, the first 5 {}, the first 10 {}; {} hold more than half",
+        of.holders,
         share_ppm(of.top_1_ppm),
+        share_ppm(of.top_5_ppm),
         share_ppm(of.top_10_ppm),
         of.nakamoto
     )

@@ -12,7 +12,7 @@ use libp2p::multiaddr::Protocol;
 use serde::Serialize;
 
 use super::subnet::told;
-use super::{print_json, running, wallet};
+use super::{calibrate, print_json, running, wallet};
 use crate::cli::{DoctorArgs, GlobalArgs, WalletArgs};
 use crate::machine::{Machine, MachineFile, cores};
 use crate::state_dir::StateDir;
@@ -57,6 +57,9 @@ pub(super) async fn run(
     args: &DoctorArgs,
 ) -> anyhow::Result<()> {
     let settings = Machine::resolve(&args.peer, file);
+    if let Some(table) = &args.calibrate {
+        return calibrate::run(table, &settings.device, args.json).await;
+    }
     let dir = match &global.dir {
         Some(dir) => dir.clone(),
         None => StateDir::runs_root()?,

@@ -34,7 +34,7 @@ use crate::daemon::audit::files::EvidenceDir;
 use crate::run_settings::RunSettings;
 use crate::terminal::{say, table};
 use crate::worker::{
-    CORPUS_BYTES_MAX, Ground, MICRO_BATCH, SegmentClaim, dtype, flat, local_values,
+    CORPUS_BYTES_MAX, Ground, MICRO_BATCH, PublicRoots, SegmentClaim, dtype, flat, local_values,
 };
 
 pub(super) async fn run(global: &GlobalArgs, command: EvidenceCommand) -> anyhow::Result<()> {
@@ -299,6 +299,7 @@ impl Run {
             steps_per_round: settings.steps_per_round,
             device: &self.class,
             theta,
+            roots: PublicRoots::of(&self.shape, theta),
         })
     }
 }

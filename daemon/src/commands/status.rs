@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use anyhow::Context;
 
-use super::chain::{concentration, neurons_table};
+use super::chain::{neurons_table, show_concentration};
 use super::{print_json, running};
 use crate::cli::GlobalArgs;
 use crate::status::{AuditStatus, CapacityStatus, ChainStatus, DENSE_BITS, Status, client};
@@ -304,7 +304,7 @@ fn show_chain(chain: &ChainStatus, line: &mut impl FnMut(&str, String)) {
         );
     }
     if let Some(of) = &chain.concentration {
-        line("stake", concentration(of));
+        show_concentration(of, line);
     }
     for problem in chain.problems.values() {
         line("problem", problem.clone());
@@ -315,7 +315,10 @@ fn show_chain(chain: &ChainStatus, line: &mut impl FnMut(&str, String)) {
 mod tests {
     use super::*;
     use crate::daemon::capacity::Origin;
-    use crate::status::{Identity, PeerStatus, Phase, RoundStatus, StatusHandle};
+    use crate::status::{
+        ConcentrationStatus, Identity, PeerStatus, Phase, RoundStatus, StatusHandle,
+        SubnetConcentration,
+    };
 
     #[test]
     fn the_reason_for_waiting_is_told_in_words() {
@@ -361,5 +364,43 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part:?} is missing in\n{text}");
         }
+    }
+
+    #[test]
+    fn how_few_hold_stake_weight_and_incentive_is_told_in_words() {
+        let mut concentration = SubnetConcentration {
+            stake: ConcentrationStatus {
+                holders: 12,
+                top_1_ppm: 310_000,
+                top_5_ppm: 801_000,
+                top_10_ppm: 990_000,
+                nakamoto: 2,
+                gini_ppm: 500_000,
+            },
+            ..SubnetConcentration::default()
+        };
+        let show = |of| {
+            let handle = StatusHandle::new();
+            handle.set_chain(ChainStatus {
+                concentration: Some(of),
+                ..ChainStatus::default()
+            });
+            render(&handle.snapshot())
+        };
+        let text = show(concentration);
+        for part in [
+            "stake       of 12 validators the first has 31.0 %, the first 5 80.1 %, the first 10 99.0 %; 2 hold more \
+             than half\n",
+            "weight      0 validators whose weights count have any\n",
+            "incentive   0 miners have any\n",
+        ] {
+            assert!(text.contains(part), "{part:?} is missing in\n{text}");
+        }
+        concentration.stake_of_all = true;
+        let text = show(concentration);
+        assert!(
+            text.contains("of 12 neurons (none may validate) the first has"),
+            "{text}"
+        );
     }
 }

@@ -65,6 +65,7 @@ mod tests {
             control: Vec::new(),
             bulk: said.parse().unwrap(),
             hotkey: None,
+            validates: false,
         };
         bulk_address(&contact, Some(from.parse().unwrap()))
     }

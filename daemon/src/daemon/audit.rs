@@ -58,8 +58,12 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 const ROUNDS_MAX: usize = 16;
 /// Registry blocks remembered: as many as rounds may wait for.
 const BLOCKS_MAX: usize = 64;
-/// Validators of a run without a chain: whoever has published a verdict.
+/// Validators known. When full, newcomers are not heard until one has been silent for long.
 const VALIDATORS_MAX: usize = 64;
+/// How long after it was heard of last a validator is counted on: many times what lies between two of its contacts.
+const VALIDATOR_PATIENCE: Duration = Duration::from_secs(300);
+/// After the last round, the docket's time goes on by a round this often: cases that are still open come to an end.
+const TURN: Duration = Duration::from_secs(5);
 
 /// What the driver is to do.
 #[derive(Debug)]
@@ -153,7 +157,13 @@ pub(super) struct Auditor {
     newest: BTreeMap<PeerKey, (Arc<SignedHeader>, bool)>,
     ledgers: BTreeMap<PeerKey, Ledger>,
     docket: Docket,
-    validators: BTreeSet<PeerKey>,
+    docket_time: RoundId,
+    /// Peers that say that they validate, this one among them, and when they said so last.
+    validating: BTreeMap<PeerKey, Instant>,
+    /// In a chain run, peers whose hotkey may set weights.
+    permitted: BTreeSet<PeerKey>,
+    /// When the docket's time goes on after the last round.
+    next_turn: Option<Instant>,
     /// Verdicts on rounds that are not challenged here yet.
     early: Vec<Verdict>,
     epochs: Epochs,
@@ -192,7 +202,10 @@ impl Auditor {
             newest: BTreeMap::new(),
             ledgers: BTreeMap::new(),
             docket: Docket::new(validates.then_some(me)),
-            validators: BTreeSet::new(),
+            docket_time: RoundId::FOUNDING,
+            validating: BTreeMap::new(),
+            permitted: BTreeSet::new(),
+            next_turn: None,
             early: Vec::new(),
             queue: VecDeque::new(),
             running: None,
@@ -209,6 +222,11 @@ impl Auditor {
             auditor.restore()?;
         }
         Ok(Some(auditor))
+    }
+
+    /// Whether this peer is a validator.
+    pub(super) fn validates(&self) -> bool {
+        self.validates
     }
 
     /// What the driver is to do next.
@@ -250,6 +268,7 @@ impl Auditor {
                 self.queue.retain(|job| job.round != old);
             }
         }
+        self.docket_time = self.docket_time.max(round);
         let effects = self.docket.decided(round);
         self.follow(effects);
         self.challenge_due();
@@ -287,10 +306,40 @@ impl Auditor {
         while self.blocks.len() > BLOCKS_MAX {
             self.blocks.pop_first();
         }
-        self.validators = validators;
-        self.docket.set_validators(self.validators.iter().copied());
+        self.permitted = validators;
+        self.seat();
         self.challenge_due();
         self.next_job();
+    }
+
+    /// A peer says where it listens, and whether it validates.
+    pub(super) fn contact(&mut self, peer: PeerKey, validates: bool) {
+        let known = self.validating.contains_key(&peer);
+        if !validates {
+            self.validating.remove(&peer);
+        } else if known || self.validating.len() < VALIDATORS_MAX {
+            self.validating.insert(peer, Instant::now());
+        }
+        if validates != known {
+            self.seat();
+        }
+    }
+
+    /// Who judges: in a chain run those of the validators whose hotkey may set weights, in another one all of them. Who has the
+    /// permit and does not validate would only hold cases up.
+    fn seat(&mut self) {
+        let now = Instant::now();
+        self.validating
+            .retain(|_, heard| now.duration_since(*heard) < VALIDATOR_PATIENCE);
+        if self.validates {
+            self.validating.insert(self.me, now);
+        }
+        let may_judge = |peer: &&PeerKey| match self.manifest.chain {
+            Chain::None => true,
+            Chain::Subnet(_) => self.permitted.contains(*peer),
+        };
+        let judges: Vec<PeerKey> = self.validating.keys().filter(may_judge).copied().collect();
+        self.docket.set_validators(judges);
     }
 
     /// Challenges the rounds whose beacon is here.
@@ -390,10 +439,6 @@ impl Auditor {
             }
             return;
         }
-        if self.manifest.chain == Chain::None && self.validators.len() < VALIDATORS_MAX {
-            self.validators.insert(verdict.validator);
-            self.docket.set_validators(self.validators.iter().copied());
-        }
         if self.hear(verdict.clone()) {
             self.remember(signed);
         }
@@ -411,12 +456,12 @@ impl Auditor {
                 self.follow(effects);
                 true
             }
-            // This validator may be behind.
-            Err(Unheard::OtherRound(_)) if self.early.len() < ROUNDS_MAX * VALIDATORS_MAX => {
+            // This validator is behind.
+            Err(Unheard::TooEarly(_)) if self.early.len() < ROUNDS_MAX * VALIDATORS_MAX => {
                 self.early.push(verdict);
                 false
             }
-            Err(Unheard::OtherRound(_) | Unheard::Repeated) => false,
+            Err(Unheard::TooEarly(_) | Unheard::OtherRound(_) | Unheard::Repeated) => false,
             Err(unheard) => {
                 tracing::debug!(validator = %verdict.validator.short(), %unheard, "a verdict is not heard");
                 false
@@ -453,6 +498,12 @@ impl Auditor {
                     outvoted,
                 } => {
                     let finding = finding.filter(|_| outcome == Outcome::Failed);
+                    if finding.is_some() {
+                        self.append(&AuditEntry::Failed {
+                            round: round.0,
+                            peer: peer.0,
+                        });
+                    }
                     self.close(peer, round, finding);
                     for validator in outvoted {
                         tracing::warn!(validator = %validator.short(), %round, "outvoted");
@@ -553,6 +604,17 @@ impl Auditor {
 
     /// Time has passed.
     pub(super) fn tick(&mut self) {
+        self.seat();
+        let over = self.docket_time.0 >= self.manifest.schedule.rounds;
+        if over && self.docket.open().next().is_some() {
+            let due = *self.next_turn.get_or_insert_with(|| Instant::now() + TURN);
+            if due <= Instant::now() {
+                self.next_turn = None;
+                self.docket_time = self.docket_time.next();
+                let effects = self.docket.decided(self.docket_time);
+                self.follow(effects);
+            }
+        }
         self.next_job();
         self.settle_due();
     }
@@ -581,7 +643,6 @@ impl Auditor {
         };
         match result {
             Ok(inputs) => {
-                self.status.add_audit_traffic(inputs.bytes());
                 let inputs = Box::new(inputs);
                 let task = AuditTask {
                     header: Arc::clone(&job.header),
@@ -683,10 +744,7 @@ impl Auditor {
             }
         }
         let signed = verdict.sign(&self.keypair);
-        if self.manifest.chain == Chain::None {
-            self.validators.insert(self.me);
-            self.docket.set_validators(self.validators.iter().copied());
-        }
+        self.seat();
         self.remember(&signed);
         if signed.verdict.outcome == Outcome::Failed {
             self.epochs.evidence(job.round, signed.verdict.evidence);
@@ -742,7 +800,7 @@ impl Auditor {
 
     fn show(&self) {
         let open = self.rounds.values().filter(|round| round.is_busy()).count();
-        let flagged = self.validators.iter().filter_map(|validator| {
+        let flagged = self.validating.keys().filter_map(|validator| {
             let record = self.docket.record_of(validator);
             let times = record.outvoted.saturating_add(record.contradictions);
             (times > 0).then(|| (validator.short(), times))
@@ -761,6 +819,7 @@ impl Auditor {
                 self.note_decided(&record);
             }
         }
+        let mut findings: BTreeMap<(u64, [u8; 32]), Finding> = BTreeMap::new();
         for entry in self.store.audits()? {
             match entry {
                 AuditEntry::Losses {
@@ -776,13 +835,18 @@ impl Auditor {
                         continue;
                     };
                     let verdict = &signed.verdict;
-                    // Without the votes of others at hand, the own word stands.
-                    if verdict.validator == self.me && verdict.outcome == Outcome::Failed {
-                        let (round, evidence) = (verdict.round, verdict.evidence);
-                        self.epochs.evidence(round, evidence);
-                        self.note(verdict, true);
-                        self.close(verdict.peer, round, Some(Finding::of(verdict)));
+                    if verdict.outcome == Outcome::Failed {
+                        if verdict.validator == self.me {
+                            self.epochs.evidence(verdict.round, verdict.evidence);
+                        }
+                        self.note(verdict, false);
+                        let place = (verdict.round.0, verdict.peer.0);
+                        findings.insert(place, Finding::of(verdict));
                     }
+                }
+                AuditEntry::Failed { round, peer } => {
+                    let finding = findings.get(&(round, peer)).copied();
+                    self.close(PeerKey(peer), RoundId(round), finding);
                 }
             }
         }

@@ -96,7 +96,7 @@ pub(super) struct AuditSummary {
     pub(super) failed_honest: u64,
     /// What they took, in seconds of computing.
     pub(super) seconds: f64,
-    /// What they fetched from the audited peers, in bytes.
+    /// What the validator fetched, in bytes on the wire: states for audits, and the frames of the rounds that it follows.
     pub(super) bytes: u64,
 }
 
@@ -140,7 +140,7 @@ impl Summary {
             attested.filter(|a| a.round == checkpoint.round && a.state_root == checkpoint.root);
         let peers = statuses.len();
         // What a validator fetched it fetched from members: audits are told apart from the exchange.
-        let audited = validator.map_or(0, |status| u128::from(status.traffic_of_audits));
+        let audited = validator.map_or(0, |status| u128::from(status.traffic_of_rounds.bulk_in));
         let sent = statuses
             .iter()
             .map(|s| {
@@ -346,7 +346,7 @@ fn audits(validator: &Status, cheat: Option<u32>, members: &[&Status]) -> Option
         failed: audit.failed,
         failed_honest: audit.findings.iter().filter(|f| honest(&f.peer)).count() as u64,
         seconds: audit.seconds,
-        bytes: validator.traffic_of_audits,
+        bytes: validator.traffic_of_rounds.bulk_in,
     })
 }
 

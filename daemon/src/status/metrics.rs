@@ -2,7 +2,7 @@
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 
-use super::{Phase, Status};
+use super::{Phase, Status, SubnetConcentration};
 
 /// Names each metric once per process.
 pub(super) fn describe() {
@@ -91,6 +91,21 @@ pub(super) fn describe() {
             Unit::Count,
             "share of time that is not training",
         ),
+        (
+            "gradmesh_subnet_holders",
+            Unit::Count,
+            "how many hold any of the subnet's stake, weight, incentive",
+        ),
+        (
+            "gradmesh_subnet_top_share",
+            Unit::Count,
+            "share of it that the first so many hold",
+        ),
+        (
+            "gradmesh_subnet_majority_holders",
+            Unit::Count,
+            "how many of the first hold more than half of it",
+        ),
     ];
     for (name, unit, text) in gauges {
         describe_gauge!(name, unit, text);
@@ -152,6 +167,19 @@ pub(super) fn set(status: &Status) {
             ("hidden", seconds.hidden),
         ] {
             gauge!("gradmesh_round_seconds", "part" => part).set(value);
+        }
+    }
+    let concentration = status.chain.as_ref().and_then(|chain| chain.concentration);
+    for (name, of) in concentration.iter().flat_map(SubnetConcentration::named) {
+        gauge!("gradmesh_subnet_holders", "of" => name).set(of.holders as f64);
+        gauge!("gradmesh_subnet_majority_holders", "of" => name).set(of.nakamoto as f64);
+        for (first, ppm) in [
+            ("1", of.top_1_ppm),
+            ("5", of.top_5_ppm),
+            ("10", of.top_10_ppm),
+        ] {
+            gauge!("gradmesh_subnet_top_share", "of" => name, "first" => first)
+                .set(f64::from(ppm) / 1e6);
         }
     }
     for (plane, direction, bytes) in [

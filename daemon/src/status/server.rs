@@ -218,7 +218,7 @@ fn is_own_host(host: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::client::{self, ClientError};
-    use super::super::{Identity, Phase};
+    use super::super::{ChainStatus, ConcentrationStatus, Identity, Phase, SubnetConcentration};
     use super::*;
 
     struct Fixture {
@@ -270,6 +270,45 @@ mod tests {
         let text = client::get_text(&it.url, "/metrics").await.unwrap();
         assert!(text.contains("# TYPE gradmesh_round gauge"), "{text}");
         assert!(text.contains("gradmesh_traffic_bytes{"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn how_few_hold_a_subnet_is_on_the_page_and_in_the_metrics() {
+        let it = fixture().await;
+        let weight = ConcentrationStatus {
+            holders: 7,
+            top_1_ppm: 250_000,
+            top_5_ppm: 875_000,
+            top_10_ppm: 1_000_000,
+            nakamoto: 3,
+            gini_ppm: 1,
+        };
+        it.status.set_chain(ChainStatus {
+            concentration: Some(SubnetConcentration {
+                weight,
+                ..SubnetConcentration::default()
+            }),
+            ..ChainStatus::default()
+        });
+        let text = client::get_text(&it.url, "/metrics").await.unwrap();
+        for line in [
+            "gradmesh_subnet_holders{of=\"weight\"} 7",
+            "gradmesh_subnet_majority_holders{of=\"weight\"} 3",
+            "gradmesh_subnet_top_share{of=\"weight\",first=\"1\"} 0.25",
+            "gradmesh_subnet_top_share{of=\"weight\",first=\"5\"} 0.875",
+            "gradmesh_subnet_top_share{of=\"weight\",first=\"10\"} 1",
+            "gradmesh_subnet_holders{of=\"stake\"} 0",
+        ] {
+            assert!(text.lines().any(|is| is == line), "{line} in {text}");
+        }
+        // The page reads the JSON by the names of its fields.
+        let page = client::get_text(&it.url, "/").await.unwrap();
+        let concentration = it.status.snapshot().chain.unwrap().concentration.unwrap();
+        let json = serde_json::to_value(concentration).unwrap();
+        let names = json.as_object().unwrap().keys();
+        for name in names.chain(json["weight"].as_object().unwrap().keys()) {
+            assert!(page.contains(name.as_str()), "{name}");
+        }
     }
 
     #[tokio::test]

@@ -73,6 +73,8 @@ pub struct QueuedAttestation {
 pub(crate) enum AuditEntry {
     /// A signed verdict, its own or another's, as it is gossiped.
     Verdict(Vec<u8>),
+    /// The validators have agreed that a peer failed the audit of a round.
+    Failed { round: u64, peer: [u8; 32] },
     /// Losses before and after an update, in millionths of a nat per token.
     Losses {
         round: u64,

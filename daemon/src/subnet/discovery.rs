@@ -177,12 +177,13 @@ impl AttestedState {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use gradmesh_chain::types::Axon;
 
     use super::*;
 
-    fn neuron(uid: u16, stake_rao: u64) -> Neuron {
+    /// A neuron that is reachable and nothing else.
+    pub(in crate::subnet) fn neuron(uid: u16, stake_rao: u64) -> Neuron {
         let name = u8::try_from(uid).unwrap();
         Neuron {
             uid,

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use gradmesh_chain::types::{BlockRef, Neuron};
 use gradmesh_chain::{ChainError, Client};
-use gradmesh_protocol::concentration::Concentration;
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::key::PeerKey;
 use gradmesh_protocol::registry::{self, Registry, RegistryMark};
 
+use super::concentration::{Rules, concentration};
 use super::discovery::entry_peer;
 use super::{Event, Pause, Shared};
 use crate::daemon::peer_id;
@@ -110,6 +110,11 @@ async fn snapshot(
         }
         Err(fault) => tracing::warn!(%fault, number, "the registry of this block is not usable"),
     }
+    // The run needs none of these figures: without them the last ones stay.
+    let block = BlockRef { number, hash };
+    if let Err(error) = show_concentration(shared, client, block, &neurons).await {
+        tracing::debug!(%error, number, "the concentration of this block is not known");
+    }
     Ok(())
 }
 
@@ -127,12 +132,34 @@ fn show(shared: &Shared, neurons: &[Neuron]) {
             )
         }),
     );
-    let stakes: Vec<u64> = neurons.iter().map(|neuron| neuron.stake_rao).collect();
     shared.status.change_chain(|chain: &mut ChainStatus| {
         chain.uid = own.map(|neuron| neuron.uid);
         chain.neurons = neurons.iter().map(NeuronStatus::from).collect();
-        chain.concentration = Some(Concentration::of(&stakes).into());
     });
+}
+
+/// Shows in how few hands the subnet is at a finalized block.
+async fn show_concentration(
+    shared: &Shared,
+    client: &Client,
+    block: BlockRef,
+    neurons: &[Neuron],
+) -> Result<(), ChainError> {
+    let netuid = shared.subnet.netuid;
+    let Some(subnet) = client.subnet(netuid, Some(block.hash)).await? else {
+        return Ok(());
+    };
+    let weights = client.weights(netuid, Some(block.hash)).await?;
+    let rules = Rules {
+        block: block.number,
+        activity_cutoff_blocks: subnet.activity_cutoff,
+        owner_hotkey: subnet.owner_hotkey,
+    };
+    let figures = concentration(neurons, &weights, &rules);
+    shared
+        .status
+        .change_chain(|chain| chain.concentration = Some(figures));
+    Ok(())
 }
 
 #[cfg(test)]

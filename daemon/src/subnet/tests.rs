@@ -236,7 +236,9 @@ async fn a_launched_run_is_found_from_the_chain_alone_and_only_the_registered_pa
     let id = crate::daemon::peer_id;
     loop {
         let snapshot = tokio::time::timeout(PATIENCE, peer.link.event()).await;
-        let Event::Snapshot { registry, peers } = snapshot.unwrap().unwrap();
+        let Event::Snapshot {
+            registry, peers, ..
+        } = snapshot.unwrap().unwrap();
         assert_eq!(peers, [], "this peer is the only one");
         if registry.power_of(&peer.key) == Some(1) {
             break;
@@ -246,6 +248,10 @@ async fn a_launched_run_is_found_from_the_chain_alone_and_only_the_registered_pa
     assert!(!peer.gate.admits(&id(&stranger).unwrap()));
     peer.until("epoch 0 is attested", |chain| chain.attested.is_some())
         .await;
+    peer.until("how few hold the subnet is told", |chain| {
+        chain.concentration.is_some()
+    })
+    .await;
 
     let found = entry(&client, netuid, stranger).await.unwrap();
     assert_eq!(found.run, peer.manifest.run());

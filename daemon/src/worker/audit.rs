@@ -60,23 +60,6 @@ pub(crate) struct AuditInputs {
     pub(crate) frames: Vec<Bytes>,
 }
 
-impl AuditInputs {
-    /// How many bytes were fetched.
-    pub(crate) fn bytes(&self) -> u64 {
-        let tiles = self
-            .tiles
-            .iter()
-            .flat_map(|tile| [&tile.before, &tile.after]);
-        let pieces = self
-            .start
-            .iter()
-            .chain(&self.end_theta)
-            .chain(self.local.values());
-        let pieces = pieces.chain(tiles).chain(&self.frames);
-        pieces.map(|piece| piece.len() as u64).sum()
-    }
-}
-
 /// An audit to be done.
 #[derive(Clone, Debug)]
 pub(crate) struct AuditTask {
@@ -152,6 +135,32 @@ pub(crate) struct Ground<'a> {
     pub(crate) device: &'a str,
     /// The shared parameters of the round.
     pub(crate) theta: &'a [f32],
+    /// Their root, and those of states that are zero.
+    pub(crate) roots: PublicRoots,
+}
+
+/// Roots that everybody can compute. An audit needs them each time, and a hash of everything is a good part of a short segment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PublicRoots {
+    /// Of the shared parameters of the round.
+    pub(crate) theta: Hash,
+    /// Of an inner optimizer's state that is zero.
+    pub(crate) inner_zero: Hash,
+    /// Of error feedback that is zero.
+    pub(crate) feedback_zero: Hash,
+}
+
+impl PublicRoots {
+    /// Cost: a hash of 12 bytes for each parameter.
+    pub(crate) fn of(shape: &Shape, theta: &[f32]) -> PublicRoots {
+        let zeros = shape.layout().tiles().iter();
+        let zeros = zeros.map(|tile| Hash::of_content(&vec![0; 4 * tile.len()]));
+        PublicRoots {
+            theta: theta_root(theta),
+            inner_zero: zero_inner_root(theta.len()),
+            feedback_zero: merkle::Tree::from_leaves(zeros.collect()).root(),
+        }
+    }
 }
 
 /// What a peer says of a segment.
@@ -180,7 +189,15 @@ impl Machine {
     /// Notes the shared parameters as the start of `round`, if work is audited here.
     pub(super) fn keep_start(&mut self, round: RoundId) {
         if self.config.validates {
-            self.starts.insert(round, self.replica.theta().into());
+            let theta = self.replica.theta();
+            let roots = match self.starts.last_key_value() {
+                Some((_, (_, known))) => PublicRoots {
+                    theta: theta_root(theta),
+                    ..*known
+                },
+                None => PublicRoots::of(self.replica.shape(), theta),
+            };
+            self.starts.insert(round, (theta.into(), roots));
             while self.starts.len() > STARTS_KEPT {
                 self.starts.pop_first();
             }
@@ -195,7 +212,7 @@ impl Machine {
     fn findings(&mut self, task: &AuditTask) -> Result<AuditFindings, AuditError> {
         let round = task.header.header.round;
         let settings = &self.config.settings;
-        let (Some(theta), Some(audit)) = (self.starts.get(&round), &settings.audit) else {
+        let (Some((theta, roots)), Some(audit)) = (self.starts.get(&round), &settings.audit) else {
             return Err(AuditError::NoStart(round));
         };
         let windows = self.corpus.windows(settings.sequence_tokens);
@@ -208,6 +225,7 @@ impl Machine {
             steps_per_round: settings.steps_per_round,
             device: &self.device,
             theta,
+            roots: *roots,
         };
         ground.findings(self.trainer.as_mut(), task)
     }
@@ -274,21 +292,18 @@ impl Ground<'_> {
             header: &signed.header,
             whole: *whole,
         });
-        let elements = self.theta.len();
         let segment = task.pick.segment;
-        let zeros = self.shape.layout().tiles().iter();
-        let zeros = zeros.map(|tile| Hash::of_content(&vec![0; 4 * tile.len()]));
         let expected = start::Expected {
             newest,
-            theta: theta_root(self.theta),
-            inner_zero: zero_inner_root(elements),
-            feedback_zero: merkle::Tree::from_leaves(zeros.collect()).root(),
+            theta: self.roots.theta,
+            inner_zero: self.roots.inner_zero,
+            feedback_zero: self.roots.feedback_zero,
             segment,
             data: data_hash(self.sequences(&task.seed, &header.peer, self.steps(segment))),
         };
         let fault = start::check(header, &task.inputs.list, self.audit, &expected).err()?;
         Some(Fault {
-            check: Check::Start,
+            check: fault.check(),
             reason: fault.to_string(),
             tile: None,
         })
@@ -368,17 +383,20 @@ impl Ground<'_> {
         if findings.outcome == Outcome::Failed {
             findings.reason = format!("relative error {:.3e}", error_ppb as f64 / 1e9);
         }
-        let sketch = |end: &[f32]| {
-            let pairs = start.theta.iter().zip(end);
-            Sketch::of(&task.pick.sketch, pairs.map(|(start, end)| end - start))
-        };
-        findings.redone = Some(RedoneSegment {
-            roots: roots(&redone.state)?,
-            loss_micronats: redone.loss_micronats,
-            gradient_norm_micro: redone.gradient_norm_micro,
-            sketch_claimed: sketch(&claimed),
-            sketch_redone: sketch(&redone.state.theta),
-        });
+        // For evidence, which an audit that passes leaves none of.
+        if findings.outcome == Outcome::Failed {
+            let sketch = |end: &[f32]| {
+                let pairs = start.theta.iter().zip(end);
+                Sketch::of(&task.pick.sketch, pairs.map(|(start, end)| end - start))
+            };
+            findings.redone = Some(RedoneSegment {
+                roots: roots(&redone.state)?,
+                loss_micronats: redone.loss_micronats,
+                gradient_norm_micro: redone.gradient_norm_micro,
+                sketch_claimed: sketch(&claimed),
+                sketch_redone: sketch(&redone.state.theta),
+            });
+        }
         Ok(())
     }
 
@@ -398,7 +416,7 @@ impl Ground<'_> {
             batch.map_err(|error| error.to_string())
         };
         let redone = redo(trainer, claim.start, steps, global_step, &mut batches)?;
-        let error_ppb = match roots(&redone.state)?.theta == claim.after.theta {
+        let error_ppb = match theta_root(&redone.state.theta) == claim.after.theta {
             true => 0,
             false => relative_error_ppb(&claim.start.theta, claim.claimed, &redone.state.theta),
         };

@@ -129,6 +129,7 @@ impl Bench {
                     round: of,
                     summary,
                     frames,
+                    ..
                 } => {
                     assert_eq!(of, RoundId(round));
                     return (*summary, frames);

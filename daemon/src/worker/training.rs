@@ -361,9 +361,17 @@ impl Machine {
             .as_ref()
             .is_some_and(|a| a.inner == InnerState::Reset);
         let carried = self.carried.filter(|_| !resets);
-        if carried != Some(state.leaves()?.roots().inner) {
+        if carried.map(|carried| carried.inner) != Some(state.leaves()?.roots().inner) {
             state.inner = zero_inner(state.theta.len());
             self.trainer.set_inner_state(&state.inner)?;
+        }
+        let before = self
+            .carried
+            .filter(|carried| carried.whole && carried.round.next() == training.round);
+        if before.is_some_and(|before| before.feedback != self.replica.feedback_root()) {
+            // After a crash: what was saved is older than what was committed to.
+            tracing::warn!(round = %training.round, "error feedback starts anew: it is not what was committed to");
+            self.replica.forget_feedback();
         }
         self.archive
             .note_state(training.round, recording, &state, None)?;

@@ -48,6 +48,16 @@ pub enum Situation {
     FrameMalformed,
     /// A liar told a lie in the agreement.
     LieTold,
+    /// A liar signed two headers for two halves of the peers.
+    HeaderSplit,
+    /// A liar signed many headers in a round.
+    HeadersFlooded,
+    /// A liar published a header a round late.
+    HeaderHeldBack,
+    /// A liar committed to an old update.
+    UpdateReplayed,
+    /// A liar was asked for a frame and kept it.
+    FrameWithheld,
     /// A peer was accused of breaking a rule.
     LieNoticed,
     /// A peer was told that the chain does not register it.
@@ -92,7 +102,7 @@ pub enum Situation {
 
 impl Situation {
     /// All of them.
-    pub const ALL: [Situation; 41] = [
+    pub const ALL: [Situation; 46] = [
         Situation::CrashBetweenEffects,
         Situation::JournalReplayed,
         Situation::UpdateFound,
@@ -114,6 +124,11 @@ impl Situation {
         Situation::FrameFailed,
         Situation::FrameMalformed,
         Situation::LieTold,
+        Situation::HeaderSplit,
+        Situation::HeadersFlooded,
+        Situation::HeaderHeldBack,
+        Situation::UpdateReplayed,
+        Situation::FrameWithheld,
         Situation::LieNoticed,
         Situation::NotRegistered,
         Situation::Deregistered,

@@ -95,6 +95,16 @@ pub enum Lie {
     WrongPowers,
     /// Leaves inputs out of what it sums as an owner.
     WrongSum,
+    /// Signs one header for one half of the peers and another one for the other half.
+    SplitHeader,
+    /// Signs many headers in a round, and sends all of them to everybody.
+    HeaderFlood,
+    /// Publishes each header a round late, again and again.
+    LateHeader,
+    /// Commits anew to the frames of its first update.
+    Replay,
+    /// Serves no frame to one half of the peers.
+    Withhold,
 }
 
 /// What links do to messages until the faults end. Afterwards only latency and bandwidth are left.
@@ -275,6 +285,18 @@ impl Options {
         });
         let r = &mut Random::new(seed, Purpose::Plan);
         exchange(r, chosen, &mut manifest, &mut peers);
+        let r = &mut Random::new(seed, Purpose::Lies);
+        if let Some(liar) = peers.iter_mut().find(|peer| peer.lie.is_some())
+            && r.chance(500_000)
+        {
+            liar.lie = Some(r.pick(&[
+                Lie::SplitHeader,
+                Lie::HeaderFlood,
+                Lie::LateHeader,
+                Lie::Replay,
+                Lie::Withhold,
+            ]));
+        }
         let r = &mut Random::new(seed, Purpose::Links);
         let planned_scale = r.pick(&[1, 300, 1000]);
         faults.extend(changed_links(r, count, faults_end));

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use gradmesh_protocol::agreement::Message;
 use gradmesh_protocol::hash::Hash;
-use gradmesh_protocol::header::FrameId;
+use gradmesh_protocol::header::{FrameId, SignedHeader};
 use gradmesh_protocol::key::{Keypair, PeerKey};
 use gradmesh_protocol::manifest::{Link, Manifest, RoundId, RunId};
 use gradmesh_protocol::node::{Effect, Input, Node, NodeConfig, Report, RequestId, Restored};
@@ -33,7 +33,7 @@ use crate::trace::Trace;
 pub use bulk::BlobPurpose;
 use bulk::{FrameFetch, StateFetch};
 use gradmesh_trainer::replica::Replica;
-use liar::Liar;
+use liar::{HeaderLie, Liar};
 use owner::{Residuals, Summing};
 use worker::{Application, Worker};
 
@@ -522,6 +522,12 @@ impl Peer {
                 }
             },
             Packet::AskBlob(ticket, hash) => {
+                let liar = self.liar.as_ref();
+                let withheld = liar.is_some_and(|liar| liar.withholds(from) && !outside.calm);
+                if withheld && self.store.frames.contains_key(&hash) {
+                    outside.coverage.meet(Situation::FrameWithheld);
+                    return outside.send(self.place, from, Packet::Blob(ticket, None));
+                }
                 let blob = if self.admits(outside, from) {
                     self.blob(outside, &hash)
                 } else {
@@ -853,6 +859,12 @@ impl Peer {
                 return outside.fail(self.place, check, what);
             }
         }
+        if let (Some(liar), Gossip::Header(header), true) = (&mut self.liar, gossip, lies)
+            && let Some((situation, lie)) = liar.tell_header(header, &self.keypair)
+        {
+            outside.coverage.meet(situation);
+            return self.send_headers(outside, header, &lie);
+        }
         let truth: Arc<[u8]> = gossip.encode(&outside.run).into();
         let lie = match (&mut self.liar, gossip) {
             (Some(liar), Gossip::Agreement(message)) if lies => liar
@@ -877,6 +889,18 @@ impl Peer {
             let deceived = self.liar.as_ref().filter(|liar| liar.deceives(to));
             let bytes = deceived.and(lie.as_ref()).unwrap_or(&truth).clone();
             outside.send(self.place, to, Packet::Gossip(bytes));
+        }
+    }
+
+    fn send_headers(&self, outside: &mut Outside, truth: &SignedHeader, lie: &HeaderLie) {
+        for to in 0..outside.options.peers.len() {
+            if to == self.place || !outside.network.is_connected(self.place, to) {
+                continue;
+            }
+            for header in lie.to(to).unwrap_or(std::slice::from_ref(truth)) {
+                let bytes = Gossip::Header(Box::new(header.clone())).encode(&outside.run);
+                outside.send(self.place, to, Packet::Gossip(bytes.into()));
+            }
         }
     }
 

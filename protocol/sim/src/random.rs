@@ -26,6 +26,8 @@ pub enum Purpose {
     Plan = 5,
     /// Links that come to carry more or less.
     Links = 6,
+    /// Lies about updates.
+    Lies = 7,
 }
 
 impl Random {

@@ -13,6 +13,7 @@ use crate::header::Header;
 use crate::manifest::{Audit, InnerState, RoundId};
 
 use super::segment::SegmentList;
+use super::verdict::Check;
 
 /// The newest update of the peer that was decided before the round.
 #[derive(Clone, Copy, Debug)]
@@ -103,6 +104,22 @@ pub enum StartFault {
         /// Hash of those that the list has.
         found: Hash,
     },
+}
+
+impl StartFault {
+    /// The check that a verdict on it names. A list that cannot be what the header commits to in this run proves nothing of the
+    /// round: what the header commits to cannot be had.
+    pub fn check(&self) -> Check {
+        match self {
+            StartFault::Commitment | StartFault::Segments { .. } => Check::Availability,
+            StartFault::Tokens { .. }
+            | StartFault::Theta { .. }
+            | StartFault::Inner { .. }
+            | StartFault::Feedback { .. }
+            | StartFault::NoSegment(_)
+            | StartFault::Data { .. } => Check::Start,
+        }
+    }
 }
 
 fn carried_text(carried: &Option<Hash>) -> String {
@@ -398,6 +415,21 @@ mod tests {
             of(Expected { segment: 2, ..base }),
             Err(StartFault::NoSegment(2))
         );
+    }
+
+    #[test]
+    fn a_list_that_the_header_does_not_commit_to_counts_as_withheld() {
+        assert_eq!(StartFault::Commitment.check(), Check::Availability);
+        let other = StartFault::Segments {
+            expected: 3,
+            found: 2,
+        };
+        assert_eq!(other.check(), Check::Availability);
+        let stale = StartFault::Theta {
+            expected: THETA,
+            found: Hash::ZERO,
+        };
+        assert_eq!(stale.check(), Check::Start);
     }
 
     #[test]

@@ -18,6 +18,12 @@
 //!
 //! Rule `header-judged-at-home`: a header is looked at only while the exchange of its round is open, that is, while
 //! the state that it must have been trained from is this peer's own. One that comes earlier waits.
+//!
+//! Rule `strangers-fill-nothing`: an early header takes the place of an older one by the same author, and members have places of
+//! their own. However many identities a peer makes up, they take none of those.
+//!
+//! Rule `first-header-counts`: of one author the header that came first counts, and a second one is looked at only if others
+//! name it. Further ones are not kept. Whoever signs two is blamed, and neither its frames nor its headers hold others up.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -26,15 +32,15 @@ use super::exchange::{Exchange, Insertion, Work};
 use super::frames::Standing;
 use super::{Arrivals, Effect, Node, Start, StateTask, Training};
 use crate::hash::Hash;
-use crate::header::{FrameId, Header, SignedHeader, UpdateSummary};
+use crate::header::{FrameId, Header, SignedHeader, UpdateSummary, WorkCommitment};
 use crate::key::PeerKey;
 use crate::manifest::{Manifest, PEERS_MAX, RoundId};
 use crate::plan::{Plan, Sources};
 use crate::time::Time;
 use crate::wire::{Gossip, JournalEntry};
 
-/// Headers kept for the next round: a full roster that is one round ahead, twice.
-const EARLY_HEADERS_MAX: usize = 2 * PEERS_MAX as usize;
+/// Headers kept for later from peers that are not in the roster of the round at hand: as many as can come into it.
+const EARLY_HEADERS_OF_OTHERS: usize = PEERS_MAX as usize;
 
 impl Node {
     /// Opens the exchange of the round at hand once the state before it is current.
@@ -236,11 +242,19 @@ impl Node {
             self.insert_header(now, header);
         } else if (round == current || round == current.next())
             && self.admits(&author)
-            && (self.early_headers.len() < EARLY_HEADERS_MAX
-                || self.early_headers.contains_key(&author))
+            && self.has_room_for_early(&author)
         {
             self.early_headers.insert(author, header);
         }
+    }
+
+    /// Whether a header of `author` can be kept for later. Rule `strangers-fill-nothing`.
+    fn has_room_for_early(&self, author: &PeerKey) -> bool {
+        let strangers = self.early_headers.keys();
+        let strangers = strangers.filter(|peer| !self.roster.contains(peer));
+        self.roster.contains(author)
+            || self.early_headers.contains_key(author)
+            || strangers.count() < EARLY_HEADERS_OF_OTHERS
     }
 
     /// Whether exactly this header is kept. It comes again with each heartbeat of its author, and is verified once.
@@ -291,9 +305,15 @@ impl Node {
             .any(|decision| decision.members.iter().any(|m| m.header == *header))
     }
 
-    /// What is wrong with a header of the round at hand, if anything. Cheap: no frame is looked at.
+    /// What is wrong with a header of the round at hand, if anything. Cheap: no frame is looked at. What its author says of its
+    /// losses is not looked at either: nothing depends on it.
     fn header_fault(&self, header: &Header) -> Option<&'static str> {
         let update = &header.update;
+        let manifest = &self.config.manifest;
+        let fits_audits = match manifest.audit {
+            None => update.work == WorkCommitment::default(),
+            Some(_) => update.work.segments_root != Hash::ZERO,
+        };
         let shards = self.layout.shards_of(header.round).len();
         let frame_bytes_max = self
             .config
@@ -307,8 +327,12 @@ impl Node {
             Some("sent a header with the wrong number of frames")
         } else if update.frames.iter().any(|f| f.bytes > frame_bytes_max) {
             Some("sent a header with a frame that is too long")
-        } else if update.tokens > self.config.manifest.tokens_per_round_max() {
+        } else if update.tokens > manifest.tokens_per_round_max() {
             Some("claims more tokens than a round has")
+        } else if update.steps > manifest.schedule.steps_per_round {
+            Some("claims more steps than a round has")
+        } else if !fits_audits {
+            Some("sent a header whose work does not suit the audits of the run")
         } else {
             None
         }

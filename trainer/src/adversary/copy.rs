@@ -27,7 +27,8 @@ impl Trick for Copy {
         call: &mut Call<'_>,
     ) -> Result<(TrainReport, Vec<f32>), TrainError> {
         if call.task.first_step == 0 {
-            self.update = (self.others)();
+            let fits = |update: &Vec<f32>| update.len() == call.theta.len();
+            self.update = (self.others)().filter(fits);
         }
         let report = honest.claim(call)?;
         let part = report.steps as f32 / self.steps_per_round.max(1) as f32;

@@ -17,12 +17,13 @@ impl Trick for Stale {
         honest: &mut Honest<'_>,
         call: &mut Call<'_>,
     ) -> Result<(TrainReport, Vec<f32>), TrainError> {
-        if call.task.first_step == 0 {
+        // A round that is first seen in its middle has nothing to be behind of.
+        if call.task.first_step == 0 || self.start.len() != call.theta.len() {
             let before = std::mem::replace(&mut self.start, call.theta.to_vec());
-            let before = if before.is_empty() {
-                call.theta
-            } else {
+            let before = if before.len() == call.theta.len() {
                 &before
+            } else {
+                call.theta
             };
             let pairs = call.theta.iter().zip(before);
             self.ahead = pairs.map(|(theta, before)| theta - before).collect();

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use gradmesh_compression::{DecodeError, FeedbackError, Frame};
+use gradmesh_compression::{DecodeError, ErrorFeedback, FeedbackError, Frame};
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::Stage;
 
@@ -135,6 +135,13 @@ impl Replica {
         self.feedback.fold(start, local)?;
         self.rehash_feedback(0..self.shape.layout.tiles().len());
         Ok(())
+    }
+
+    /// Lets go of the error feedback: what was learnt and not sent is lost.
+    pub fn forget_feedback(&mut self) {
+        self.feedback = ErrorFeedback::new(self.theta.len(), self.shape.config.feedback_beta)
+            .expect("the decay was checked when the replica was made");
+        self.rehash_feedback(0..self.shape.layout.tiles().len());
     }
 
     /// Where training starts while an own update of `shards` is in flight: [`Self::start`] minus what its frames, of `stage`,

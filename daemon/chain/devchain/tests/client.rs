@@ -359,6 +359,42 @@ async fn weights_are_set_in_the_clear_where_the_subnet_wants_them_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn neurons_tell_who_may_set_weights_who_did_and_whom_that_pays() {
+    let chain = start(20).await;
+    let client = connect(&chain).await;
+    let netuid = subnet(&chain, &client).await;
+    let (validator, worker) = (Key::dev("Dave"), Key::dev("Eve"));
+    let judge = join(&chain, &client, netuid, &validator).await.uid;
+    let judged = join(&chain, &client, netuid, &worker).await.uid;
+    let (hotkey, bob) = (validator.account(), Key::dev("Bob"));
+    let stake = client.add_stake(&bob, netuid, &hotkey, 1_000 * TAO, None);
+    drive(&chain, stake).await.unwrap();
+    let open = [Hyperparameter::CommitReveal(false)];
+    set(&chain, &client, netuid, &open).await;
+    chain.advance(100).unwrap();
+    let before = client.neurons(netuid, None).await.unwrap();
+    let before = &before[usize::from(judge)];
+    assert!(before.validator_permit && before.active);
+    assert_eq!(before.last_update, before.registered_at);
+
+    let weights = [(judged, 1)];
+    let sent = client.publish_weights(&validator, netuid, &weights);
+    let sent = drive(&chain, sent).await.unwrap();
+    chain.advance(20).unwrap();
+    let neurons = client.neurons(netuid, None).await.unwrap();
+    let [judge, judged] = [judge, judged].map(|uid| &neurons[usize::from(uid)]);
+    assert_eq!(judge.last_update, sent.receipt().block.number);
+    assert_eq!((judge.dividends, judge.validator_trust), (65_535, 65_535));
+    assert_eq!((judge.incentive, judged.incentive), (0, 65_535));
+    assert!(judge.stake_rao > 0 && !judged.validator_permit);
+    let rows = client.weights(netuid, None).await.unwrap();
+    let uids: Vec<u16> = rows.iter().map(|(uid, _)| *uid).collect();
+    assert_eq!(uids, [judge.uid], "who set none has no row");
+    let described = client.subnet(netuid, None).await.unwrap().unwrap();
+    assert_eq!(described.activity_cutoff, 5000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn timelocked_weights_are_opened_by_the_chain_in_the_epoch_of_their_reveal() {
     let chain = start(20).await;
     let client = connect(&chain).await;

@@ -29,6 +29,10 @@ impl Driver {
             Effect::StoreDecision(record) => {
                 self.check_attested(&record)?;
                 tokio::task::block_in_place(|| self.store.store_decision(&record))?;
+                // A validator trains nothing.
+                if self.auditor.as_ref().is_some_and(Auditor::validates) {
+                    self.before_rounds.get_or_insert_with(traffic_now);
+                }
                 self.on_decided(&record);
                 let stage = self.node.stage_of_updates(record.decision.round);
                 if let (Some(auditor), Some(stage)) = (&mut self.auditor, stage) {

@@ -313,6 +313,9 @@ impl Driver {
         if let (Some(subnet), Some(hotkey)) = (&self.subnet, contact.hotkey) {
             subnet.claims().note(from, AccountId(hotkey));
         }
+        if let Some(auditor) = &mut self.auditor {
+            auditor.contact(from, contact.validates);
+        }
         let addresses: Vec<Multiaddr> = contact
             .control
             .iter()

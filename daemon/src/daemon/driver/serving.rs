@@ -13,6 +13,7 @@ use gradmesh_trainer::work;
 use libp2p::PeerId;
 
 use super::Driver;
+use crate::daemon::audit::Auditor;
 use crate::net::control::ResponseToken;
 use crate::worker::{KeptWork, Snapshot};
 
@@ -230,6 +231,7 @@ impl Driver {
             control: control.take(ADDRESSES_MAX).collect(),
             bulk: self.bulk.local_addr(),
             hotkey: self.subnet.as_ref().map(|subnet| subnet.hotkey().0),
+            validates: self.auditor.as_ref().is_some_and(Auditor::validates),
         }
     }
 }

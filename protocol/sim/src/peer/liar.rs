@@ -4,12 +4,36 @@ use arc_malachitebft_core_types::NilOrVal;
 use gradmesh_protocol::agreement::{Message, SignedProposal, SignedVote};
 use gradmesh_protocol::decision::{Bitmap, Decision, Join};
 use gradmesh_protocol::hash::Hash;
+use gradmesh_protocol::header::{FrameRef, SignedHeader};
 use gradmesh_protocol::key::Keypair;
 use gradmesh_protocol::manifest::{Link, RunId};
 use gradmesh_protocol::registry::RegistryMark;
 use gradmesh_protocol::wire::DecisionRecord;
 
+use crate::coverage::Situation;
 use crate::options::Lie;
+
+/// What a liar says instead of its header.
+#[derive(Debug)]
+pub(super) enum HeaderLie {
+    /// This to peers with even numbers, the truth to the others.
+    Half(Box<SignedHeader>),
+    /// These to everybody.
+    All(Vec<SignedHeader>),
+}
+
+impl HeaderLie {
+    /// What `peer` is told instead of the truth; `None` for that.
+    pub(super) fn to(&self, peer: usize) -> Option<&[SignedHeader]> {
+        match self {
+            HeaderLie::Half(header) => {
+                let told = peer.is_multiple_of(2);
+                told.then_some(std::slice::from_ref(&**header))
+            }
+            HeaderLie::All(headers) => Some(headers),
+        }
+    }
+}
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -19,7 +43,14 @@ pub(super) struct Liar {
     forged: Option<Hash>,
     /// The snapshot that its forged proposals name: the newest that it has seen.
     pub(super) seen: Option<RegistryMark>,
+    /// The header that its node published last, and the one of a round before.
+    headers: [Option<SignedHeader>; 2],
+    /// The frames of the first update that has as many as the one at hand.
+    old: Vec<FrameRef>,
 }
+
+/// Headers that a liar signs instead of one.
+const FLOOD: u64 = 12;
 
 impl Liar {
     pub(super) fn new(lie: Lie) -> Liar {
@@ -27,7 +58,72 @@ impl Liar {
             lie,
             forged: None,
             seen: None,
+            headers: [None, None],
+            old: Vec::new(),
         }
+    }
+
+    /// What it says instead of `header`, and what lie that is; `None` for the truth.
+    pub(super) fn tell_header(
+        &mut self,
+        header: &SignedHeader,
+        me: &Keypair,
+    ) -> Option<(Situation, HeaderLie)> {
+        let round = header.header.round;
+        if self.headers[0]
+            .as_ref()
+            .is_none_or(|last| last.header.round < round)
+        {
+            self.headers[1] = self.headers[0].replace(header.clone());
+        }
+        let another = |loss: u64| {
+            let mut header = header.header.clone();
+            header.update.loss_last_micronats ^= loss;
+            header.sign(me)
+        };
+        match self.lie {
+            Lie::SplitHeader => Some((
+                Situation::HeaderSplit,
+                HeaderLie::Half(Box::new(another(1))),
+            )),
+            Lie::HeaderFlood => {
+                let flood = (0..FLOOD).map(another).collect();
+                Some((Situation::HeadersFlooded, HeaderLie::All(flood)))
+            }
+            Lie::LateHeader => {
+                let before = self.headers[1].clone();
+                Some((
+                    Situation::HeaderHeldBack,
+                    HeaderLie::All(before.into_iter().collect()),
+                ))
+            }
+            Lie::Replay => {
+                let frames = &header.header.update.frames;
+                if self.old.len() != frames.len() {
+                    self.old.clone_from(frames);
+                    return None;
+                }
+                let mut header = header.header.clone();
+                header.update.frames.clone_from(&self.old);
+                Some((
+                    Situation::UpdateReplayed,
+                    HeaderLie::All(vec![header.sign(me)]),
+                ))
+            }
+            Lie::Equivocate
+            | Lie::WrongRoot
+            | Lie::MalformedFrame
+            | Lie::ForgedHistory
+            | Lie::UnregisteredJoin
+            | Lie::WrongPowers
+            | Lie::WrongSum
+            | Lie::Withhold => None,
+        }
+    }
+
+    /// Whether it keeps its frames from `peer`.
+    pub(super) fn withholds(&self, peer: usize) -> bool {
+        self.lie == Lie::Withhold && peer.is_multiple_of(2)
     }
 
     /// Whether it commits to bytes that are no frame.
@@ -55,14 +151,31 @@ impl Liar {
         match self.lie {
             Lie::Equivocate => peer.is_multiple_of(2),
             Lie::WrongRoot | Lie::UnregisteredJoin | Lie::WrongPowers => true,
-            Lie::MalformedFrame | Lie::ForgedHistory | Lie::WrongSum => false,
+            Lie::MalformedFrame
+            | Lie::ForgedHistory
+            | Lie::WrongSum
+            | Lie::SplitHeader
+            | Lie::HeaderFlood
+            | Lie::LateHeader
+            | Lie::Replay
+            | Lie::Withhold => false,
         }
     }
 
     /// What it says instead of `message`; `None` for the truth.
     pub(super) fn tell(&mut self, message: &Message, me: &Keypair, run: &RunId) -> Option<Message> {
         match (self.lie, message) {
-            (Lie::MalformedFrame | Lie::ForgedHistory | Lie::WrongSum, _)
+            (
+                Lie::MalformedFrame
+                | Lie::ForgedHistory
+                | Lie::WrongSum
+                | Lie::SplitHeader
+                | Lie::HeaderFlood
+                | Lie::LateHeader
+                | Lie::Replay
+                | Lie::Withhold,
+                _,
+            )
             | (Lie::WrongRoot | Lie::UnregisteredJoin | Lie::WrongPowers, Message::Vote(_))
             | (_, Message::Polka(_) | Message::RoundCertificate(_)) => None,
             (
@@ -95,7 +208,15 @@ impl Liar {
                         decision.joins.clear();
                         decision.powers = vec![(victim, due.map_or(0, |power| power + 1))];
                     }
-                    Lie::WrongRoot | Lie::MalformedFrame | Lie::ForgedHistory | Lie::WrongSum => {
+                    Lie::WrongRoot
+                    | Lie::MalformedFrame
+                    | Lie::ForgedHistory
+                    | Lie::WrongSum
+                    | Lie::SplitHeader
+                    | Lie::HeaderFlood
+                    | Lie::LateHeader
+                    | Lie::Replay
+                    | Lie::Withhold => {
                         decision.state_root = Hash::of_content(b"another state");
                     }
                 }

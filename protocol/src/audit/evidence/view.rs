@@ -44,7 +44,6 @@ pub struct View {
 
 /// A view of a verdict.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-#[allow(missing_docs)]
 pub struct VerdictView {
     pub run: Hash,
     pub round: u64,
@@ -61,7 +60,6 @@ pub struct VerdictView {
 
 /// A view of a beacon: a block, or a decision.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-#[allow(missing_docs)]
 pub struct BeaconView {
     pub block: Option<u64>,
     pub block_hash: Option<Hash>,
@@ -72,7 +70,6 @@ pub struct BeaconView {
 
 /// A view of a machine.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-#[allow(missing_docs)]
 pub struct MachineView {
     pub build: String,
     pub device: String,
@@ -80,7 +77,6 @@ pub struct MachineView {
 
 /// A view of what a header says.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-#[allow(missing_docs)]
 pub struct ClaimView {
     pub state_root: Hash,
     pub segments_root: Hash,
@@ -94,7 +90,6 @@ pub struct ClaimView {
 
 /// A view of the roots of a state.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-#[allow(missing_docs)]
 pub struct RootsView {
     pub theta: Hash,
     pub inner: Hash,
@@ -102,7 +97,6 @@ pub struct RootsView {
 
 /// A view of a segment.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-#[allow(missing_docs)]
 pub struct SegmentView {
     pub before: RootsView,
     pub after: RootsView,
@@ -115,7 +109,6 @@ pub struct SegmentView {
 
 /// A view of a segment that was done again.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-#[allow(missing_docs)]
 pub struct RedoneView {
     pub after: RootsView,
     pub loss_micronats: u64,
@@ -127,7 +120,6 @@ pub struct RedoneView {
 
 /// A view of a tile.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-#[allow(missing_docs)]
 pub struct TileView {
     pub tile: u64,
     pub tiles: u64,
@@ -141,7 +133,6 @@ pub struct TileView {
 
 /// A view of a content that a replay needs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-#[allow(missing_docs)]
 pub struct NeedView {
     pub kind: &'static str,
     pub content: Hash,

@@ -526,6 +526,41 @@ mod tests {
     }
 
     #[test]
+    fn copy_of_revealed_weights_counts_a_reveal_period_after_the_original() {
+        for period in [1, 2, 4] {
+            with_validator(|original, original_uid| {
+                let copy_uid = register_validator(3, TAO);
+                RevealPeriodEpochs::<Test>::insert(NETUID, period);
+                let mut counted = Vec::new();
+                for epoch in 0..12 {
+                    // The pulse comes with the first block of the epoch, which opens what is due.
+                    pulse(epoch);
+                    run_blocks(1);
+                    let revealed = Weights::<Test>::get(NETUID, original_uid);
+                    let round = epoch + period;
+                    let own = timelocked(original, &[0, 1], &[1, 10 + epoch as u16], round);
+                    assert_ok!(commit_timelocked(original, own, round));
+                    let (uids, values): (Vec<_>, Vec<_>) = revealed.into_iter().unzip();
+                    if !uids.is_empty() {
+                        let copy = timelocked(hotkey_of(3), &uids, &values, round);
+                        assert_ok!(commit_timelocked(hotkey_of(3), copy, round));
+                    }
+                    run_to_epoch(epoch + 1);
+                    counted.push(
+                        [original_uid, copy_uid].map(|uid| Weights::<Test>::get(NETUID, uid)),
+                    );
+                }
+                let lag = usize::try_from(period).unwrap();
+                for epoch in 2 * lag..counted.len() {
+                    let [original, copy] = &counted[epoch];
+                    assert_eq!(copy, &counted[epoch - lag][0]);
+                    assert_ne!(copy, original);
+                }
+            });
+        }
+    }
+
+    #[test]
     fn reveal_period_is_one_to_a_hundred_epochs() {
         with_subnet(|| {
             let set = |epochs| Pallet::<Test>::set_reveal_period(NETUID, epochs);
