@@ -166,8 +166,8 @@ impl Pay {
     }
 }
 
-/// What `conduct` is paid in a run of `rounds` rounds beside two honest miners, over `seeds` seeds. The loss of every tenth audited
-/// update is measured.
+/// What `conduct` is paid in a run of `rounds` rounds beside two honest miners, over `seeds` seeds. Losses are not measured: this is
+/// what audits of work do alone.
 ///
 /// `probation_rounds`: rounds in which a newcomer is always audited, and one that was suspended.
 pub fn pay(
@@ -182,7 +182,6 @@ pub fn pay(
         let miners = [conduct, honest, honest];
         let mut setup = Setup::of_one_step_segments(seed, coverage_ppm, rounds, &miners);
         setup.audit.probation_rounds = probation_rounds;
-        setup.audit.loss_ppm = 100_000;
         let mut world = World::new(&setup);
         for _ in 0..rounds {
             world.next_round();
