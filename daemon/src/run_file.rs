@@ -498,7 +498,8 @@ pub struct Audit {
     pub suspension_rounds: Option<u32>,
     /// Sequences of each kind that the loss of an update is measured on. Default 64.
     pub loss_sequences: u32,
-    /// Chance that it is measured in a round that is audited. Default 0.1: its noise is small against that of an epoch.
+    /// Chance that it is measured in a round that is audited. Default 0.02: measuring costs as much as training on a bit more than
+    /// `loss_sequences` sequences, which may be a good part of a short round.
     pub loss: f64,
     /// `carried` or `reset`: what the inner optimizer of a round begins with. Default carried; resetting it costs 1 to 2 % of
     /// loss.
@@ -516,7 +517,7 @@ impl Default for Audit {
             probation_rounds: 20,
             suspension_rounds: None,
             loss_sequences: 64,
-            loss: 0.1,
+            loss: 0.02,
             inner: InnerName::Carried,
             tolerances: None,
         }

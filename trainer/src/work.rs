@@ -9,6 +9,7 @@
 //!
 //! All chunks one after the other, those of theta first, are the state as one run of bytes ([`WorkState::to_bytes`]).
 
+use std::io::{self, Write};
 use std::ops::Range;
 
 use gradmesh_protocol::audit::segment::{SegmentList, StateRoots, Work, steps_of};
@@ -132,17 +133,41 @@ impl WorkState {
         })
     }
 
-    /// All chunks, one after the other: 12 bytes for each parameter, and 8.
+    /// Writes all chunks to `out`, one after the other: 12 bytes for each parameter, and 8. Gives back their hashes.
+    ///
+    /// # Errors
+    /// As [`Self::leaves`]; in the other layer, what `out` said.
+    pub fn write(&self, out: &mut impl Write) -> Result<io::Result<StateLeaves>, StateError> {
+        let inner = InnerState::from_bytes(&self.inner, self.theta.len())?;
+        let mut leaves = Vec::new();
+        let steps = inner.steps.to_le_bytes();
+        let mut put = |chunk: &[u8]| {
+            leaves.push(Hash::of_content(chunk));
+            out.write_all(chunk)
+        };
+        let flat = |values: &[f32], put: &mut dyn FnMut(&[u8]) -> io::Result<()>| {
+            let mut chunks = values.chunks(CHUNK_ELEMENTS);
+            chunks.try_for_each(|chunk| put(&le_bytes(chunk)))
+        };
+        let written = flat(&self.theta, &mut put)
+            .and_then(|()| put(&steps))
+            .and_then(|()| flat(&inner.first, &mut put))
+            .and_then(|()| flat(&inner.second, &mut put));
+        let inner = leaves.split_off(chunks_of(self.theta.len()).min(leaves.len()));
+        Ok(written.map(|()| StateLeaves {
+            theta: leaves,
+            inner,
+        }))
+    }
+
+    /// What [`Self::write`] writes.
     ///
     /// # Errors
     /// As [`Self::leaves`].
     pub fn to_bytes(&self) -> Result<Vec<u8>, StateError> {
-        let inner = InnerState::from_bytes(&self.inner, self.theta.len())?;
         let mut bytes = Vec::with_capacity(12 * self.theta.len() + STEPS_BYTES);
-        bytes.extend_from_slice(&le_bytes(&self.theta));
-        bytes.extend_from_slice(&inner.steps.to_le_bytes());
-        bytes.extend_from_slice(&le_bytes(&inner.first));
-        bytes.extend_from_slice(&le_bytes(&inner.second));
+        let written = self.write(&mut bytes)?;
+        written.expect("memory takes what is written to it");
         Ok(bytes)
     }
 

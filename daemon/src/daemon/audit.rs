@@ -544,7 +544,7 @@ impl Auditor {
         else {
             return;
         };
-        let Some(pick) = challenge::pick(&challenge, &peer, &self.audit, true) else {
+        let Some(pick) = challenge::panel_pick(&challenge, &peer, &self.audit) else {
             return;
         };
         round.left.insert(peer);

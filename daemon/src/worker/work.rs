@@ -20,9 +20,9 @@ use std::path::{Path, PathBuf};
 use gradmesh_protocol::audit::segment::SegmentList;
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::manifest::{self, RoundId};
+use gradmesh_trainer::StepReport;
 use gradmesh_trainer::optimizer::le_bytes;
 use gradmesh_trainer::work::{Recorder, StateLeaves, WorkState};
-use gradmesh_trainer::{StateError, StepReport};
 
 use super::disk::{DiskError, io_error};
 
@@ -148,12 +148,15 @@ impl Archive {
         let folder = self.folder(round);
         fs::create_dir_all(&folder).map_err(io_error(&folder))?;
         let path = folder.join(format!("state-{:02}", recording.states.len()));
-        let unfit = |error: StateError| DiskError::Damaged {
-            path: path.clone(),
-            reason: error.to_string(),
-        };
-        let leaves = state.leaves().map_err(unfit)?;
-        write(&path, &state.to_bytes().map_err(unfit)?)?;
+        let file = File::create(&path).map_err(io_error(&path))?;
+        // Chunks go to the file as they are hashed.
+        let written = state
+            .write(&mut &file)
+            .map_err(|error| DiskError::Damaged {
+                path: path.clone(),
+                reason: error.to_string(),
+            })?;
+        let leaves = written.map_err(io_error(&path))?;
         match data {
             None => recording.recorder.begin(leaves.roots()),
             Some(data) => recording.recorder.end_segment(leaves.roots(), data),
