@@ -162,6 +162,48 @@ mod tests {
     }
 
     #[test]
+    fn the_mean_square_over_seeds_is_64_times_that_of_the_update() {
+        const SEEDS: u16 = 200;
+        let update = update(1);
+        let square: f64 = update.iter().map(|x| f64::from(*x) * f64::from(*x)).sum();
+        let quotient = |seed: u16| {
+            let mut bytes = [0; 32];
+            bytes[..2].copy_from_slice(&seed.to_le_bytes());
+            let sketch = Sketch::of(&Hash(bytes), update.iter().copied());
+            sketch.elements().map(|x| x * x).sum::<f64>() / (64.0 * square)
+        };
+        let mean = (0..SEEDS).map(quotient).sum::<f64>() / f64::from(SEEDS);
+        // The variance of one quotient is 2/64 (1 - sum of x^4 / (sum of x^2)^2), so below 1/32. The mean of 200 has a standard
+        // deviation of less than 0.0125; five of them.
+        assert!((mean - 1.0).abs() < 0.0625, "{mean}");
+    }
+
+    #[test]
+    fn the_sketch_of_a_difference_is_the_difference_of_sketches() {
+        // Whole numbers whose sums stay below 2^24: nothing is rounded.
+        let whole = |seed| -> Vec<f32> {
+            update(seed)
+                .iter()
+                .map(|x| x * 1000.0)
+                .map(f32::round)
+                .collect()
+        };
+        let (x, y) = (whole(1), whole(2));
+        let seed = Hash([3; 32]);
+        let difference = Sketch::of(&seed, x.iter().zip(&y).map(|(x, y)| x - y));
+        let (x, y) = (Sketch::of(&seed, x), Sketch::of(&seed, y));
+        let differences: Vec<f64> = x.elements().zip(y.elements()).map(|(x, y)| x - y).collect();
+        assert_eq!(difference.elements().collect::<Vec<_>>(), differences);
+    }
+
+    #[test]
+    fn another_seed_gives_another_sketch() {
+        let of = |seed| Sketch::of(&Hash([seed; 32]), update(1));
+        assert_eq!(of(1), of(1));
+        assert_ne!(of(1), of(2));
+    }
+
+    #[test]
     fn a_sketch_is_pinned() {
         let sketch = Sketch::of(&Hash([1; 32]), [1.0, 2.0, 4.0]);
         let first: Vec<_> = sketch.elements().take(8).collect();
