@@ -54,7 +54,7 @@ use crate::state_dir::StateDir;
 use crate::store::{Store, StoreError};
 pub(crate) use audit::{
     AuditError, AuditFindings, AuditInputs, AuditTask, AuditedTile, Ground, PublicRoots,
-    SegmentClaim, dtype, flat, local_values,
+    STARTS_KEPT, SegmentClaim, dtype, flat, local_values,
 };
 pub(crate) use disk::{Disk, DiskError};
 use disk::{Pending, PrivateFile};

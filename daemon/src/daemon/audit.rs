@@ -11,6 +11,9 @@
 //!
 //! Rule `two-tries`: what is not served at the first try is asked for once more, [`RETRY_AFTER`] later; then the audit has failed.
 //!
+//! Rule `too-late`: an audit that has not begun when the worker has forgotten where the round began is not done: this validator
+//! does not keep up, which says nothing of the peer.
+//!
 //! Rule `one-at-a-time`: one audit is fetched or computed at a time; the rest of the time belongs to the rounds.
 //!
 //! The rules of who judges whom stand in `gradmesh_protocol::audit`; this file carries them out. On a peer that is no validator it
@@ -45,7 +48,7 @@ use crate::status::{FindingStatus, StatusHandle};
 use crate::store::Store;
 use crate::store::record::AuditEntry;
 use crate::subnet::AuditedEpoch;
-use crate::worker::{AuditError, AuditFindings, AuditInputs, AuditTask};
+use crate::worker::{AuditError, AuditFindings, AuditInputs, AuditTask, STARTS_KEPT};
 use files::EvidenceDir;
 pub(crate) use inputs::chunks_of;
 pub(super) use inputs::{InputError, Source};
@@ -55,7 +58,7 @@ use settle::Epochs;
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// Rounds that wait for their challenge or for audits. When there are more, the oldest go unaudited: the peers no longer keep
 /// what they would need.
-const ROUNDS_MAX: usize = 16;
+const ROUNDS_MAX: usize = 64;
 /// Registry blocks remembered: as many as rounds may wait for.
 const BLOCKS_MAX: usize = 64;
 /// Validators known. When full, newcomers are not heard until one has been silent for long.
@@ -621,16 +624,23 @@ impl Auditor {
 
     /// Begins the next audit if none is under way.
     fn next_job(&mut self) {
-        if self.running.is_some() {
-            return;
-        }
-        let now = Instant::now();
-        let mut queue = self.queue.iter();
-        let Some(place) = queue.position(|job| job.not_before.is_none_or(|then| then <= now))
-        else {
-            return;
-        };
-        if let Some(job) = self.queue.remove(place) {
+        while self.running.is_none() {
+            let now = Instant::now();
+            let mut queue = self.queue.iter();
+            let ready = queue.position(|job| job.not_before.is_none_or(|then| then <= now));
+            let Some(job) = ready.and_then(|place| self.queue.remove(place)) else {
+                return;
+            };
+            let forgotten = job.round.0.saturating_add(STARTS_KEPT as u64) <= self.docket_time.0;
+            if forgotten && job.tries == 0 {
+                let peer = job.header.header.peer;
+                tracing::warn!(round = %job.round, peer = %peer.short(), "no time for an audit");
+                self.status.change_audit(|status| status.undone += 1);
+                if let Some(round) = self.rounds.get_mut(&job.round) {
+                    round.left.remove(&peer);
+                }
+                continue;
+            }
             self.running = Some(Running::Fetching(job.clone()));
             self.actions.push_back(Action::Fetch(job));
         }
@@ -661,7 +671,7 @@ impl Auditor {
                 tracing::debug!(round = %job.round, %error, "the inputs of an audit are asked for again");
                 job.tries = 1;
                 job.not_before = Some(Instant::now() + RETRY_AFTER);
-                self.queue.push_back(job);
+                self.queue.push_front(job);
                 self.next_job();
             }
             Err(error) => {

@@ -227,6 +227,7 @@ fn the_example_loads_and_shows_every_key_with_its_default() {
     // Uncommented, every key is there: serialised and read back, nothing is missing and every default is as said.
     let text = fs::read_to_string(&path).unwrap();
     let (text, chain) = text.split_once("# [chain]\n").unwrap();
+    let (chain, audit) = chain.split_once("# [audit]\n").unwrap();
     let uncommented = uncommented(text);
     let (full, found) = RunFile::parse(&uncommented).unwrap();
     assert_eq!(found, []);
@@ -264,6 +265,86 @@ fn the_example_loads_and_shows_every_key_with_its_default() {
     let all = toml::Table::try_from(&section).unwrap();
     let written: toml::Table = self::uncommented(chain).parse().unwrap();
     assert_eq!(keys(&written), keys(&all));
+
+    // The section that is there or not.
+    let section: Audit = toml::from_str(&self::uncommented(audit)).unwrap();
+    let example = Audit {
+        segments: Some(20),
+        suspension_rounds: Some(4),
+        tolerances: Some("tolerances.json".into()),
+        ..Audit::default()
+    };
+    assert_eq!(section, example);
+    let all = toml::Table::try_from(&section).unwrap();
+    let written: toml::Table = self::uncommented(audit).parse().unwrap();
+    assert_eq!(keys(&written), keys(&all));
+}
+
+#[test]
+fn audits_follow_the_steps_and_the_coverage_unless_said_and_need_a_round_of_ones_own() {
+    let manifest = |text: &str| {
+        let run = format!("schedule.steps_per_round = 20\n{text}");
+        let (run, found) = RunFile::parse(&run).unwrap();
+        assert_eq!(found, []);
+        let data = DataFacts {
+            root: Hash::ZERO,
+            bytes: 1,
+            files: 1,
+        };
+        let launcher = PeerKey([1; 32]);
+        run.to_manifest(
+            (launcher, Link::alone(&launcher)),
+            Hash::ZERO,
+            &data,
+            ("{}", &[]),
+            manifest::Chain::None,
+            &mut Vec::new(),
+        )
+    };
+    assert_eq!(manifest("").audit, None);
+    let audit = manifest("[audit]").audit.unwrap();
+    assert_eq!((audit.segments, audit.suspension_rounds), (20, 4));
+    let audit = manifest("[audit]\ncoverage = 0.3").audit.unwrap();
+    assert_eq!((audit.coverage_ppm, audit.suspension_rounds), (300_000, 14));
+    let fields = |text: &str| -> Vec<&'static str> {
+        let faults = manifest(text).validate().into_iter();
+        let of_audits = faults.map(|fault| fault.field);
+        of_audits
+            .filter(|field| field.starts_with("audit"))
+            .collect()
+    };
+    assert_eq!(fields("[audit]"), [""; 0]);
+    assert_eq!(
+        fields("exchange.overlap = 1\n[audit]"),
+        ["audit needs exchange.overlap"]
+    );
+    assert_eq!(
+        fields("[audit]\nsegments = 21\nsuspension_rounds = 1"),
+        ["audit.segments", "audit.suspension_rounds"]
+    );
+}
+
+#[test]
+fn a_table_of_tolerances_that_is_missing_or_wrong_is_a_fault_of_its_key() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("run.toml");
+    let faults = |text: &str| {
+        fs::write(&path, format!("[audit]\n{text}")).unwrap();
+        let Err(RunFileError::Faults { faults, .. }) = LoadedRunFile::load(&path) else {
+            panic!("an empty run was taken");
+        };
+        let of_table = faults
+            .into_iter()
+            .filter(|fault| fault.key == "audit.tolerances");
+        of_table.map(|fault| fault.problem).collect::<Vec<_>>()
+    };
+    assert_eq!(faults("").len(), 0);
+    assert!(faults("tolerances = \"none.json\"")[0].contains("none.json"));
+    fs::write(home.path().join("bad.json"), "{}").unwrap();
+    assert!(faults("tolerances = \"bad.json\"")[0].contains("doctor --calibrate"));
+    let good = r#"{"pairs": [{"first": "b", "second": "a", "tolerance_ppb": 20000000, "largest_ppb": 5, "segments": 9}]}"#;
+    fs::write(home.path().join("good.json"), good).unwrap();
+    assert_eq!(faults("tolerances = \"good.json\"").len(), 0);
 }
 
 /// `text` with those of its comments that are keys as keys.

@@ -112,8 +112,8 @@ mod tests {
         let stake = (of.stake.holders, of.stake.top_1_ppm, of.stake.nakamoto);
         assert_eq!(stake, (2, 600_000, 1));
         let incentive = (of.incentive.holders, of.incentive.top_1_ppm);
-        // 45,000 of 65,535.
-        assert_eq!(incentive, (2, 686_656));
+        // 45,000 of 65,535, rounded down.
+        assert_eq!(incentive, (2, 686_655));
     }
 
     #[test]

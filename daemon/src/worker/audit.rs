@@ -33,7 +33,7 @@ use gradmesh_trainer::work::{CHUNK_ELEMENTS, WorkState, theta_root, zero_inner_r
 use super::{Event, Machine, WorkerError, micronats};
 
 /// Rounds whose start is kept: an audit comes two or three rounds late, and waits for its turn.
-pub(super) const STARTS_KEPT: usize = 6;
+pub(crate) const STARTS_KEPT: usize = 6;
 
 /// A tile of the error feedback around an update, f32 little endian.
 #[derive(Clone, Debug)]
