@@ -488,7 +488,8 @@ pub struct Audit {
     /// Segments of a round, up to 64. Default: 30, or as many as a round has steps. An audit does one of them again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub segments: Option<u32>,
-    /// Chance that a validator audits a peer in a round. Default 1: every round of every peer.
+    /// Chance that a validator audits a peer in a round. Default 0.2: with newcomers' probation, cheats are paid less than the work
+    /// that they skip, and copying other validators' weights saves little (docs/validation.md).
     pub coverage: f64,
     /// Rounds of a newcomer, and after a suspension, that are all audited. Default 20.
     pub probation_rounds: u32,
@@ -513,7 +514,7 @@ impl Default for Audit {
     fn default() -> Self {
         Audit {
             segments: None,
-            coverage: 1.0,
+            coverage: 0.2,
             probation_rounds: 20,
             suspension_rounds: None,
             loss_sequences: 64,

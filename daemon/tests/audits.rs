@@ -138,6 +138,7 @@ impl Run {
             timing.deadline_cap_ms = 8000
             [audit]
             segments = 3
+            coverage = 1.0
             loss = 1.0
             loss_sequences = 8
         "#;

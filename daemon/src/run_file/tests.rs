@@ -270,7 +270,7 @@ fn the_example_loads_and_shows_every_key_with_its_default() {
     let section: Audit = toml::from_str(&self::uncommented(audit)).unwrap();
     let example = Audit {
         segments: Some(20),
-        suspension_rounds: Some(4),
+        suspension_rounds: Some(20),
         tolerances: Some("tolerances.json".into()),
         ..Audit::default()
     };
@@ -303,7 +303,7 @@ fn audits_follow_the_steps_and_the_coverage_unless_said_and_need_a_round_of_ones
     };
     assert_eq!(manifest("").audit, None);
     let audit = manifest("[audit]").audit.unwrap();
-    assert_eq!((audit.segments, audit.suspension_rounds), (20, 4));
+    assert_eq!((audit.segments, audit.suspension_rounds), (20, 20));
     let audit = manifest("[audit]\ncoverage = 0.3").audit.unwrap();
     assert_eq!((audit.coverage_ppm, audit.suspension_rounds), (300_000, 14));
     let fields = |text: &str| -> Vec<&'static str> {
