@@ -378,7 +378,7 @@ fn a_small_demo_ends_with_equal_roots_a_lower_loss_and_a_checkpoint_that_verifie
     fs::create_dir(&data).unwrap();
     let text = include_str!("cli.rs");
     fs::write(home.path().join("data/text.txt"), text.repeat(8)).unwrap();
-    let mut words = vec!["demo", "--peers", "2", "--rounds", "2"];
+    let mut words = vec!["demo", "--peers", "2", "--rounds", "2", "--cheat", "none"];
     words.extend(["--out", &out, "--data", &data, "--json", &json]);
     let demo = said(&home, &words);
     assert_eq!(demo.code, Some(0), "{}\n{}", demo.out, demo.err);
@@ -407,6 +407,10 @@ fn a_small_demo_ends_with_equal_roots_a_lower_loss_and_a_checkpoint_that_verifie
         number("bytes_wan_per_peer") < number("bytes_dense_f32"),
         "{summary}"
     );
+
+    assert_eq!(summary["cheats"], serde_json::json!([]));
+    assert_eq!(summary["audits"]["done"], 4, "{summary}");
+    assert_eq!(summary["audits"]["failed"], 0, "{summary}");
 
     let checkpoint = summary["checkpoint"]["path"].as_str().unwrap();
     let verified = said(&home, &["checkpoint", "verify", checkpoint, "--json"]);
