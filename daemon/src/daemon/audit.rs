@@ -9,7 +9,7 @@
 //! | verdicts come, own and others' | the docket closes cases; ledgers say what counts |
 //! | all audits of an epoch are closed | its scores are attested, and become weights |
 //!
-//! Rule `two-tries`: what is not served at the first try is asked for once more, [`RETRY_AFTER`] later; then the audit has failed.
+//! Rule `two-tries`: what is not served at the first try is asked for once more, some seconds later; then the audit has failed.
 //!
 //! Rule `too-late`: an audit that has not begun when the worker has forgotten where the round began is not done: this validator
 //! does not keep up, which says nothing of the peer.

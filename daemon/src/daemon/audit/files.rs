@@ -3,7 +3,7 @@
 //!
 //! Everything is named by its hash, so that a copy is as good as the original, and a damaged file is noticed. Evidence is kept
 //! for good (at most 64 KiB each); content is 12 bytes and more for each parameter, and the oldest of it goes when there are
-//! more than [`CONTENT_BYTES_MAX`].
+//! more than `CONTENT_BYTES_MAX`.
 
 use std::fs;
 use std::io;
