@@ -52,15 +52,10 @@
 
 mod bounds;
 mod case;
-mod daemon;
-mod environment;
 mod mesh;
-mod network;
-mod process;
 mod rival;
 mod row;
 
-use std::env;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -70,10 +65,13 @@ use anyhow::{Context, ensure};
 use tempfile::TempDir;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::harness::daemon::gradmesh_beside;
+use crate::harness::environment::python_with;
+use crate::harness::network::{Network, PEERS_MAX};
+use crate::harness::{CodecName, Link, Plan};
 use crate::origin::Origin;
-use case::{CodecName, Link, Plan, Rival, System};
+use case::{Rival, System};
 use mesh::{Mesh, Run};
-use network::{Network, PEERS_MAX};
 use rival::Group;
 use row::{Report, Row, Sample};
 
@@ -348,7 +346,7 @@ impl Case<'_> {
             self.args.link
         ));
         let started = async {
-            let python = environment::python_with(rival).await?;
+            let python = python_with(rival.library()).await?;
             let home = home.join(rival.name());
             fs::create_dir(&home)?;
             Group::start(rival, &python, &self.elements, &network.places, &home).await
@@ -464,20 +462,6 @@ fn tensors(megabytes: f64) -> Vec<u64> {
         left -= elements;
     }
     tensors
-}
-
-/// The executable `gradmesh` that was built with this one.
-fn gradmesh_beside() -> anyhow::Result<PathBuf> {
-    let path = env::current_exe()
-        .and_then(|path| path.canonicalize())
-        .context("where this executable lies")?
-        .with_file_name("gradmesh");
-    ensure!(
-        path.exists(),
-        "{} is not there: build it with `cargo build -p gradmesh`, or install it beside gradmesh-bench",
-        path.display()
-    );
-    Ok(path)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 mod bound;
 mod codec;
 mod exchange;
+mod harness;
 mod learning;
 mod noise;
 mod planes;

@@ -19,7 +19,8 @@
 //! - **hier**: the sums of the other sites, (s - 1) C: as if each site were one peer and gathered.
 //! - **all-reduce**: one sum of all that is elsewhere, S.
 
-use super::case::{Plan, Site, System};
+use super::case::System;
+use crate::harness::{Plan, Site};
 
 /// What has to cross the link of one peer in one direction.
 pub(super) fn bytes_per_peer(system: System, plan: Plan, peers: u32, update_bytes: f64) -> f64 {

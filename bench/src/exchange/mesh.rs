@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde_json::json;
 
-use super::case::{CodecName, Plan};
-use super::daemon::{Daemon, Status};
-use super::network::{Place, received_bytes};
-use super::process::Process;
 use super::row::{Phases, Sample};
+use crate::harness::daemon::{Daemon, Seconds, Status};
+use crate::harness::network::{Place, received};
+use crate::harness::process::Process;
+use crate::harness::{CodecName, Plan};
 
 /// How often daemons are asked where they are. A look costs each of them some 0.2 ms.
 const LOOK: Duration = Duration::from_millis(50);
@@ -175,8 +175,7 @@ impl Mesh {
             .iter()
             .map(|s| s.committed_at + s.exchange + s.decide + s.apply)
             .fold(f64::MIN, f64::max);
-        let most =
-            |of: fn(&super::daemon::Seconds) -> f64| seconds.iter().map(of).fold(0.0, f64::max);
+        let most = |of: fn(&Seconds) -> f64| seconds.iter().map(of).fold(0.0, f64::max);
         let all_count = rounds.iter().all(|round| round.members as usize == peers);
         Ok(all_count.then(|| Sample {
             seconds: applied - committed,
@@ -261,19 +260,6 @@ impl Mesh {
 
 fn trains(status: &Status, round: u64) -> bool {
     status.phase == "training" && status.round == round
-}
-
-/// Bytes that all peers' interfaces received so far; an interface that peers share counts once.
-pub(super) fn received<'a>(peers: impl Iterator<Item = (&'a Place, u32)>) -> f64 {
-    let mut seen: Vec<&Place> = Vec::new();
-    let mut bytes = 0;
-    for (place, id) in peers {
-        if !seen.contains(&place) {
-            seen.push(place);
-            bytes += received_bytes(id, place.interface).unwrap_or(0);
-        }
-    }
-    bytes as f64
 }
 
 #[cfg(test)]

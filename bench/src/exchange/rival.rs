@@ -11,10 +11,9 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::case::Rival;
-use super::mesh::received;
-use super::network::Place;
-use super::process::Process;
 use super::row::Sample;
+use crate::harness::network::{Place, received};
+use crate::harness::process::Process;
 
 const SCRIPTS: [(&str, &str); 3] = [
     ("member.py", include_str!("../../python/member.py")),

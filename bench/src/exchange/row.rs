@@ -5,7 +5,8 @@ use std::cmp::Ordering;
 use serde_json::{Value, json};
 
 use super::bounds;
-use super::case::{CodecName, Link, Plan, Site, System};
+use super::case::System;
+use crate::harness::{CodecName, Link, Plan, Site};
 use crate::origin::Origin;
 use crate::report::{Bar, Bars, Lines, Page, Scale, Series, median, table};
 

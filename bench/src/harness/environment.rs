@@ -11,18 +11,24 @@ use std::process::Stdio;
 use anyhow::{Context, bail, ensure};
 use tokio::process::Command;
 
-use super::case::Rival;
-
 const TORCH: &str = "2.11.0";
 const HIVEMIND: &str = "1.1.12";
 /// Lines of pip's messages that are shown when it fails.
 const LINES_SHOWN: usize = 8;
 
-/// The interpreter with which `rival` can be imported, after installing what is missing.
+/// A library that measurements compare with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Library {
+    Torch,
+    /// With torch.
+    Hivemind,
+}
+
+/// The interpreter with which `library` can be imported, after installing what is missing.
 ///
 /// # Errors
 /// What could not be had, and why.
-pub(super) async fn python_with(rival: Rival) -> anyhow::Result<PathBuf> {
+pub(crate) async fn python_with(library: Library) -> anyhow::Result<PathBuf> {
     let cache = cache_dir()?;
     fs::create_dir_all(&cache).with_context(|| format!("{}", cache.display()))?;
     let root = cache.join(format!("bench-venv-torch-{TORCH}-hivemind-{HIVEMIND}"));
@@ -36,7 +42,7 @@ pub(super) async fn python_with(rival: Rival) -> anyhow::Result<PathBuf> {
     let torch = pip(&python, &[&format!("torch=={TORCH}"), "numpy"]);
     let size = "installing torch, with the CUDA libraries without which it does not load: 3 GB";
     step(&root, "torch", size, &torch).await?;
-    if rival == Rival::Hivemind {
+    if library == Library::Hivemind {
         let hivemind = pip(
             &python,
             &[&format!("hivemind=={HIVEMIND}"), &format!("torch=={TORCH}")],
@@ -78,7 +84,7 @@ async fn step(root: &Path, name: &str, what: &str, words: &[String]) -> anyhow::
     if done.exists() {
         return Ok(());
     }
-    eprintln!("exchange: virtual environment {}: {what}", root.display());
+    eprintln!("virtual environment {}: {what}", root.display());
     let [program, rest @ ..] = words else {
         bail!("no command for {name}");
     };

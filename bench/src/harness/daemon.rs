@@ -1,12 +1,13 @@
 //! One daemon under measurement: its process and its figures, read as any program would read them.
 
+use std::env;
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use serde::Deserialize;
 
 use super::network::Place;
@@ -19,67 +20,67 @@ const STATUS_BYTES_MAX: u64 = 4 << 20;
 
 /// The part of a daemon's status that is used here.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-pub(super) struct Status {
-    pub(super) round: u64,
-    pub(super) phase: String,
-    pub(super) detail: Option<String>,
-    pub(super) problem: Option<String>,
-    pub(super) applied: Option<u64>,
-    pub(super) ticket: Option<String>,
+pub(crate) struct Status {
+    pub(crate) round: u64,
+    pub(crate) phase: String,
+    pub(crate) detail: Option<String>,
+    pub(crate) problem: Option<String>,
+    pub(crate) applied: Option<u64>,
+    pub(crate) ticket: Option<String>,
     /// Whether nobody can connect to it directly.
     #[serde(default)]
-    pub(super) behind_nat: bool,
+    pub(crate) behind_nat: bool,
     /// The members of the round at hand.
     #[serde(default)]
-    pub(super) roster: Vec<Member>,
-    pub(super) history: Vec<Round>,
+    pub(crate) roster: Vec<Member>,
+    pub(crate) history: Vec<Round>,
 }
 
 /// A member of the roster.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-pub(super) struct Member {
+pub(crate) struct Member {
     /// Whether it is the daemon itself.
-    pub(super) own: bool,
+    pub(crate) own: bool,
     /// What the roster has its link carry.
-    pub(super) capacity_mbit: u32,
+    pub(crate) capacity_mbit: u32,
 }
 
 /// A decided round.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-pub(super) struct Round {
-    pub(super) round: u64,
+pub(crate) struct Round {
+    pub(crate) round: u64,
     /// Updates that count.
-    pub(super) members: u32,
-    pub(super) seconds: Option<Seconds>,
+    pub(crate) members: u32,
+    pub(crate) seconds: Option<Seconds>,
     /// State root after it.
-    pub(super) root: Option<String>,
+    pub(crate) root: Option<String>,
 }
 
 /// Where the time of a round went.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-pub(super) struct Seconds {
-    pub(super) encode: f64,
-    pub(super) exchange: f64,
-    pub(super) decide: f64,
-    pub(super) apply: f64,
+pub(crate) struct Seconds {
+    pub(crate) encode: f64,
+    pub(crate) exchange: f64,
+    pub(crate) decide: f64,
+    pub(crate) apply: f64,
     /// When the own update was out, seconds since 1970.
-    pub(super) committed_at: f64,
+    pub(crate) committed_at: f64,
 }
 
 impl Status {
     /// What it did in `round`.
-    pub(super) fn round(&self, round: u64) -> Option<&Round> {
+    pub(crate) fn round(&self, round: u64) -> Option<&Round> {
         self.history.iter().find(|other| other.round == round)
     }
 
     /// What the roster has its link carry; `None` if it is no member.
-    pub(super) fn capacity_mbit(&self) -> Option<u32> {
+    pub(crate) fn capacity_mbit(&self) -> Option<u32> {
         let own = self.roster.iter().find(|member| member.own);
         own.map(|member| member.capacity_mbit)
     }
 
     /// What it does and why, for an error.
-    pub(super) fn words(&self) -> String {
+    pub(crate) fn words(&self) -> String {
         let or_nothing = |text: &Option<String>| {
             let text = text.as_deref().unwrap_or_default();
             if text.is_empty() {
@@ -94,15 +95,15 @@ impl Status {
 }
 
 /// A running daemon.
-pub(super) struct Daemon {
-    pub(super) process: Process,
-    pub(super) place: Place,
+pub(crate) struct Daemon {
+    pub(crate) process: Process,
+    pub(crate) place: Place,
     dir: PathBuf,
 }
 
 impl Daemon {
     /// Starts `gradmesh WORDS` at `place`. `home`: a directory that becomes its home, with everything that it writes.
-    pub(super) fn start(
+    pub(crate) fn start(
         gradmesh: &Path,
         number: usize,
         place: &Place,
@@ -134,7 +135,7 @@ impl Daemon {
     }
 
     /// `None` while it does not answer.
-    pub(super) async fn status(&self) -> Option<Status> {
+    pub(crate) async fn status(&self) -> Option<Status> {
         let (place, file) = (self.place.clone(), self.dir.join("status.json"));
         let (answer, answered) = tokio::sync::oneshot::channel();
         // A thread of its own, because it cannot come back from the namespace that it enters.
@@ -168,6 +169,20 @@ fn get(address: SocketAddr, path: &str) -> io::Result<Vec<u8>> {
     let head = answer.windows(4).position(|window| window == b"\r\n\r\n");
     let head = head.ok_or(io::ErrorKind::InvalidData)?;
     Ok(answer.split_off(head + 4))
+}
+
+/// The executable `gradmesh` that was built with this one.
+pub(crate) fn gradmesh_beside() -> anyhow::Result<PathBuf> {
+    let path = env::current_exe()
+        .and_then(|path| path.canonicalize())
+        .context("where this executable lies")?
+        .with_file_name("gradmesh");
+    ensure!(
+        path.exists(),
+        "{} is not there: build it with `cargo build -p gradmesh`, or install it beside gradmesh-bench",
+        path.display()
+    );
+    Ok(path)
 }
 
 #[cfg(test)]

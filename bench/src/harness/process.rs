@@ -20,7 +20,7 @@ const LINES_SHOWN: usize = 12;
 const END_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A child and its group; both are killed when this is dropped.
-pub(super) struct Process {
+pub(crate) struct Process {
     name: String,
     log: PathBuf,
     child: Child,
@@ -31,7 +31,7 @@ pub(super) struct Process {
 
 impl Process {
     /// Starts `command`; what it writes to standard error goes to the file `log`.
-    pub(super) fn start(name: &str, mut command: Command, log: PathBuf) -> anyhow::Result<Process> {
+    pub(crate) fn start(name: &str, mut command: Command, log: PathBuf) -> anyhow::Result<Process> {
         let file = fs::File::create(&log).with_context(|| format!("{}", log.display()))?;
         command
             .stdin(Stdio::piped())
@@ -58,16 +58,16 @@ impl Process {
         })
     }
 
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    pub(super) fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.group.as_raw_nonzero().get().cast_unsigned()
     }
 
     /// An error with the end of its log if it has ended.
-    pub(super) fn check_alive(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn check_alive(&mut self) -> anyhow::Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
             Some(status) => Err(self.failure(&format!("ended ({status})"))),
@@ -75,7 +75,7 @@ impl Process {
     }
 
     /// Writes a line to its standard input.
-    pub(super) async fn tell(&mut self, line: &str) -> anyhow::Result<()> {
+    pub(crate) async fn tell(&mut self, line: &str) -> anyhow::Result<()> {
         let text = format!("{line}\n");
         let written = match &mut self.stdin {
             Some(stdin) => stdin.write_all(text.as_bytes()).await,
@@ -85,7 +85,7 @@ impl Process {
     }
 
     /// The next line of its standard output.
-    pub(super) async fn line(&mut self, patience: Duration) -> anyhow::Result<String> {
+    pub(crate) async fn line(&mut self, patience: Duration) -> anyhow::Result<String> {
         match tokio::time::timeout(patience, self.stdout.next_line()).await {
             Ok(Ok(Some(line))) => Ok(line),
             Ok(Ok(None)) => Err(self.failure("ended")),
@@ -97,17 +97,17 @@ impl Process {
     }
 
     /// Processor seconds of its group so far.
-    pub(super) fn cpu_s(&self) -> f64 {
+    pub(crate) fn cpu_s(&self) -> f64 {
         self.members().map(|process| cpu_s(&process)).sum()
     }
 
     /// The most memory that the processes of its group held, each at its own peak. What they share counts for each.
-    pub(super) fn rss_bytes_max(&self) -> u64 {
+    pub(crate) fn rss_bytes_max(&self) -> u64 {
         self.memory("VmHWM:")
     }
 
     /// The memory that the processes of its group hold now. What they share counts for each.
-    pub(super) fn rss_bytes(&self) -> u64 {
+    pub(crate) fn rss_bytes(&self) -> u64 {
         self.memory("VmRSS:")
     }
 
@@ -127,7 +127,7 @@ impl Process {
     }
 
     /// `what` is wrong with it, and the end of its log.
-    pub(super) fn failure(&self, what: &str) -> anyhow::Error {
+    pub(crate) fn failure(&self, what: &str) -> anyhow::Error {
         let text = fs::read(&self.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().collect();

@@ -16,14 +16,14 @@ use gradmesh_bench::wan::{Emulator, Topology};
 use rustix::process::geteuid;
 use tokio::process::Command;
 
-use super::case::{Link, Site};
+use super::link::{Link, Site};
 
 /// Names of namespaces begin with this and the process id.
 const PREFIX: &str = "gradmesh-bench";
 /// Of the peers' network; nothing else is in their namespaces.
 const NETWORK: [u8; 3] = [10, 77, 0];
 /// The most peers that have an address in it.
-pub(super) const PEERS_MAX: u32 = 64;
+pub(crate) const PEERS_MAX: u32 = 64;
 /// The longest that a packet waits in a full queue of the limited link: that of an ordinary router.
 const QUEUE_MS: u32 = 50;
 /// What the limiter lets through at once, at least: one packet of the largest size that a virtual link carries.
@@ -35,18 +35,18 @@ const WAN_INTERFACE: &str = gradmesh_bench::wan::DEVICE;
 
 /// Where one peer runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
+pub(crate) struct Place {
     /// Absent: the machine's own network.
     netns: Option<String>,
-    pub(super) address: Ipv4Addr,
-    pub(super) interface: &'static str,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) interface: &'static str,
     /// The name of its site, where there are sites.
-    pub(super) site: Option<String>,
+    pub(crate) site: Option<String>,
 }
 
 impl Place {
     /// A command that will run here.
-    pub(super) fn command(&self, program: &Path) -> Command {
+    pub(crate) fn command(&self, program: &Path) -> Command {
         match &self.netns {
             None => Command::new(program),
             Some(netns) => {
@@ -59,7 +59,7 @@ impl Place {
     }
 
     /// Moves the calling thread here, for good.
-    pub(super) fn enter(&self) -> io::Result<()> {
+    pub(crate) fn enter(&self) -> io::Result<()> {
         use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
         use std::os::fd::AsFd as _;
         let Some(netns) = &self.netns else {
@@ -72,10 +72,10 @@ impl Place {
 }
 
 /// Places for some peers; their namespaces go when this is dropped, which is to be after the processes in them.
-pub(super) struct Network {
-    pub(super) places: Vec<Place>,
+pub(crate) struct Network {
+    pub(crate) places: Vec<Place>,
     /// Of an emulated network, with the number of peers in each; those without any are left out.
-    pub(super) sites: Vec<Site>,
+    pub(crate) sites: Vec<Site>,
     namespaces: Vec<String>,
     emulator: Option<Emulator>,
 }
@@ -83,7 +83,7 @@ pub(super) struct Network {
 impl Network {
     /// # Errors
     /// What is missing: root, or a tool.
-    pub(super) async fn make(link: &Link, peers: u32) -> anyhow::Result<Network> {
+    pub(crate) async fn make(link: &Link, peers: u32) -> anyhow::Result<Network> {
         let mut network = Network {
             places: Vec::new(),
             sites: Vec::new(),
@@ -108,7 +108,7 @@ impl Network {
     }
 
     /// What entered each of [`Network::sites`] from other sites since the counters were `before`, in bytes of IP packets.
-    pub(super) fn wan_bytes_since(&self, before: &[u64]) -> Vec<u64> {
+    pub(crate) fn wan_bytes_since(&self, before: &[u64]) -> Vec<u64> {
         let now = self.wan_bytes();
         now.iter()
             .zip(before)
@@ -117,7 +117,7 @@ impl Network {
     }
 
     /// What entered each of [`Network::sites`] from other sites so far, in bytes of IP packets.
-    pub(super) fn wan_bytes(&self) -> Vec<u64> {
+    pub(crate) fn wan_bytes(&self) -> Vec<u64> {
         let Some(emulator) = &self.emulator else {
             return Vec::new();
         };
@@ -275,8 +275,21 @@ async fn tool(name: &str, words: &str) -> anyhow::Result<()> {
     bail!("{name} {words}: {}", reason.trim())
 }
 
+/// Bytes that all peers' interfaces received so far; an interface that peers share counts once.
+pub(crate) fn received<'a>(peers: impl Iterator<Item = (&'a Place, u32)>) -> f64 {
+    let mut seen: Vec<&Place> = Vec::new();
+    let mut bytes = 0;
+    for (place, id) in peers {
+        if !seen.contains(&place) {
+            seen.push(place);
+            bytes += received_bytes(id, place.interface).unwrap_or(0);
+        }
+    }
+    bytes as f64
+}
+
 /// Bytes that `interface` received so far, headers included, in the network of process `id`.
-pub(super) fn received_bytes(id: u32, interface: &str) -> Option<u64> {
+fn received_bytes(id: u32, interface: &str) -> Option<u64> {
     let table = fs::read_to_string(format!("/proc/{id}/net/dev")).ok()?;
     received_in(&table, interface)
 }
