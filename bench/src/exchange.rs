@@ -104,8 +104,9 @@ pub(crate) struct Args {
     /// Who sends what to whom
     #[arg(long, value_name = "PLAN", value_enum, default_value = "auto")]
     plan: Plan,
-    /// What lies between the peers: loopback, veth:RATE such as veth:100mbit (root), or wan:FILE with an emulated network,
-    /// such as bench/examples/two-sites.toml, whose sites take a peer each in turn (root)
+    /// What lies between the peers: loopback, veth:RATE such as veth:100mbit (root), or wan:NETWORK with an emulated network
+    /// (root): data-centre, two-regions, four-continents, home, a line for each peer such as 100mbit,50ms, or a file such as
+    /// bench/examples/two-sites.toml, whose sites take a peer each in turn
     #[arg(long, value_name = "LINK", default_value = "loopback")]
     link: Link,
     /// Rounds that count, of each system

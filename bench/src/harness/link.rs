@@ -1,8 +1,12 @@
 //! What lies between the peers, by the names that the command line and the JSON use.
 
 use std::fmt;
+use std::fs;
 use std::path::PathBuf;
 use std::str::FromStr;
+
+use anyhow::Context;
+use gradmesh_bench::wan::{Preset, Topology, uniform};
 
 /// What lies between the peers.
 #[derive(Debug, Clone, PartialEq)]
@@ -12,8 +16,87 @@ pub(crate) enum Link {
     Veth {
         bits_per_s: u64,
     },
-    /// As a file describes it, for the emulator of wide-area networks.
-    Wan(PathBuf),
+    /// A namespace for each peer in an emulated network.
+    Wan(Wide),
+}
+
+/// A wide-area network for the emulator.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Wide {
+    /// As a file describes it.
+    File(PathBuf),
+    /// By its name.
+    Preset(Preset),
+    /// A line for each peer, and one round trip between any two.
+    Uniform { mbit: u64, round_trip_ms: u32 },
+}
+
+impl Wide {
+    /// The network with hosts for `peers` peers.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is no topology.
+    pub(crate) fn topology(&self, peers: usize) -> anyhow::Result<Topology> {
+        match self {
+            Wide::File(file) => {
+                let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+                Topology::from_toml(&text).with_context(|| file.display().to_string())
+            }
+            Wide::Preset(preset) => Ok(preset.topology(peers)),
+            Wide::Uniform {
+                mbit,
+                round_trip_ms,
+            } => Ok(uniform(peers, *mbit, (*round_trip_ms).into())),
+        }
+    }
+}
+
+impl fmt::Display for Wide {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Wide::File(file) => write!(f, "{}", file.display()),
+            Wide::Preset(preset) => write!(f, "{preset}"),
+            Wide::Uniform {
+                mbit,
+                round_trip_ms,
+            } => write!(f, "{mbit}mbit,{round_trip_ms}ms"),
+        }
+    }
+}
+
+impl FromStr for Wide {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Wide, String> {
+        if let Ok(preset) = text.parse() {
+            return Ok(Wide::Preset(preset));
+        }
+        let uniform = || {
+            let (mbit, ms) = text.split_once("mbit,")?;
+            let mbit = mbit
+                .parse()
+                .ok()
+                .filter(|mbit| (1..=100_000).contains(mbit))?;
+            let ms = ms.strip_suffix("ms")?.parse().ok();
+            let round_trip_ms = ms.filter(|ms| *ms <= 10_000)?;
+            Some(Wide::Uniform {
+                mbit,
+                round_trip_ms,
+            })
+        };
+        if let Some(wide) = uniform() {
+            return Ok(wide);
+        }
+        if text.ends_with(".toml") || text.contains('/') {
+            return Ok(Wide::File(text.into()));
+        }
+        let presets = Preset::ALL.map(Preset::name);
+        Err(format!(
+            "there is no network {text:?}: it is one of {}, MBITmbit,MSms such as 100mbit,50ms (at most 100000 and 10000), or a \
+             file FILE.toml",
+            presets.join(", ")
+        ))
+    }
 }
 
 impl Link {
@@ -52,7 +135,7 @@ impl fmt::Display for Link {
                     None => write!(f, "veth:{bits_per_s}bit"),
                 }
             }
-            Link::Wan(file) => write!(f, "wan:{}", file.display()),
+            Link::Wan(wide) => write!(f, "wan:{wide}"),
         }
     }
 }
@@ -62,7 +145,7 @@ impl FromStr for Link {
 
     fn from_str(text: &str) -> Result<Link, String> {
         let unknown =
-            || format!("{text:?} is none of loopback, veth:RATE such as veth:100mbit, wan:FILE");
+            || format!("{text:?} is none of loopback, veth:RATE such as veth:100mbit, wan:NETWORK");
         if text == "loopback" {
             return Ok(Link::Loopback);
         }
@@ -80,7 +163,7 @@ impl FromStr for Link {
                 }
                 Ok(Link::Veth { bits_per_s })
             }
-            Some(("wan", file)) if !file.is_empty() => Ok(Link::Wan(file.into())),
+            Some(("wan", wide)) => Ok(Link::Wan(wide.parse()?)),
             _ => Err(unknown()),
         }
     }
@@ -98,6 +181,8 @@ mod tests {
             "veth:1gbit",
             "veth:1500kbit",
             "wan:a/b.toml",
+            "wan:four-continents",
+            "wan:100mbit,50ms",
         ] {
             assert_eq!(text.parse::<Link>().unwrap().to_string(), text);
         }
@@ -108,6 +193,9 @@ mod tests {
             "veth:0mbit",
             "veth:99999999999gbit",
             "wan:",
+            "wan:moon",
+            "wan:0mbit,50ms",
+            "wan:100mbit,-1ms",
             "lo",
         ] {
             assert!(text.parse::<Link>().is_err(), "{text}");

@@ -98,9 +98,8 @@ impl Network {
                 }
                 network.bridge(peers, *bits_per_s).await?;
             }
-            Link::Wan(file) => {
-                let text = fs::read_to_string(file).with_context(|| link.to_string())?;
-                let topology = Topology::from_toml(&text).with_context(|| link.to_string())?;
+            Link::Wan(wide) => {
+                let topology = wide.topology(peers as usize)?;
                 network.wide_area(&topology, peers)?;
             }
         }
