@@ -67,11 +67,12 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::harness::daemon::gradmesh_beside;
 use crate::harness::environment::python_with;
+use crate::harness::mesh::Mesh;
 use crate::harness::network::{Network, PEERS_MAX};
 use crate::harness::{CodecName, Link, Plan};
 use crate::origin::Origin;
 use case::{Rival, System};
-use mesh::{Mesh, Run};
+use mesh::Run;
 use rival::Group;
 use row::{Report, Row, Sample};
 

@@ -4,6 +4,7 @@ pub(crate) mod choice;
 pub(crate) mod daemon;
 pub(crate) mod environment;
 pub(crate) mod link;
+pub(crate) mod mesh;
 pub(crate) mod network;
 pub(crate) mod process;
 

@@ -5,21 +5,18 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde_json::json;
 
 use super::row::{Phases, Sample};
-use crate::harness::daemon::{Daemon, Seconds, Status};
-use crate::harness::network::{Place, received};
+use crate::harness::daemon::{Seconds, Status};
+use crate::harness::mesh::{Count, Mesh, START_PATIENCE};
+use crate::harness::network::Place;
 use crate::harness::process::Process;
 use crate::harness::{CodecName, Plan};
 
-/// How often daemons are asked where they are. A look costs each of them some 0.2 ms.
-const LOOK: Duration = Duration::from_millis(50);
-/// The longest that a mesh may take to come together: states of some hundred MB are made and hashed.
-const START_PATIENCE: Duration = Duration::from_secs(180);
 /// The longest that a round may take.
 const ROUND_PATIENCE: Duration = Duration::from_secs(600);
 /// Tiles of a shard: the default of run files, unless that makes more shards than a run may have.
@@ -80,18 +77,6 @@ impl Run {
     }
 }
 
-/// Running daemons of one run.
-pub(super) struct Mesh {
-    daemons: Vec<Daemon>,
-}
-
-/// Counters of a mesh at one moment.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Count {
-    cpu_s: f64,
-    received_bytes: f64,
-}
-
 impl Mesh {
     /// Writes the run below `home` and starts a daemon at each place; waits until all train.
     pub(super) async fn start(
@@ -105,25 +90,7 @@ impl Mesh {
         fs::write(home.join("text/licence.txt"), TEXT)?;
         fs::write(home.join("config.json"), run.model())?;
         fs::write(&run_file, run.to_toml())?;
-        let run_file = run_file.to_str().context("a path that is no text")?;
-        let [first, others @ ..] = places else {
-            bail!("a mesh without peers");
-        };
-        let launcher = Daemon::start(gradmesh, 0, first, home, &["launch", run_file])?;
-        let mut mesh = Mesh {
-            daemons: vec![launcher],
-        };
-        let statuses = mesh
-            .wait("a ticket", START_PATIENCE, |statuses| {
-                statuses.iter().all(|status| status.ticket.is_some())
-            })
-            .await?;
-        let ticket = statuses.into_iter().find_map(|status| status.ticket);
-        let ticket = ticket.context("no ticket")?;
-        for (number, place) in others.iter().enumerate() {
-            let joiner = Daemon::start(gradmesh, number + 1, place, home, &["join", &ticket])?;
-            mesh.daemons.push(joiner);
-        }
+        let mut mesh = Mesh::launch(&run_file, gradmesh, places, home).await?;
         mesh.wait_training(1).await?;
         Ok(mesh)
     }
@@ -160,7 +127,7 @@ impl Mesh {
             |statuses: &[Status]| statuses.iter().all(|status| status.applied >= Some(round));
         let statuses = self.wait(&what, ROUND_PATIENCE, done).await?;
         let after = self.count();
-        let peers = self.daemons.len();
+        let peers = self.peers();
         let rounds: Option<Vec<_>> = statuses.iter().map(|status| status.round(round)).collect();
         let rounds = rounds.context("a daemon has forgotten the round")?;
         let seconds: Option<Vec<_>> = rounds.iter().map(|round| round.seconds).collect();
@@ -173,7 +140,7 @@ impl Mesh {
             .fold(f64::MIN, f64::max);
         let applied = seconds
             .iter()
-            .map(|s| s.committed_at + s.exchange + s.decide + s.apply)
+            .map(Seconds::applied_at)
             .fold(f64::MIN, f64::max);
         let most = |of: fn(&Seconds) -> f64| seconds.iter().map(of).fold(0.0, f64::max);
         let all_count = rounds.iter().all(|round| round.members as usize == peers);
@@ -197,64 +164,9 @@ impl Mesh {
         }))
     }
 
-    pub(super) fn count(&self) -> Count {
-        Count {
-            cpu_s: self
-                .daemons
-                .iter()
-                .map(|daemon| daemon.process.cpu_s())
-                .sum(),
-            received_bytes: received(self.daemons.iter().map(|d| (&d.place, d.process.id()))),
-        }
-    }
-
     /// Of the daemon that held most.
     pub(super) fn rss_bytes_max(&self) -> u64 {
         self.most_of(Process::rss_bytes_max)
-    }
-
-    fn most_of(&self, bytes: fn(&Process) -> u64) -> u64 {
-        let of_daemons = self.daemons.iter().map(|daemon| bytes(&daemon.process));
-        of_daemons.max().unwrap_or(0)
-    }
-
-    /// Waits until all daemons answer and `done` holds of what they say.
-    async fn wait(
-        &mut self,
-        what: &str,
-        patience: Duration,
-        done: impl Fn(&[Status]) -> bool,
-    ) -> anyhow::Result<Vec<Status>> {
-        let began = Instant::now();
-        let mut seen = Vec::new();
-        loop {
-            let statuses = self.look().await?;
-            if statuses.len() == self.daemons.len() {
-                if done(&statuses) {
-                    return Ok(statuses);
-                }
-                seen = statuses;
-            }
-            if began.elapsed() > patience {
-                let words: Vec<String> = seen.iter().map(Status::words).collect();
-                bail!(
-                    "waited {} s in vain for {what}; the peers: {}",
-                    patience.as_secs(),
-                    words.join("; ")
-                );
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-    }
-
-    /// The statuses of those that answer.
-    async fn look(&mut self) -> anyhow::Result<Vec<Status>> {
-        let mut statuses = Vec::with_capacity(self.daemons.len());
-        for daemon in &mut self.daemons {
-            daemon.process.check_alive()?;
-            statuses.extend(daemon.status().await);
-        }
-        Ok(statuses)
     }
 }
 

@@ -34,6 +34,20 @@ pub(crate) struct Status {
     #[serde(default)]
     pub(crate) roster: Vec<Member>,
     pub(crate) history: Vec<Round>,
+    /// Whether the last round is applied.
+    #[serde(default)]
+    pub(crate) finished: bool,
+    /// The newest one.
+    #[serde(default)]
+    pub(crate) checkpoint: Option<Checkpoint>,
+}
+
+/// A checkpoint on a daemon's disk.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(crate) struct Checkpoint {
+    /// After which it was written.
+    pub(crate) round: u64,
+    pub(crate) path: PathBuf,
 }
 
 /// A member of the roster.
@@ -49,8 +63,14 @@ pub(crate) struct Member {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub(crate) struct Round {
     pub(crate) round: u64,
+    /// Mean of the members' losses at their first step, nats per token.
+    #[serde(default)]
+    pub(crate) loss_first: Option<f64>,
     /// Updates that count.
     pub(crate) members: u32,
+    /// Of the frames that count, over all members.
+    #[serde(default)]
+    pub(crate) frame_bytes: u64,
     pub(crate) seconds: Option<Seconds>,
     /// State root after it.
     pub(crate) root: Option<String>,
@@ -59,12 +79,28 @@ pub(crate) struct Round {
 /// Where the time of a round went.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 pub(crate) struct Seconds {
+    pub(crate) train: f64,
     pub(crate) encode: f64,
     pub(crate) exchange: f64,
     pub(crate) decide: f64,
     pub(crate) apply: f64,
+    /// Of exchange, decide and apply, while the next round was trained.
+    #[serde(default)]
+    pub(crate) hidden: f64,
     /// When the own update was out, seconds since 1970.
     pub(crate) committed_at: f64,
+}
+
+impl Seconds {
+    /// When training of the round began, seconds since 1970; without overlap also when the round began.
+    pub(crate) fn started_at(&self) -> f64 {
+        self.committed_at - self.encode - self.train
+    }
+
+    /// When the round was applied, seconds since 1970.
+    pub(crate) fn applied_at(&self) -> f64 {
+        self.committed_at + self.exchange + self.decide + self.apply
+    }
 }
 
 impl Status {

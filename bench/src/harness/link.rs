@@ -27,8 +27,13 @@ pub(crate) enum Wide {
     File(PathBuf),
     /// By its name.
     Preset(Preset),
-    /// A line for each peer, and one round trip between any two.
-    Uniform { mbit: u64, round_trip_ms: u32 },
+    /// A line for each site, and one round trip between any two.
+    Uniform {
+        mbit: u64,
+        round_trip_ms: u32,
+        /// `None`: each peer is one.
+        sites: Option<u32>,
+    },
 }
 
 impl Wide {
@@ -46,7 +51,11 @@ impl Wide {
             Wide::Uniform {
                 mbit,
                 round_trip_ms,
-            } => Ok(uniform(peers, *mbit, (*round_trip_ms).into())),
+                sites,
+            } => {
+                let sites = sites.map_or(peers, |sites| sites as usize);
+                Ok(uniform(peers, sites, *mbit, (*round_trip_ms).into()))
+            }
         }
     }
 }
@@ -59,7 +68,11 @@ impl fmt::Display for Wide {
             Wide::Uniform {
                 mbit,
                 round_trip_ms,
-            } => write!(f, "{mbit}mbit,{round_trip_ms}ms"),
+                sites,
+            } => {
+                write!(f, "{mbit}mbit,{round_trip_ms}ms")?;
+                sites.map_or(Ok(()), |sites| write!(f, ",{sites}sites"))
+            }
         }
     }
 }
@@ -71,20 +84,7 @@ impl FromStr for Wide {
         if let Ok(preset) = text.parse() {
             return Ok(Wide::Preset(preset));
         }
-        let uniform = || {
-            let (mbit, ms) = text.split_once("mbit,")?;
-            let mbit = mbit
-                .parse()
-                .ok()
-                .filter(|mbit| (1..=100_000).contains(mbit))?;
-            let ms = ms.strip_suffix("ms")?.parse().ok();
-            let round_trip_ms = ms.filter(|ms| *ms <= 10_000)?;
-            Some(Wide::Uniform {
-                mbit,
-                round_trip_ms,
-            })
-        };
-        if let Some(wide) = uniform() {
+        if let Some(wide) = uniform_named(text) {
             return Ok(wide);
         }
         if text.ends_with(".toml") || text.contains('/') {
@@ -92,8 +92,8 @@ impl FromStr for Wide {
         }
         let presets = Preset::ALL.map(Preset::name);
         Err(format!(
-            "there is no network {text:?}: it is one of {}, MBITmbit,MSms such as 100mbit,50ms (at most 100000 and 10000), or a \
-             file FILE.toml",
+            "there is no network {text:?}: it is one of {}, a line for each peer such as 100mbit,50ms, a line for each of some \
+             sites such as 100mbit,50ms,2sites, or a file FILE.toml",
             presets.join(", ")
         ))
     }
@@ -113,6 +113,26 @@ impl Link {
 pub(crate) struct Site {
     pub(crate) name: String,
     pub(crate) peers: u32,
+}
+
+/// `100mbit,50ms` or `100mbit,50ms,2sites`.
+fn uniform_named(text: &str) -> Option<Wide> {
+    let mut words = text.split(',');
+    let mbit = words.next()?.strip_suffix("mbit")?.parse().ok()?;
+    let round_trip_ms = words.next()?.strip_suffix("ms")?.parse().ok()?;
+    let sites = match words.next() {
+        None => None,
+        Some(word) => Some(word.strip_suffix("sites")?.parse().ok()?),
+    };
+    let is_sound = (1..=100_000).contains(&mbit)
+        && round_trip_ms <= 10_000
+        && sites.is_none_or(|sites| (1..=128).contains(&sites))
+        && words.next().is_none();
+    is_sound.then_some(Wide::Uniform {
+        mbit,
+        round_trip_ms,
+        sites,
+    })
 }
 
 /// Rates as tc writes them.
@@ -183,6 +203,7 @@ mod tests {
             "wan:a/b.toml",
             "wan:four-continents",
             "wan:100mbit,50ms",
+            "wan:100mbit,50ms,2sites",
         ] {
             assert_eq!(text.parse::<Link>().unwrap().to_string(), text);
         }
@@ -195,7 +216,10 @@ mod tests {
             "wan:",
             "wan:moon",
             "wan:0mbit,50ms",
+            "wan:100mbit",
             "wan:100mbit,-1ms",
+            "wan:100mbit,50ms,0sites",
+            "wan:100mbit,50ms,2sites,",
             "lo",
         ] {
             assert!(text.parse::<Link>().is_err(), "{text}");

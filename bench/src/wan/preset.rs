@@ -81,32 +81,15 @@ impl Preset {
     /// The network with hosts for `peers` peers that take a host at each site in turn.
     #[must_use]
     pub fn topology(self, peers: usize) -> Topology {
-        let shared = |names: &[&str], mbit| {
-            names
-                .iter()
-                .enumerate()
-                .fold(Topology::default(), |all, (place, name)| {
-                    let hosts = (peers + names.len() - 1 - place) / names.len();
-                    let site = Site {
-                        lan: data_centre(),
-                        ..Site::new(name, hosts).with_access_mbit(mbit)
-                    };
-                    // A site without a host is none.
-                    if hosts == 0 { all } else { all.with_site(site) }
-                })
-        };
         match self {
             Preset::DataCentre => Topology::default().with_site(Site {
                 lan: data_centre(),
                 ..Site::new("cluster", peers.max(1))
             }),
-            Preset::TwoRegions => Topology {
-                between: round_trip(80.5),
-                ..shared(&["virginia", "ireland"], 1000)
-            },
+            Preset::TwoRegions => shared(&["virginia", "ireland"], peers, 1000, round_trip(80.5)),
             Preset::FourContinents => {
                 let names = ["virginia", "ireland", "singapore", "sao-paulo"];
-                let topology = shared(&names, 500);
+                let topology = shared(&names, peers, 500, Link::default());
                 let there = |name: &str| topology.site_index(name).is_some();
                 let pairs = CONTINENTS
                     .into_iter()
@@ -132,18 +115,28 @@ impl Preset {
     }
 }
 
-/// `peers` sites of one host, each behind an access line of `mbit` times 10^6 bits per second both ways, with a round trip of
-/// `round_trip_ms` between any two.
+/// `sites` sites that share `peers` hosts, each behind an access line of `mbit` times 10^6 bits per second both ways, with a round
+/// trip of `round_trip_ms` between any two; inside, a data centre.
 #[must_use]
-pub fn uniform(peers: usize, mbit: u64, round_trip_ms: f64) -> Topology {
-    let between = round_trip(round_trip_ms);
-    (0..peers.max(1)).fold(
-        Topology {
-            between,
-            ..Topology::default()
-        },
-        |all, peer| all.with_site(Site::new(&format!("peer-{peer}"), 1).with_access_mbit(mbit)),
-    )
+pub fn uniform(peers: usize, sites: usize, mbit: u64, round_trip_ms: f64) -> Topology {
+    let names: Vec<String> = (0..sites).map(|site| format!("site-{site}")).collect();
+    shared(&names, peers, mbit, round_trip(round_trip_ms))
+}
+
+/// Sites behind access lines of `mbit`, with `peers` hosts dealt to them in turn; a site without a host is none.
+fn shared(names: &[impl AsRef<str>], peers: usize, mbit: u64, between: Link) -> Topology {
+    let sites = names.len();
+    let all = Topology {
+        between,
+        ..Topology::default()
+    };
+    (0..sites.min(peers)).fold(all, |all, place| {
+        all.with_site(Site {
+            lan: data_centre(),
+            ..Site::new(names[place].as_ref(), (peers + sites - 1 - place) / sites)
+                .with_access_mbit(mbit)
+        })
+    })
 }
 
 fn data_centre() -> Link {
@@ -204,11 +197,14 @@ mod tests {
     }
 
     #[test]
-    fn a_uniform_network_has_a_line_for_each_peer() {
-        let topology = uniform(8, 100, 50.0);
+    fn a_uniform_network_has_a_line_for_each_site() {
+        let topology = uniform(8, 8, 100, 50.0);
         topology.validate().unwrap();
         assert_eq!(topology.sites.len(), 8);
         assert_eq!(topology.link(0, 7).delay, Duration::from_millis(25));
         assert_eq!(topology.sites[3].uplink, Some(Rate::mbit(100)));
+        let topology = uniform(5, 2, 100, 50.0);
+        let hosts: Vec<usize> = topology.sites.iter().map(|site| site.hosts).collect();
+        assert_eq!(hosts, [3, 2]);
     }
 }
