@@ -188,6 +188,8 @@ pub enum TrainError {
     },
     #[error("loss of the given parameters is {0}, not finite")]
     LossNotFinite(f32),
+    #[error("L2 norm of the given gradient is {0}, not finite")]
+    GradientNotFinite(f32),
     #[error("settings have {} fault(s): {}", .0.len(), .0.join("; "))]
     Settings(Vec<String>),
     #[error("backend: {0}")]

@@ -330,4 +330,60 @@ mod torch {
             "{whole} and {pieces}"
         );
     }
+
+    #[test]
+    fn gradients_and_steps_from_outside_give_the_bits_of_train() {
+        set_threads(1);
+        let theta = model::init(&config(true), [6; 32]).expect("valid config");
+        for micro_batch in [64, 3] {
+            let mut whole = trainer(true, Precision::F32, micro_batch);
+            let mut losses = Vec::new();
+            whole
+                .train(&theta, &task(3, 4), &mut tiny_corpus, &mut |step| {
+                    losses.push((step.loss.to_bits(), step.gradient_norm.to_bits()));
+                    true
+                })
+                .expect("training");
+
+            let mut halves = trainer(true, Precision::F32, micro_batch);
+            halves.set_parameters(&theta).expect("own parameters");
+            for step in 3..7 {
+                let batch = tiny_corpus(step).expect("batch");
+                let (loss, gradient) = halves.gradient(&batch).expect("gradient");
+                let norm = halves.step(&gradient, step.into()).expect("step");
+                let expected = losses[step as usize - 3];
+                assert_eq!((loss.to_bits(), norm.to_bits()), expected, "step {step}");
+            }
+            let current = halves.current_parameters().expect("parameters");
+            assert_eq!(bits(&current), bits(&whole.local()));
+            assert_eq!(
+                halves.inner_state().expect("state"),
+                whole.inner_state().expect("state")
+            );
+        }
+    }
+
+    #[test]
+    fn a_gradient_that_is_no_gradient_changes_nothing() {
+        let theta = model::init(&config(true), [6; 32]).expect("valid config");
+        let mut trainer = trainer(true, Precision::F32, 64);
+        trainer.set_parameters(&theta).expect("own parameters");
+        let state = trainer.inner_state().expect("state");
+        assert!(matches!(
+            trainer.step(&theta[1..], 0),
+            Err(TrainError::Length { .. })
+        ));
+        let poisoned = vec![f32::NAN; theta.len()];
+        assert!(matches!(
+            trainer.step(&poisoned, 0),
+            Err(TrainError::GradientNotFinite(_))
+        ));
+        assert!(matches!(
+            trainer.set_parameters(&theta[1..]),
+            Err(TrainError::Length { .. })
+        ));
+        let current = trainer.current_parameters().expect("parameters");
+        assert_eq!(bits(&current), bits(&theta));
+        assert_eq!(trainer.inner_state().expect("state"), state);
+    }
 }

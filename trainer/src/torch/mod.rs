@@ -18,6 +18,7 @@ pub mod calibrate;
 pub mod device;
 mod llama;
 pub mod select;
+mod step;
 
 pub use gradmesh_libtorch::{VersionError, version_check};
 use tch::{Kind, Tensor, no_grad_guard};
@@ -152,66 +153,6 @@ impl TorchTrainer {
             })
             .collect()
     }
-
-    /// Mean loss and its gradient at `self.flat`, both on the device.
-    fn gradient(&self, batch: &Batch) -> Result<(Tensor, Tensor), tch::TchError> {
-        let predictions = batch.predictions() as f64;
-        let mut sum: Option<(Tensor, Tensor)> = None;
-        for (inputs, targets) in self.pieces(batch)? {
-            let loss = self
-                .model
-                .loss_sum(&self.flat, &inputs, &targets)?
-                .f_div_scalar(predictions)?;
-            let mut gradient = Tensor::f_run_backward(&[&loss], &[&self.flat], false, false)?;
-            let gradient = gradient.swap_remove(0);
-            let loss = loss.f_detach()?;
-            let _guard = no_grad_guard();
-            sum = Some(match sum.take() {
-                None => (loss, gradient),
-                Some((mut losses, mut gradients)) => {
-                    (losses.f_add_(&loss)?, gradients.f_add_(&gradient)?)
-                }
-            });
-        }
-        Ok(sum.expect("a batch has at least one row"))
-    }
-
-    /// One AdamW step ([`crate::optimizer`]) from `gradient`, whose norm before clipping is `norm`.
-    fn step(
-        &mut self,
-        mut gradient: Tensor,
-        norm: f32,
-        learning_rate: f64,
-    ) -> Result<(), tch::TchError> {
-        let optimizer = &self.settings.optimizer;
-        let steps = self.steps + 1;
-        let (correction1, correction2) = optimizer.bias_corrections(steps);
-        let clip = optimizer.clip_norm / (f64::from(norm) + 1e-6);
-        let _guard = no_grad_guard();
-        if clip < 1.0 {
-            gradient = gradient.f_mul_scalar_(clip)?;
-        }
-        let _ = self.first.f_lerp_(&gradient, 1.0 - optimizer.beta1)?;
-        let square = gradient.f_square_()?;
-        let _ = self.second.f_lerp_(&square, 1.0 - optimizer.beta2)?;
-        let mut denominator = self.second.f_sqrt()?;
-        let _ = denominator.f_mul_scalar_(1.0 / correction2.sqrt())?;
-        let _ = denominator.f_add_scalar_(optimizer.epsilon)?;
-        let mut delta = self.first.f_div(&denominator)?;
-        let _ = delta.f_mul_scalar_(learning_rate / correction1)?;
-        let keep = 1.0 - learning_rate * optimizer.weight_decay;
-        if keep != 1.0 {
-            for (start, length) in &self.decayed {
-                let _ = self
-                    .flat
-                    .f_narrow(0, *start, *length)?
-                    .f_mul_scalar_(keep)?;
-            }
-        }
-        let _ = self.flat.f_sub_(&delta)?;
-        self.steps = steps;
-        Ok(())
-    }
 }
 
 /// Merges neighbouring tensors of two dimensions into ranges of the flat buffer.
@@ -252,16 +193,10 @@ impl Trainer for TorchTrainer {
         batches: &mut dyn BatchSource,
         keep_going: &mut dyn FnMut(&StepReport) -> bool,
     ) -> Result<TrainReport, TrainError> {
-        check_length("theta", theta.len(), self.local.len())?;
         if task.steps == 0 {
             return Err(TrainError::NoSteps);
         }
-        let start = self.upload(theta)?;
-        {
-            let _guard = no_grad_guard();
-            self.flat.f_copy_(&start).map_err(backend)?;
-        }
-        drop(start);
+        self.set_parameters(theta)?;
         let mut report = TrainReport {
             steps: 0,
             tokens: 0,
@@ -274,7 +209,7 @@ impl Trainer for TorchTrainer {
                 .batch(step)
                 .map_err(|reason| TrainError::Source { step, reason })?;
             self.admit(&batch)?;
-            let (loss, gradient) = self.gradient(&batch).map_err(backend)?;
+            let (loss, gradient) = self.backward(&batch).map_err(backend)?;
             // The only wait for the device in a step: both numbers cross in one copy.
             let numbers = gradient
                 .f_norm()
@@ -294,7 +229,7 @@ impl Trainer for TorchTrainer {
                 .settings
                 .optimizer
                 .learning_rate_at(task.global_step.saturating_add(u64::from(offset)));
-            self.step(gradient, gradient_norm, learning_rate)
+            self.descend(gradient, gradient_norm, learning_rate)
                 .map_err(backend)?;
             report.steps += 1;
             report.tokens += batch.predictions();
