@@ -1,12 +1,11 @@
 """A rank of torch.distributed over gloo, which averages with all_reduce; see member.py for what it is told and says."""
 
 import contextlib
-import datetime
-import os
 
 import torch
 import torch.distributed as dist
 
+import gloo
 import member
 
 
@@ -35,18 +34,12 @@ def main():
     parser.add_argument("--address", required=True, help="of the first rank")
     parser.add_argument("--port", type=int, required=True, help="of the first rank's store; 0 for a free one")
     arguments = parser.parse_args()
-    os.environ["GLOO_SOCKET_IFNAME"] = arguments.interface
     torch.set_num_threads(1)
-    patience = datetime.timedelta(minutes=10)
-    store = dist.TCPStore(
-        arguments.address, arguments.port, None, arguments.rank == 0, patience, wait_for_workers=False
-    )
+    store = gloo.store(arguments.address, arguments.port, arguments.rank)
     if arguments.rank == 0:
         # The others can only come once they know the port.
         member.say(port=store.port)
-    dist.init_process_group(
-        "gloo", store=store, rank=arguments.rank, world_size=arguments.peers, timeout=patience
-    )
+    gloo.join(store, arguments.rank, arguments.peers, arguments.interface)
     member.say(ready=True)
     member.serve(Rank(arguments.elements, arguments.peers), arguments.rank)
 

@@ -8,6 +8,7 @@ mod exchange;
 mod harness;
 mod learning;
 mod noise;
+mod overhead;
 mod planes;
 mod report;
 mod update;
@@ -36,6 +37,11 @@ enum Command {
     Codec(codec::Args),
     /// Time, bytes and processor time of an exchange between real daemons, beside gloo and hivemind
     Exchange(exchange::Args),
+    /// A member of the cluster that `overhead` measures
+    #[command(hide = true)]
+    ClusterMember(overhead::cluster::member::Args),
+    /// What decentralised training costs beside a centralised cluster
+    Overhead(overhead::Args),
     /// Loss at equal tokens of every way to exchange, with peers in one process
     Learning(learning::Args),
     /// Emulated wide-area networks on this machine: is it exact, and run programs in it
@@ -45,7 +51,9 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Codec(args) => codec::run(&args),
+        Command::ClusterMember(args) => overhead::cluster::member::run(&args),
         Command::Exchange(args) => exchange::run(&args),
+        Command::Overhead(args) => overhead::run(&args),
         Command::Learning(args) => learning::run(&args),
         Command::Wan(args) => wan::cli::run(&args),
     };

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -15,8 +15,9 @@ use super::row::Sample;
 use crate::harness::network::{Place, received};
 use crate::harness::process::Process;
 
-const SCRIPTS: [(&str, &str); 3] = [
+const SCRIPTS: [(&str, &str); 4] = [
     ("member.py", include_str!("../../python/member.py")),
+    ("gloo.py", include_str!("../../python/gloo.py")),
     (GLOO, include_str!("../../python/gloo_allreduce.py")),
     (HIVEMIND, include_str!("../../python/hivemind_average.py")),
 ];
@@ -122,7 +123,7 @@ impl Group {
         group
             .members
             .push((spawn(0, first, &words(first, None))?, first.clone()));
-        let entry: Ready = answer(&mut group.members[0].0).await?;
+        let entry: Ready = group.members[0].0.answer(PATIENCE).await?;
         for (rank, place) in others.iter().enumerate() {
             let process = spawn(rank + 1, place, &words(place, Some(&entry)))?;
             group.members.push((process, place.clone()));
@@ -130,7 +131,7 @@ impl Group {
         // gloo's first rank has said its port; that it is ready comes once all have met.
         let said = usize::from(rival == Rival::Hivemind);
         for (process, _) in group.members.iter_mut().skip(said) {
-            let _: Ready = answer(process).await?;
+            let _: Ready = process.answer(PATIENCE).await?;
         }
         Ok(group)
     }
@@ -202,13 +203,8 @@ impl Group {
         }
         let mut answers = Vec::with_capacity(self.members.len());
         for (process, _) in &mut self.members {
-            answers.push(answer(process).await?);
+            answers.push(process.answer(PATIENCE).await?);
         }
         Ok(answers)
     }
-}
-
-async fn answer<T: DeserializeOwned>(process: &mut Process) -> anyhow::Result<T> {
-    let line = process.line(PATIENCE).await?;
-    serde_json::from_str(&line).with_context(|| format!("{} said {line:?}", process.name()))
 }

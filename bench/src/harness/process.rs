@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process_group};
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
@@ -94,6 +95,15 @@ impl Process {
                 Err(self.failure(&format!("has not answered within {} s", patience.as_secs())))
             }
         }
+    }
+
+    /// The next line of its standard output, which is JSON.
+    pub(crate) async fn answer<T: DeserializeOwned>(
+        &mut self,
+        patience: Duration,
+    ) -> anyhow::Result<T> {
+        let line = self.line(patience).await?;
+        serde_json::from_str(&line).with_context(|| format!("{} said {line:?}", self.name))
     }
 
     /// Processor seconds of its group so far.
