@@ -69,10 +69,10 @@ use crate::harness::daemon::gradmesh_beside;
 use crate::harness::environment::python_with;
 use crate::harness::mesh::Mesh;
 use crate::harness::network::{Network, PEERS_MAX};
+use crate::harness::synthetic::Run;
 use crate::harness::{CodecName, Link, Plan};
 use crate::origin::Origin;
 use case::{Rival, System};
-use mesh::Run;
 use rival::Group;
 use row::{Report, Row, Sample};
 
@@ -272,6 +272,7 @@ impl Case<'_> {
             peers: self.peers,
             // As long as the slowest of the warm-up rounds took, and half as long again.
             pause: PAUSE_MIN + Duration::from_secs_f64(1.5 * turn_s),
+            overlap: false,
         };
         say(&format!(
             "{}, {} peers, {}: starting",
@@ -282,7 +283,8 @@ impl Case<'_> {
         let started = Instant::now();
         let own = home.join("gradmesh");
         fs::create_dir(&own)?;
-        let mut mesh = Mesh::start(&run, self.gradmesh, &network.places, &own).await?;
+        let mut mesh = Mesh::start_synthetic(&run, self.gradmesh, &network.places, &own).await?;
+        mesh.wait_training(1).await?;
         say(&format!(
             "{}: trains after {:.1} s",
             ours.name(),

@@ -7,6 +7,7 @@ pub(crate) mod link;
 pub(crate) mod mesh;
 pub(crate) mod network;
 pub(crate) mod process;
+pub(crate) mod synthetic;
 
 pub(crate) use choice::{CodecName, Plan};
 pub(crate) use link::{Link, Site};

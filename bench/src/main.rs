@@ -37,11 +37,11 @@ enum Command {
     Codec(codec::Args),
     /// Time, bytes and processor time of an exchange between real daemons, beside gloo and hivemind
     Exchange(exchange::Args),
+    /// What decentralised training costs against a centralised cluster, at the same loss
+    Overhead(Box<overhead::Args>),
     /// A member of the cluster that `overhead` measures
     #[command(hide = true)]
     ClusterMember(overhead::cluster::member::Args),
-    /// What decentralised training costs beside a centralised cluster
-    Overhead(overhead::Args),
     /// Loss at equal tokens of every way to exchange, with peers in one process
     Learning(learning::Args),
     /// Emulated wide-area networks on this machine: is it exact, and run programs in it

@@ -124,7 +124,7 @@ impl Updates {
 
 /// Rust source of the crates in the registry, in the order of their paths; of each crate one file, so that a few
 /// megabytes are of many authors.
-fn text() -> anyhow::Result<Vec<u8>> {
+pub(crate) fn text() -> anyhow::Result<Vec<u8>> {
     let home = std::env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")));

@@ -3,6 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use anyhow::{Context, bail};
+use gradmesh_compression::{Codec, DenseFormat, TopK, ValueBits};
+
 /// How updates travel, as `codec` of a run file; written `dense-f32`, `sparse-1bit` or, with k, `sparse-1bit:128`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CodecName {
@@ -38,6 +41,8 @@ impl Dense {
 impl CodecName {
     /// What the other systems do.
     pub(crate) const DENSE_F32: CodecName = CodecName::Dense(Dense::F32);
+    /// A byte for each element, and some for scales.
+    pub(crate) const DENSE_INT8: CodecName = CodecName::Dense(Dense::Int8);
 
     /// The section `[codec]` of a run file that asks for it, apart from the size of shards.
     pub(crate) fn to_toml(self) -> String {
@@ -47,6 +52,27 @@ impl CodecName {
                 format!("mode = \"sparse\"\nk = {k}\nvalue_bits = {value_bits}\n")
             }
         }
+    }
+
+    /// The codec that it names.
+    pub(crate) fn codec(self) -> anyhow::Result<Codec> {
+        let format = match self {
+            CodecName::Dense(Dense::F32) => DenseFormat::F32,
+            CodecName::Dense(Dense::Bf16) => DenseFormat::Bf16,
+            CodecName::Dense(Dense::Int8) => DenseFormat::Int8,
+            CodecName::Dense(Dense::Int4) => DenseFormat::Int4,
+            CodecName::Sparse { k, value_bits } => {
+                let value_bits = match value_bits {
+                    1 => ValueBits::One,
+                    2 => ValueBits::Two,
+                    4 => ValueBits::Four,
+                    _ => bail!("{value_bits} bits of a value: 1, 2 or 4 are known"),
+                };
+                let k = TopK::new(k).context("k")?;
+                return Ok(Codec::Sparse { k, value_bits });
+            }
+        };
+        Ok(Codec::Dense(format))
     }
 
     /// Bytes of an update of `parameters` elements at least: its values and, of a sparse one, log2 of the number of ways
@@ -133,14 +159,9 @@ impl Plan {
         }
     }
 
-    /// The section of a run file that asks for it; nothing for the planner's choice.
+    /// What asks for it in the section `[exchange]` of a run file.
     pub(crate) fn to_toml(self) -> String {
-        match self {
-            Plan::Auto => String::new(),
-            Plan::Gather | Plan::Reduce | Plan::Hier => {
-                format!("[exchange]\nplan = \"{}\"\n", self.name())
-            }
-        }
+        format!("plan = \"{}\"\n", self.name())
     }
 }
 

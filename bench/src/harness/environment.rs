@@ -24,6 +24,25 @@ pub(crate) enum Library {
     Hivemind,
 }
 
+/// Whether [`python_with`] would install nothing.
+pub(crate) fn is_installed(library: Library) -> bool {
+    let last = match library {
+        Library::Torch => "torch",
+        Library::Hivemind => "hivemind",
+    };
+    cache_dir().is_ok_and(|cache| done(&root(&cache), last).exists())
+}
+
+/// The environment's directory.
+fn root(cache: &Path) -> PathBuf {
+    cache.join(format!("bench-venv-torch-{TORCH}-hivemind-{HIVEMIND}"))
+}
+
+/// There once the step `name` has run to its end.
+fn done(root: &Path, name: &str) -> PathBuf {
+    root.join(format!("{name}.done"))
+}
+
 /// The interpreter with which `library` can be imported, after installing what is missing.
 ///
 /// # Errors
@@ -31,7 +50,7 @@ pub(crate) enum Library {
 pub(crate) async fn python_with(library: Library) -> anyhow::Result<PathBuf> {
     let cache = cache_dir()?;
     fs::create_dir_all(&cache).with_context(|| format!("{}", cache.display()))?;
-    let root = cache.join(format!("bench-venv-torch-{TORCH}-hivemind-{HIVEMIND}"));
+    let root = root(&cache);
     // Held until the process ends, however it ends.
     let lock = root.with_extension("lock");
     let lock = fs::File::create(&lock).with_context(|| format!("{}", lock.display()))?;
@@ -80,7 +99,7 @@ fn pip(python: &Path, what: &[&str]) -> Vec<String> {
 
 /// Runs `words` unless they ran to their end before.
 async fn step(root: &Path, name: &str, what: &str, words: &[String]) -> anyhow::Result<()> {
-    let done = root.join(format!("{name}.done"));
+    let done = done(root, name);
     if done.exists() {
         return Ok(());
     }

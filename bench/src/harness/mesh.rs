@@ -28,12 +28,14 @@ pub(crate) struct Count {
 }
 
 impl Mesh {
-    /// Starts a daemon at each place: the first launches `run_file`, the others join with its ticket. They write below `home`.
+    /// Starts a daemon at each place: the first launches `run_file`, the others join with its ticket and `joining`, more words of
+    /// the command line. They write below `home`.
     pub(crate) async fn launch(
         run_file: &Path,
         gradmesh: &Path,
         places: &[Place],
         home: &Path,
+        joining: &[&str],
     ) -> anyhow::Result<Mesh> {
         let run_file = run_file.to_str().context("a path that is no text")?;
         let [first, others @ ..] = places else {
@@ -51,7 +53,8 @@ impl Mesh {
         let ticket = statuses.into_iter().find_map(|status| status.ticket);
         let ticket = ticket.context("no ticket")?;
         for (number, place) in others.iter().enumerate() {
-            let joiner = Daemon::start(gradmesh, number + 1, place, home, &["join", &ticket])?;
+            let words = [&["join", &ticket], joining].concat();
+            let joiner = Daemon::start(gradmesh, number + 1, place, home, &words)?;
             mesh.daemons.push(joiner);
         }
         Ok(mesh)

@@ -59,10 +59,6 @@ impl Process {
         })
     }
 
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
     pub(crate) fn id(&self) -> u32 {
         self.group.as_raw_nonzero().get().cast_unsigned()
     }

@@ -40,6 +40,11 @@ pub(crate) struct Material {
 }
 
 impl Training {
+    /// Of all peers, in one step.
+    pub(crate) fn tokens_per_step(&self) -> u64 {
+        u64::from(self.peers) * (self.batch_sequences * self.sequence_tokens) as u64
+    }
+
     /// Reads model and text.
     ///
     /// # Errors

@@ -108,7 +108,8 @@ impl Ring {
         for hop in 1..size {
             for segment in behind(hop) {
                 let values = &mut values[segment];
-                for (value, sum) in values.iter_mut().zip(neighbours.receive(values.len())?) {
+                let sums = neighbours.receive(values.len())?;
+                for (value, sum) in values.iter_mut().zip(sums) {
                     *value += sum;
                 }
                 if hop == size - 1 {
@@ -122,7 +123,8 @@ impl Ring {
         for hop in 0..size - 1 {
             for segment in behind(hop) {
                 let values = &mut values[segment];
-                for (value, mean) in values.iter_mut().zip(neighbours.receive(values.len())?) {
+                let means = neighbours.receive(values.len())?;
+                for (value, mean) in values.iter_mut().zip(means) {
                     *value = mean;
                 }
                 if hop < size - 2 {
