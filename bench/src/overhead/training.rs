@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 use gradmesh_trainer::data::{Corpus, DataManifest, VOCAB, Windows, assignment};
-use gradmesh_trainer::torch::{TorchSettings, TorchTrainer};
+use gradmesh_trainer::torch::{TorchSettings, TorchTrainer, set_threads};
 use gradmesh_trainer::{Batch, InnerOptimizer, ModelConfig, Trainer as _, model};
 
 /// The most text that is read: what the demo takes.
@@ -110,6 +110,8 @@ impl Material {
         let windows = self.windows()?;
         let indices: Vec<u64> = (0..HELD_OUT_WINDOWS.min(windows.held_out())).collect();
         let batch = windows.validation_batch(&indices)?;
+        // As in all processes of a measurement; threads that wait for each other are slow where cores are taken.
+        set_threads(1);
         let settings = TorchSettings::cpu(self.training.optimizer.clone());
         let mut trainer = TorchTrainer::new(self.model.clone(), settings)?;
         Ok(trainer.loss(theta, &batch)?.into())
