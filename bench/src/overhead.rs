@@ -76,7 +76,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::cost::Cost;
 use self::outcome::{Outcome, Phases, Point, Round};
-use self::projection::{Basis, Exchange, Projected, Setup};
+use self::projection::{Basis, Projected, Setup};
 use self::report::{Missing, Projection, Report, Row, Utilisation};
 use self::system::{System, Way, Where};
 use self::training::Training;
@@ -374,11 +374,7 @@ async fn measure(args: &Args, report: &mut Report, home: &Path) -> anyhow::Resul
     if does(Part::Utilisation) {
         let cost = report.cost.clone().context("no cost of the codec")?;
         let int8 = Cost::measure(CodecName::DENSE_INT8, args.utilisation_peers)?;
-        let utilisation = report.utilisation.insert(Utilisation::default());
-        utilisation.missing = cases
-            .iter()
-            .map(|case| Missing::new(case, "not run"))
-            .collect();
+        let utilisation = report.utilisation.get_or_insert_default();
         for case in cases {
             let name = Missing::name(&case);
             let mut say = |line: &str| progress.say(&format!("utilisation, {name}: {line}"));
@@ -403,7 +399,7 @@ async fn measure(args: &Args, report: &mut Report, home: &Path) -> anyhow::Resul
         }
     }
     if does(Part::Projection) {
-        report.projection = Some(project(args, report)?);
+        report.projection = Some(Ok(project(args, report)?));
     }
     progress.bar.finish_and_clear();
     Ok(())
@@ -515,13 +511,9 @@ fn of_cluster(
 fn project(args: &Args, report: &Report) -> anyhow::Result<Projection> {
     let cost = report.cost.clone().context("no cost of the codec")?;
     let mbit = args.mbit.first().copied().context("no rate")?;
-    let cases = report.utilisation.iter().flat_map(|all| &all.cases);
-    // With overlap an exchange ends when training lets it, and says nothing about itself.
-    let alone = cases.filter(|measured| !measured.case.overlap);
-    let points: Vec<(f64, f64)> = alone.map(|m| (m.bound_s(), m.exchange_mean_s())).collect();
     let basis = Basis {
         cost,
-        exchange: Exchange::fit(&points),
+        exchange: report.exchange(),
     };
     let setup = Setup {
         peers: args.utilisation_peers,
@@ -593,8 +585,20 @@ impl Report {
             training,
             rows,
             cost: None,
-            utilisation: None,
-            projection: None,
+            utilisation: args
+                .parts
+                .contains(&Part::Utilisation)
+                .then(|| Utilisation {
+                    missing: cases(args)
+                        .iter()
+                        .map(|case| Missing::new(case, "not run"))
+                        .collect(),
+                    cases: Vec::new(),
+                }),
+            projection: args
+                .parts
+                .contains(&Part::Projection)
+                .then(|| Err("not run".to_owned())),
             interrupted: false,
         })
     }

@@ -11,6 +11,9 @@ use crate::report::{Bar, Bars, Lines, Page, Scale, Series};
 /// Computing per round over which utilisation is drawn, in seconds.
 const COMPUTE_S: [f64; 9] = [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1280.0];
 
+/// Rates over which utilisation is drawn.
+const RATES_MBIT: [f64; 9] = [5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0];
+
 /// A plot and what it shows.
 pub(super) struct Figure {
     pub(super) name: &'static str,
@@ -55,6 +58,7 @@ pub(super) fn figures(report: &Report) -> Vec<Figure> {
         figures.push(not_computing(report));
     }
     figures.extend(utilisation(report));
+    figures.extend(utilisation_over_rate(report));
     figures
 }
 
@@ -121,6 +125,43 @@ fn utilisation(report: &Report) -> Option<Figure> {
     })
 }
 
+/// Utilisation over the rate of the line, for some lengths of computing.
+fn utilisation_over_rate(report: &Report) -> Option<Figure> {
+    let measured = report.utilisation.as_ref()?.cases.first()?;
+    let exchange = report.exchange();
+    let mut series = Vec::new();
+    for compute_s in [30.0, 120.0, 600.0] {
+        for overlap in [false, true] {
+            let point = |&mbit: &f64| {
+                let bound_s = measured.bound_s() * measured.case.mbit as f64 / mbit;
+                let exchange_s = exchange.seconds(bound_s);
+                (mbit, predicted(compute_s, exchange_s, overlap) * 100.0)
+            };
+            let with = if overlap { ", overlap" } else { "" };
+            series.push(Series {
+                name: format!("{compute_s} s of computing{with}"),
+                points: RATES_MBIT.iter().map(point).collect(),
+            });
+        }
+    }
+    Some(Figure {
+        name: "utilisation-over-rate",
+        svg: Lines {
+            x_axis: "rate of each peer's line, Mbit/s".to_owned(),
+            y_axis: "compute utilisation, %".to_owned(),
+            x_scale: Scale::Log,
+            y_scale: Scale::Linear,
+            series,
+        }
+        .to_svg(),
+        caption: format!(
+            "Compute utilisation over the rate of the line: an exchange takes {:.2} s and {:.2} times what its bytes take at the \
+             rate, a line through exchanges measured at {} rates.",
+            exchange.fixed_s, exchange.stretch, exchange.rates
+        ),
+    })
+}
+
 /// The page.
 pub(super) fn html(report: &Report) -> String {
     let mut page = Page::new(
@@ -158,8 +199,9 @@ pub(super) fn html(report: &Report) -> String {
         page.paragraph(&report.cost_sentence().unwrap_or_default());
         page.table(0, &Report::UTILISATION_HEADS, &report.utilisation_cells());
         figure(&mut page, "utilisation");
+        figure(&mut page, "utilisation-over-rate");
     }
-    if let Some(projection) = &report.projection {
+    if let Some(projection) = report.projection() {
         page.heading("Projection: computed, not measured");
         page.table(1, &Report::PROJECTION_HEADS, &report.projection_cells());
         for formula in formulas(&projection.setup, &projection.basis) {

@@ -61,7 +61,7 @@ impl Exchange {
         }
     }
 
-    fn seconds(&self, bound_s: f64) -> f64 {
+    pub(super) fn seconds(&self, bound_s: f64) -> f64 {
         self.fixed_s + self.stretch * bound_s
     }
 }

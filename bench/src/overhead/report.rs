@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::cost::Cost;
 use super::outcome::Outcome;
-use super::projection::{Basis, Projected, Setup, formulas};
+use super::projection::{Basis, Exchange, Projected, Setup, formulas};
 use super::system::System;
 use super::training::Training;
 use super::utilisation::{Case, Measured};
@@ -31,8 +31,10 @@ pub(super) struct Report {
     /// Of the model whose utilisation is measured.
     pub(super) parameters: f64,
     pub(super) cost: Option<Cost>,
+    /// `None`: not asked for.
     pub(super) utilisation: Option<Utilisation>,
-    pub(super) projection: Option<Projection>,
+    /// `None`: not asked for.
+    pub(super) projection: Option<Result<Projection, String>>,
     pub(super) interrupted: bool,
 }
 
@@ -95,6 +97,19 @@ impl Report {
             .filter_map(|row| Some((row.system, row.outcome.as_ref().ok()?)))
     }
 
+    pub(super) fn projection(&self) -> Option<&Projection> {
+        self.projection.as_ref()?.as_ref().ok()
+    }
+
+    /// What exchanges took at the rates that were measured.
+    pub(super) fn exchange(&self) -> Exchange {
+        let cases = self.utilisation.iter().flat_map(|all| &all.cases);
+        // With overlap an exchange ends when training lets it, and says nothing about itself.
+        let alone = cases.filter(|measured| !measured.case.overlap);
+        let points: Vec<(f64, f64)> = alone.map(|m| (m.bound_s(), m.exchange_mean_s())).collect();
+        Exchange::fit(&points)
+    }
+
     /// The loss to which times are compared: the user's, or the lowest that every system reached. `None` with fewer than two.
     pub(super) fn target(&self) -> Option<f64> {
         let lowest: Vec<f64> = self.outcomes().filter_map(|(_, o)| o.lowest()).collect();
@@ -137,7 +152,9 @@ impl Report {
                 continue;
             };
             for (cluster, name) in clusters {
-                if let Some(theirs) = self.seconds_to_target(cluster) {
+                // Who begins below the target has no time to compare with.
+                let theirs = self.seconds_to_target(cluster);
+                if let Some(theirs) = theirs.filter(|seconds| *seconds > 0.0) {
                     sentences.push(format!(
                         "to a loss of {target:.3}: gradmesh {ours} {seconds:.1} s, {name} {theirs:.1} s: {:.2} of its time",
                         seconds / theirs
@@ -278,8 +295,13 @@ impl Report {
             Some(format!("{}: {}", row.system, why(reason)))
         });
         let cases = self.utilisation.iter().flat_map(|all| &all.missing);
-        rows.chain(cases.map(|case| format!("utilisation, {}: {}", case.case, why(&case.reason))))
-            .collect()
+        let cases = cases.map(|case| format!("utilisation, {}: {}", case.case, why(&case.reason)));
+        let projection = self
+            .projection
+            .as_ref()
+            .and_then(|made| made.as_ref().err());
+        let projection = projection.map(|reason| format!("projection: {}", why(reason)));
+        rows.chain(cases).chain(projection).collect()
     }
 
     /// One sentence on the model that is trained.
@@ -330,7 +352,7 @@ impl Report {
             let cost = self.cost_sentence().unwrap_or_default();
             section(&format!("utilisation: {cost}"), body);
         }
-        if let Some(projection) = &self.projection {
+        if let Some(projection) = self.projection() {
             let mut body = table(1, &Self::PROJECTION_HEADS, &self.projection_cells());
             for formula in formulas(&projection.setup, &projection.basis) {
                 let _ = writeln!(body, "  {formula}");
@@ -402,7 +424,7 @@ impl Report {
                     .map(|missing| json!({"case": missing.case, "reason": missing.reason}))
                     .collect::<Vec<_>>(),
             })),
-            "projection": self.projection.as_ref().map(|projection| json!({
+            "projection": self.projection().map(|projection| json!({
                 "setup": {
                     "peers": projection.setup.peers,
                     "mbit": projection.setup.mbit,
@@ -529,6 +551,7 @@ mod tests {
             (System::Sparse, Ok(outcome(6.0, 10.0))),
             (System::Reduce, Err("not run".to_owned())),
         ]);
+        report.projection = Some(Err("not run".to_owned()));
         report.interrupted = true;
         let text = report.to_text();
         assert!(text.contains("missing: cluster: no <root>\n"), "{text}");
@@ -536,6 +559,7 @@ mod tests {
             text.contains("missing: reduce: interrupted before it was done\n"),
             "{text}"
         );
+        assert!(text.contains("missing: projection: interrupted"), "{text}");
         assert_eq!(report.to_json()["training"][0]["missing"], "no <root>");
         assert_eq!(report.to_json()["target_loss"], Value::Null);
         let html = super::super::page::html(&report);
@@ -571,7 +595,7 @@ mod tests {
         };
         let basis = Basis {
             cost: cost.clone(),
-            exchange: crate::overhead::projection::Exchange::fit(&[]),
+            exchange: Exchange::fit(&[]),
         };
         let report = Report {
             cost: Some(cost),
@@ -587,11 +611,11 @@ mod tests {
                     cpu_s: 3.0,
                 }],
             }),
-            projection: Some(Projection {
+            projection: Some(Ok(Projection {
                 models: vec![Projected::new("1B", 1e9, &setup, &basis)],
                 setup,
                 basis,
-            }),
+            })),
             ..report(Vec::new())
         };
         assert_eq!(report.utilisation_cells()[0][8..], ["90.00", "88.24"]);
@@ -604,6 +628,6 @@ mod tests {
         let json = report.to_json();
         assert_eq!(json["utilisation"]["cases"][0]["utilisation"], 0.9);
         assert_eq!(json["projection"]["models"][0]["model"], "1B");
-        assert_eq!(super::super::page::figures(&report).len(), 1);
+        assert_eq!(super::super::page::figures(&report).len(), 2);
     }
 }
