@@ -4,6 +4,7 @@
 
 mod bound;
 mod codec;
+mod detection;
 mod exchange;
 mod harness;
 mod learning;
@@ -35,6 +36,8 @@ struct Cli {
 enum Command {
     /// Size, error and speed of every codec, on one thread
     Codec(codec::Args),
+    /// Rounds until audits catch a cheat, in the simulator, beside the formula
+    Detection(detection::Args),
     /// Time, bytes and processor time of an exchange between real daemons, beside gloo and hivemind
     Exchange(exchange::Args),
     /// What decentralised training costs against a centralised cluster, at the same loss
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Codec(args) => codec::run(&args),
         Command::ClusterMember(args) => overhead::cluster::member::run(&args),
+        Command::Detection(args) => detection::run(&args),
         Command::Exchange(args) => exchange::run(&args),
         Command::Overhead(args) => overhead::run(&args),
         Command::Learning(args) => learning::run(&args),

@@ -32,6 +32,19 @@ impl Origin {
         }
     }
 
+    /// Two lines; what is not known is said to be so.
+    pub fn to_text(&self) -> String {
+        let or_unknown = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".into());
+        let cores = self.cores.map(|cores| cores.to_string());
+        format!(
+            "machine: {}, cores: {}\ncommit: {}, date: {}\n",
+            or_unknown(&self.cpu),
+            or_unknown(&cores),
+            or_unknown(&self.commit),
+            or_unknown(&self.date),
+        )
+    }
+
     pub fn to_json(&self) -> Value {
         json!({
             "cpu": self.cpu,

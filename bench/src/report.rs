@@ -2,11 +2,13 @@
 //!
 //! Knows no benchmark. Measures nothing.
 
+mod output;
 mod page;
 mod plot;
 
+pub(crate) use output::Output;
 pub(crate) use page::Page;
-pub(crate) use plot::{Bar, Bars, Lines, Scale, Series};
+pub(crate) use plot::{Band, Bar, Bars, Lines, Scale, Series};
 
 /// Lines of text with columns as wide as their widest cell: the first `names` columns on the left, the others, numbers,
 /// on the right. `heads` and each of `rows` have the same length; a shorter row leaves its last columns out.

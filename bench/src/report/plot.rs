@@ -57,6 +57,15 @@ pub(crate) struct Lines {
     pub(crate) series: Vec<Series>,
 }
 
+/// An interval around the points of a series, drawn below its line in its colour.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Band {
+    /// The place of the series.
+    pub(crate) series: usize,
+    /// Where, and from what to what; in ascending order. What has no place on the axes is cut off at the highest value that has.
+    pub(crate) points: Vec<(f64, f64, f64)>,
+}
+
 impl Bars {
     pub(crate) fn to_svg(&self) -> String {
         const ROW: f64 = 24.0;
@@ -112,11 +121,18 @@ impl Bars {
 
 impl Lines {
     pub(crate) fn to_svg(&self) -> String {
+        self.to_svg_with(&[])
+    }
+
+    /// With bands around some of its series.
+    pub(crate) fn to_svg_with(&self, bands: &[Band]) -> String {
         const HEIGHT: f64 = 320.0;
         const LEFT: f64 = 64.0;
         let points = || self.series.iter().flat_map(|series| &series.points);
+        let ends = || bands.iter().flat_map(|band| &band.points);
+        let values = points().map(|p| p.1).chain(ends().flat_map(|p| [p.1, p.2]));
         let x = Axis::new(self.x_scale, points().map(|p| p.0), LEFT, WIDTH - 20.0);
-        let y = Axis::new(self.y_scale, points().map(|p| p.1), HEIGHT, 28.0);
+        let y = Axis::new(self.y_scale, values, HEIGHT, 28.0);
         let mut svg = String::new();
         for (at, label) in x.ticks() {
             line(&mut svg, (at, 28.0), (at, HEIGHT), "#e3e7eb");
@@ -128,6 +144,21 @@ impl Lines {
         }
         text(&mut svg, (4.0, 14.0), "start", &self.y_axis);
         text(&mut svg, (WIDTH - 20.0, HEIGHT + 36.0), "end", &self.x_axis);
+        for band in bands {
+            let place = |at: f64, value: f64| {
+                let value = if y.shows(value) { value } else { y.high };
+                format!("{:.1},{:.1}", x.place(at), y.place(value))
+            };
+            let low = band.points.iter().map(|p| place(p.0, p.1));
+            let high = band.points.iter().rev().map(|p| place(p.0, p.2));
+            let outline: Vec<String> = low.chain(high).collect();
+            let colour = COLOURS[band.series % COLOURS.len()];
+            let _ = write!(
+                svg,
+                "<polygon points=\"{}\" fill=\"{colour}\" fill-opacity=\"0.18\"/>",
+                outline.join(" ")
+            );
+        }
         for (series, colour) in self.series.iter().zip(COLOURS.iter().cycle()) {
             let drawn = series
                 .points
@@ -360,6 +391,29 @@ mod tests {
         assert_eq!(svg.matches("<circle").count(), 4);
         assert_eq!(svg.matches("stroke=\"#000000\"").count(), 1);
         assert!(svg.contains("one &lt;kind&gt;") && svg.contains("not measured"));
+    }
+
+    #[test]
+    fn a_band_without_an_upper_end_reaches_the_top_of_the_plot() {
+        let lines = Lines {
+            x_axis: "part".into(),
+            y_axis: "rounds".into(),
+            x_scale: Scale::Linear,
+            y_scale: Scale::Log,
+            series: vec![Series {
+                name: "measured".into(),
+                points: vec![(0.5, 10.0), (1.0, 2.0)],
+            }],
+        };
+        let band = Band {
+            series: 0,
+            points: vec![(0.5, 5.0, f64::INFINITY), (1.0, 1.0, 4.0)],
+        };
+        let svg = lines.to_svg_with(&[band]);
+        assert_eq!(svg.matches("<polygon").count(), 1);
+        // The top is at 28.
+        assert!(svg.contains(",28.0\" fill="), "{svg}");
+        assert!(!svg.contains("NaN") && !svg.contains("inf"));
     }
 
     #[test]

@@ -1,28 +1,20 @@
-//! `gradmesh-sim SEED` runs one seed and tells everything; `gradmesh-sim --first-seed A --seeds N` runs many;
-//! `gradmesh-sim detection` measures how soon audits find cheats.
+//! `gradmesh-sim SEED` runs one seed and tells everything; `gradmesh-sim --first-seed A --seeds N` runs many.
 
-use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, ValueEnum};
 use gradmesh_protocol::manifest::PlanKind;
-use gradmesh_sim::audits::Conduct;
-use gradmesh_sim::audits::measure::{self, COVERAGES_PPM, Detection, SKIPPED_PPM};
 use gradmesh_sim::coverage::Coverage;
 use gradmesh_sim::options::{Chosen, FRAGMENTS_MAX, is_chain_run};
 use gradmesh_sim::{Options, Outcome, Verbosity, Verdict, run};
-use gradmesh_trainer::adversary::Kind;
 
 /// Simulates gradmesh runs: one seed, one run.
 #[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = true)]
+#[command(version)]
 struct Arguments {
-    #[command(subcommand)]
-    task: Option<Task>,
     /// Run this seed, and print its options, its outcome and, if a check fails, what led to it.
     #[arg(conflicts_with_all = ["first_seed", "seeds"])]
     seed: Option<u64>,
@@ -49,20 +41,6 @@ struct Arguments {
     chain: bool,
 }
 
-/// What is done instead of running seeds of the network.
-#[derive(Debug, Subcommand)]
-enum Task {
-    /// Measures the rounds until a cheat is caught, beside what the formula says.
-    Detection {
-        /// Runs of each cheat.
-        #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..))]
-        seeds: u64,
-        /// Write the figures here, too.
-        #[arg(long)]
-        json: Option<PathBuf>,
-    },
-}
-
 /// How updates are exchanged.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum PlanName {
@@ -85,9 +63,6 @@ impl From<PlanName> for PlanKind {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Some(Task::Detection { seeds, json }) = arguments.task {
-        return detection(seeds, json.as_deref());
-    }
     let chosen = Chosen {
         plan: arguments.plan.map(PlanKind::from),
         overlap: arguments.overlap,
@@ -107,64 +82,6 @@ fn main() -> ExitCode {
     } else {
         ExitCode::FAILURE
     }
-}
-
-fn detection(seeds: u64, json: Option<&Path>) -> ExitCode {
-    let partial = SKIPPED_PPM.map(|ppm| (Conduct::Partial(ppm), f64::from(ppm) / 1e6));
-    let kinds = Kind::ALL.into_iter().filter(|kind| *kind != Kind::None);
-    let kinds = kinds.map(|kind| {
-        let conduct = Conduct::Kind(kind);
-        (conduct, 1_000_000, measure::spoiled(conduct, 3))
-    });
-    let curve = COVERAGES_PPM
-        .into_iter()
-        .flat_map(|coverage| partial.map(|(conduct, spoiled)| (conduct, coverage, spoiled)));
-    println!("| cheat | c | p | formula | measured | caught in time |");
-    println!("|---|---|---|---|---|---|");
-    let mut rows = Vec::new();
-    for (conduct, coverage, spoiled) in curve.chain(kinds) {
-        let row = measure::detection(conduct, coverage, spoiled, seeds);
-        let measured = row.measured_rounds();
-        println!(
-            "| {conduct} | {} | {spoiled:.3} | {} | {} | {} of {seeds} |",
-            f64::from(coverage) / 1e6,
-            row.formula_rounds,
-            measured.map_or_else(|| "more".into(), |rounds| rounds.to_string()),
-            row.caught_in_time(),
-        );
-        rows.push(row);
-    }
-    if let Some(path) = json
-        && let Err(error) = std::fs::write(path, as_json(&rows))
-    {
-        eprintln!("{}: {error}", path.display());
-        return ExitCode::FAILURE;
-    }
-    ExitCode::SUCCESS
-}
-
-/// An array with an object for each row. Rounds of seeds in which the cheat was not caught are null.
-fn as_json(rows: &[Detection]) -> String {
-    let number = |rounds: Option<u64>| rounds.map_or_else(|| "null".into(), |r| r.to_string());
-    let mut json = String::from("[");
-    for (place, row) in rows.iter().enumerate() {
-        let comma = if place == 0 { "" } else { "," };
-        let rounds: Vec<String> = row.rounds.iter().copied().map(number).collect();
-        let written = write!(
-            json,
-            "{comma}\n{{\"cheat\":\"{}\",\"coverage_ppm\":{},\"spoiled\":{},\"formula_rounds_95\":{},\"measured_rounds_95\":{},\
-             \"rounds\":[{}]}}",
-            row.conduct,
-            row.coverage_ppm,
-            row.spoiled,
-            row.formula_rounds,
-            number(row.measured_rounds()),
-            rounds.join(",")
-        );
-        written.expect("a string takes everything");
-    }
-    json.push_str("\n]\n");
-    json
 }
 
 fn run_one(seed: u64, chosen: Chosen, trace: bool) -> bool {
