@@ -131,7 +131,7 @@ impl Ground {
         manifest.schedule.rounds_per_epoch = setup.rounds;
         manifest.exchange = manifest::Exchange::default();
         manifest.audit = Some(setup.audit.clone());
-        let shape = learner::Shape::new(&manifest, 1);
+        let shape = learner::Shape::new(&manifest, learner::MODEL, 1);
         let genesis = shape.genesis();
         Ground {
             run: manifest.run(),

@@ -42,6 +42,7 @@ pub struct Shape {
     genesis: Replica,
     optimizer: InnerOptimizer,
     planned_scale: u64,
+    model: ReferenceConfig,
 }
 
 /// What training needs beside the replica.
@@ -96,11 +97,11 @@ fn sparse(k: u32, value_bits: u32) -> Codec {
 }
 
 impl Shape {
-    /// The shape that `manifest` fixes. `planned_scale`: see [`Options`](crate::Options).
+    /// The shape of `model` that `manifest` fixes. `planned_scale`: see [`Options`](crate::Options).
     ///
     /// # Panics
     /// If the manifest is unsound: the simulator made it.
-    pub fn new(manifest: &Manifest, planned_scale: u64) -> Shape {
+    pub fn new(manifest: &Manifest, model: ReferenceConfig, planned_scale: u64) -> Shape {
         let codec = &manifest.codec;
         let (update, reduced) = match codec.kind {
             CodecKind::Sparse => (
@@ -136,7 +137,7 @@ impl Shape {
             tiles_per_shard: NonZeroUsize::new(codec.tiles_per_shard as usize)
                 .expect("a sound manifest has tiles in its shards"),
         };
-        let genesis = Replica::new(&MODEL.parameters(), config, MODEL.init(manifest.seed.0))
+        let genesis = Replica::new(&model.parameters(), config, model.init(manifest.seed.0))
             .expect("a small model");
         let shards = genesis
             .shape()
@@ -151,6 +152,7 @@ impl Shape {
         let rate = |value: u32| f64::from(value) / 1e6;
         Shape {
             planned_scale,
+            model,
             shards,
             fragments,
             config,
@@ -242,7 +244,7 @@ impl Shape {
 
     /// A state to be filled with the contents of leaves that have these hashes; `None` if they are not those of `root`.
     pub fn import(&self, root: Hash, leaves: Vec<Hash>) -> Option<StateImport> {
-        StateImport::new(&MODEL.parameters(), self.config, root, leaves).ok()
+        StateImport::new(&self.model.parameters(), self.config, root, leaves).ok()
     }
 
     /// Applies a decided round to `state`.
@@ -293,7 +295,7 @@ impl Shape {
 
     /// A trainer that has done nothing.
     pub(crate) fn trainer(&self) -> ReferenceTrainer {
-        ReferenceTrainer::new(MODEL, self.optimizer.clone()).expect("a sound optimizer")
+        ReferenceTrainer::new(self.model, self.optimizer.clone()).expect("a sound optimizer")
     }
 
     fn batch(&self, seed: &Hash, peer: &PeerKey, step: u32) -> Batch {

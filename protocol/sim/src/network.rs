@@ -32,6 +32,8 @@ pub struct Network {
     connected: BTreeSet<(usize, usize)>,
     /// Whether the faults are over.
     calm: bool,
+    /// Proposals and votes that were sent.
+    pub agreement_messages: u64,
     /// Messages that were sent, also those that were lost.
     pub messages: u64,
     /// Their bytes, overhead included.
@@ -51,6 +53,7 @@ impl Network {
             cuts: Vec::new(),
             connected: BTreeSet::new(),
             calm: false,
+            agreement_messages: 0,
             messages: 0,
             bytes: 0,
         }
@@ -70,9 +73,7 @@ impl Network {
         if class == Class::Gossip && free.0 - now.0 > BACKLOG_MAX_US {
             return Vec::new();
         }
-        let bytes = bytes as u64 + OVERHEAD_BYTES;
-        self.messages += 1;
-        self.bytes += bytes;
+        let bytes = self.count(bytes as u64);
         let sent = free + bytes * 1_000_000 / sender.uplink_bytes_per_s;
         self.uplinks_free[from] = sent;
         let (links, calm) = (&options.links, self.calm);
@@ -96,6 +97,14 @@ impl Network {
             arrivals.push(arrival);
         }
         arrivals
+    }
+
+    /// Counts `bytes` bytes that go another way; returns them with their overhead.
+    pub fn count(&mut self, bytes: u64) -> u64 {
+        let bytes = bytes + OVERHEAD_BYTES;
+        self.messages += 1;
+        self.bytes += bytes;
+        bytes
     }
 
     /// Changes a byte of a blob, sometimes.

@@ -12,7 +12,10 @@ use gradmesh_protocol::manifest::{
     Outer, OuterRule, PlanKind, Schedule, SiteId, Timing, Trust, TrustMode,
 };
 
+use gradmesh_trainer::reference::ReferenceConfig;
+
 use crate::chain::ChainOptions;
+use crate::learner::MODEL;
 use crate::queue::{Clock, Instant};
 use crate::random::{Purpose, Random};
 
@@ -30,6 +33,8 @@ pub struct Options {
     /// By how much the planner takes updates to be larger than they are: those of the small model would never make it choose
     /// another plan than `gather`.
     pub planned_scale: u64,
+    /// What makes the run stand for a large one; never of a seed.
+    pub large: Option<Large>,
     /// The chain, in a chain run: every fifth seed is one (see [`is_chain_run`]).
     pub chain: Option<ChainOptions>,
     /// What goes wrong when, by time.
@@ -38,6 +43,42 @@ pub struct Options {
     pub faults_end: Instant,
     /// When a run that has not converged has failed.
     pub time_limit: Instant,
+}
+
+/// A run of small peers that stands for one of large ones: the nodes, their messages and their frames are real, and a frame is
+/// counted on the links as so many of its kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Large {
+    /// The model, which says how many shards there are.
+    pub model: ReferenceConfig,
+    /// For how many bytes a byte of a frame or a residual counts on the links.
+    pub blob_scale: u64,
+    /// What all peers of a site together can send to other sites, and receive of them. What stays in a site goes over the
+    /// sender's own link alone.
+    pub site_bytes_per_s: u64,
+    /// Latency between two sites.
+    pub one_way_us: u64,
+    /// How long a driver waits for an answer or a frame.
+    pub answer_timeout_us: u64,
+    /// How long it takes to apply a decision.
+    pub apply_us: u64,
+    /// How long it takes to sum a shard.
+    pub reduce_us: u64,
+}
+
+impl Default for Large {
+    /// The peers of a seed.
+    fn default() -> Large {
+        Large {
+            model: MODEL,
+            blob_scale: 1,
+            site_bytes_per_s: u64::MAX,
+            one_way_us: 0,
+            answer_timeout_us: 3_000_000,
+            apply_us: 20_000,
+            reduce_us: 5_000,
+        }
+    }
 }
 
 /// The most fragments: a tile each, of the learner's five tensors.
@@ -309,11 +350,17 @@ impl Options {
             peers,
             links,
             planned_scale,
+            large: None,
             chain,
             faults,
             faults_end,
             time_limit: Instant(faults_end.0 + Instant::from_secs(limit_s).0),
         }
+    }
+
+    /// What the peers are like, be they of a seed or not.
+    pub(crate) fn sizes(&self) -> Large {
+        self.large.unwrap_or_default()
     }
 
     /// The key pair of `peer`.

@@ -24,6 +24,7 @@ use crate::chain::Seen;
 use crate::checks::{Checks, Failure};
 use crate::coverage::{Coverage, Situation};
 use crate::learner::{Frames, Private, Shape, Task};
+use crate::lines::{LineId, Lines, Parcel};
 use crate::network::{Class, Network};
 use crate::options::{Moment, Options};
 use crate::queue::{Instant, Queue};
@@ -37,9 +38,8 @@ use liar::{HeaderLie, Liar};
 use owner::{Residuals, Summing};
 use worker::{Application, Worker};
 
-/// How long a request or a blob may take before the driver gives it up. Shorter than the daemon's, so that several tries
-/// fit in a safety phase.
-const ANSWER_TIMEOUT_US: u64 = 3_000_000;
+/// In a large run, gossip that its sender repeats within this time goes nowhere: gossipsub knows it, by default.
+const REPEATED_US: u64 = 60_000_000;
 /// A request to a peer without a connection fails after this.
 const REFUSED_US: u64 = 1_000;
 /// Inputs that one input of the world may lead to inside one peer: frames at hand that are asked for, and little else.
@@ -75,6 +75,10 @@ pub enum Event {
         /// The packet.
         packet: Packet,
     },
+    /// A message arrives at the line into a site.
+    Arrive(Parcel),
+    /// A line has served a message.
+    Passed(LineId),
     /// A timer of a peer; void if the process is another one by then.
     Timer {
         /// The peer.
@@ -119,6 +123,10 @@ pub struct Outside {
     pub queue: Queue<Event>,
     /// The links.
     pub network: Network,
+    /// The lines that sites share, in a large run.
+    pub lines: Option<Lines>,
+    /// In a large run, what each peer told everybody, and when.
+    pub told: Vec<BTreeMap<Hash, Instant>>,
     /// Chance inside peers.
     pub random: Random,
     /// What happened.
@@ -166,8 +174,24 @@ impl Outside {
             Packet::Gossip(bytes) => (bytes.len(), Class::Gossip),
             Packet::Ask(_, bytes) | Packet::Answer(_, bytes) => (bytes.len(), Class::Direct),
             Packet::AskBlob(..) | Packet::Blob(_, None) => (48, Class::Direct),
-            Packet::Blob(_, Some(bytes)) => (bytes.len(), Class::Direct),
+            Packet::Blob(_, Some(bytes)) => {
+                let scale = self.options.sizes().blob_scale as usize;
+                (bytes.len() * scale, Class::Direct)
+            }
         };
+        if let Some(lines) = &mut self.lines
+            && lines.lies_between(from, to)
+        {
+            let id = lines.up_from(from);
+            let bytes = self.network.count(bytes as u64);
+            let parcel = Parcel {
+                from,
+                to,
+                bytes,
+                packet,
+            };
+            return self.enter(id, parcel);
+        }
         let arrivals = self
             .network
             .send(&self.options, self.now, (from, to), bytes, class);
@@ -178,6 +202,67 @@ impl Outside {
             let packet = packet.clone();
             self.queue.push(at, Event::Deliver { from, to, packet });
         }
+    }
+}
+
+impl Outside {
+    fn enter(&mut self, line: LineId, parcel: Parcel) {
+        let us = self
+            .lines
+            .as_mut()
+            .and_then(|lines| lines.enter(line, parcel));
+        if let Some(us) = us {
+            self.queue.push(self.now + us, Event::Passed(line));
+        }
+    }
+
+    /// A message is at the line into its receiver's site.
+    pub fn arrive(&mut self, parcel: Parcel) {
+        if let Some(lines) = &self.lines {
+            self.enter(lines.down_to(parcel.to), parcel);
+        }
+    }
+
+    /// A line has served a message, which goes on.
+    pub fn passed(&mut self, line: LineId) {
+        let Some(lines) = &mut self.lines else {
+            return;
+        };
+        let one_way_us = lines.one_way_us;
+        let (parcel, next_us) = lines.passed(line);
+        if let Some(us) = next_us {
+            self.queue.push(self.now + us, Event::Passed(line));
+        }
+        let Some(parcel) = parcel else {
+            return;
+        };
+        let (at, event) = match line {
+            LineId::Up(_) => (self.now + one_way_us, Event::Arrive(parcel)),
+            LineId::Down(_) => {
+                let Parcel {
+                    from, to, packet, ..
+                } = parcel;
+                if let Packet::Blob(_, Some(blob)) = &packet {
+                    *self.blobs.entry((from, to)).or_default() += blob.len() as u64;
+                }
+                (self.now, Event::Deliver { from, to, packet })
+            }
+        };
+        self.queue.push(at, event);
+    }
+
+    /// Whether `peer` told everybody the same not long ago, in a large run.
+    fn repeats(&mut self, peer: usize, gossip: &[u8]) -> bool {
+        if self.lines.is_none() {
+            return false;
+        }
+        let now = self.now;
+        let told = &mut self.told[peer];
+        told.retain(|_, at| *at + REPEATED_US > now);
+        let hash = Hash::of_content(gossip);
+        let repeats = told.contains_key(&hash);
+        told.entry(hash).or_insert(now);
+        repeats
     }
 }
 
@@ -674,7 +759,7 @@ impl Peer {
         let ticket = self.store.next_ticket;
         let wait_us = if outside.network.is_connected(self.place, to) {
             outside.send(self.place, to, packet(ticket));
-            ANSWER_TIMEOUT_US
+            outside.options.sizes().answer_timeout_us
         } else {
             REFUSED_US
         };
@@ -866,6 +951,10 @@ impl Peer {
             return self.send_headers(outside, header, &lie);
         }
         let truth: Arc<[u8]> = gossip.encode(&outside.run).into();
+        if outside.repeats(self.place, &truth) {
+            return;
+        }
+        let agrees = matches!(gossip, Gossip::Agreement(_));
         let lie = match (&mut self.liar, gossip) {
             (Some(liar), Gossip::Agreement(message)) if lies => liar
                 .tell(message, &self.keypair, &outside.run)
@@ -888,6 +977,7 @@ impl Peer {
             }
             let deceived = self.liar.as_ref().filter(|liar| liar.deceives(to));
             let bytes = deceived.and(lie.as_ref()).unwrap_or(&truth).clone();
+            outside.network.agreement_messages += u64::from(agrees);
             outside.send(self.place, to, Packet::Gossip(bytes));
         }
     }

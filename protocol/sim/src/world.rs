@@ -19,6 +19,7 @@ use crate::chain::DELAY_MAX_US;
 use crate::checks::{Checks, Failure};
 use crate::coverage::Coverage;
 use crate::learner::Shape;
+use crate::lines::Lines;
 use crate::network::Network;
 use crate::options::{Fault, Moment, Options};
 use crate::panics;
@@ -57,6 +58,19 @@ pub enum Verdict {
     Failed(Failure),
 }
 
+/// A moment of a run, and what had been sent until then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The time.
+    pub at: Instant,
+    /// Messages that were sent, to each receiver by itself.
+    pub messages: u64,
+    /// Proposals and votes among them.
+    pub agreement_messages: u64,
+    /// Bytes, overhead included.
+    pub bytes: u64,
+}
+
 /// What a run came to.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -72,6 +86,8 @@ pub struct Outcome {
     pub messages: u64,
     /// Their bytes, overhead included.
     pub bytes: u64,
+    /// What had been sent when each round was first decided, from the founding one on.
+    pub marks: Vec<Mark>,
     /// Bytes of the frames, residuals and leaves that each peer received of each other one: sender, receiver.
     pub blobs: BTreeMap<(usize, usize), u64>,
     /// The last decided round.
@@ -131,7 +147,7 @@ struct World {
     last_peer: usize,
     verdict: Option<Verdict>,
     /// When each round was decided.
-    decided_at: Vec<Instant>,
+    decided_at: Vec<Mark>,
     /// When each peer's last process began.
     started_at: Vec<Instant>,
 }
@@ -158,7 +174,11 @@ impl World {
     fn new(options: &Options, verbosity: Verbosity) -> World {
         let options = Arc::new(options.clone());
         let manifest = Arc::new(options.manifest.clone());
-        let shape = Arc::new(Shape::new(&manifest, options.planned_scale));
+        let shape = Arc::new(Shape::new(
+            &manifest,
+            options.sizes().model,
+            options.planned_scale,
+        ));
         let count = options.peers.len();
         let names: Vec<PeerKey> = (0..count).map(|p| options.keypair(p).public()).collect();
         let places: BTreeMap<PeerKey, usize> = names
@@ -188,6 +208,8 @@ impl World {
                 now: Instant::default(),
                 queue,
                 network: Network::new(&options),
+                lines: options.large.map(|large| Lines::new(&options, &large)),
+                told: vec![BTreeMap::new(); count],
                 random: Random::new(options.seed, Purpose::Peers),
                 trace: Trace::new(count, verbosity),
                 checks: Checks::new(&options, names.clone(), &shape),
@@ -231,8 +253,15 @@ impl World {
         self.outside.now = at;
         self.events += 1;
         self.happen(event);
+        let network = &self.outside.network;
+        let mark = Mark {
+            at,
+            messages: network.messages,
+            agreement_messages: network.agreement_messages,
+            bytes: network.bytes,
+        };
         self.decided_at
-            .resize(self.outside.decided_rounds() as usize, at);
+            .resize(self.outside.decided_rounds() as usize, mark);
         if self.events.is_multiple_of(SIZES_EVERY) {
             self.check_sizes();
         }
@@ -295,6 +324,8 @@ impl World {
                     .record(now, peer, format_args!("{timer:?}"), &[]);
                 self.peers[peer].timer(outside, process, timer);
             }
+            Event::Arrive(parcel) => outside.arrive(parcel),
+            Event::Passed(line) => outside.passed(line),
             Event::Connect(a, b) => self.connect(a, b),
             Event::Disconnect(a, b) => self.disconnect(a, b, false),
             Event::Start(peer) => self.start(peer),
@@ -590,7 +621,7 @@ impl World {
                 let returned = outside.options.faults_end.max(self.started_at[*peer])
                     + RETURN_US
                     + registered_us;
-                let since = self.decided_at.partition_point(|at| *at < returned) as u64;
+                let since = self.decided_at.partition_point(|mark| mark.at < returned) as u64;
                 let leaves = outside
                     .options
                     .faults
@@ -674,6 +705,7 @@ impl World {
             events: self.events,
             messages: outside.network.messages,
             bytes: outside.network.bytes,
+            marks: self.decided_at,
             blobs: outside.blobs,
             decided: outside.checks.decided(),
             layouts: outside.checks.layouts().to_vec(),

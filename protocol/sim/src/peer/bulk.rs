@@ -1,10 +1,10 @@
 //! Content-addressed bytes: frames and leaves of states, from whoever has them, checked against their hash.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use gradmesh_protocol::hash::Hash;
-use gradmesh_protocol::header::FrameId;
+use gradmesh_protocol::header::{FrameId, Stage};
 use gradmesh_protocol::key::PeerKey;
 use gradmesh_protocol::manifest::RoundId;
 use gradmesh_protocol::node::{AppliedShard, Input};
@@ -14,9 +14,6 @@ use gradmesh_trainer::replica::StateImport;
 use super::{Outside, Packet, Peer, Ticket, state_in};
 use crate::coverage::Situation;
 
-/// Frame fetches that are on their way at once, at most: every frame of two headers of every peer, and of four reductions of
-/// each owner.
-const FETCHES_MAX: usize = 10 * 32 * 5;
 /// Askers that wait at once for a frame that is on its way here, at most.
 const PARKED_MAX: usize = 1024;
 /// Times that each leaf is asked for, for each source.
@@ -64,6 +61,22 @@ enum StateStep {
     },
 }
 
+/// The fetches of frames with this hash: keys are in the order of hashes first.
+fn fetches_of<'a>(
+    fetches: &'a BTreeMap<FrameId, FrameFetch>,
+    hash: &'a Hash,
+) -> impl Iterator<Item = &'a FrameFetch> {
+    let first = FrameId {
+        hash: *hash,
+        bytes: 0,
+        shard: 0,
+        stage: Stage::Local,
+    };
+    let from = fetches.range(first..);
+    from.take_while(|(id, _)| id.hash == *hash)
+        .map(|(_, fetch)| fetch)
+}
+
 impl Peer {
     /// The blob with this hash, as it goes over a link: a frame, or a leaf of a kept state.
     pub(super) fn blob(&self, outside: &mut Outside, hash: &Hash) -> Option<Arc<[u8]>> {
@@ -72,6 +85,8 @@ impl Peer {
             None if self.store.residuals.get(hash).is_some() => {
                 self.store.residuals.get(hash)?.clone()
             }
+            // It is no leaf, and to look for it among them takes long.
+            None if self.awaits(hash) => return None,
             None => {
                 let genesis = outside.shape.genesis();
                 let states = self.store.snapshots.values().chain([genesis]);
@@ -97,13 +112,19 @@ impl Peer {
         let Some(running) = &mut self.running else {
             return false;
         };
-        let mut fetches = running.frame_fetches.iter();
-        let comes = fetches.any(|(id, fetch)| id.hash == *hash && fetch.asked != Some(from));
+        let mut fetches = fetches_of(&running.frame_fetches, hash);
+        let comes = fetches.any(|fetch| fetch.asked != Some(from));
         let room = running.parked.len() < PARKED_MAX;
         if comes && room {
             running.parked.push((*hash, from, ticket));
         }
         comes && room
+    }
+
+    /// Whether a frame with this hash is on its way here.
+    fn awaits(&self, hash: &Hash) -> bool {
+        let running = self.running.as_ref();
+        running.is_some_and(|r| fetches_of(&r.frame_fetches, hash).next().is_some())
     }
 
     /// A frame is here, or cannot be had: those that wait for it are told.
@@ -159,8 +180,10 @@ impl Peer {
             return;
         }
         running.frame_fetches.insert(frame, fetch);
-        if running.frame_fetches.len() > FETCHES_MAX {
-            let what = format!("more than {FETCHES_MAX} frames are on their way");
+        // Every frame of two headers of every peer, and of four reductions of each owner; no fewer than of 32 peers.
+        let fetches_max = 10 * outside.names.len().max(32) * outside.shape.shards();
+        if running.frame_fetches.len() > fetches_max {
+            let what = format!("more than {fetches_max} frames are on their way");
             return outside.fail(self.place, "bounded", what);
         }
         if let Some(failed) = self.next_source(outside, frame) {

@@ -12,9 +12,6 @@ use super::bulk::BlobPurpose;
 use super::{Outside, Packet, Peer, Timer, state_in};
 use crate::coverage::Situation;
 
-/// How long it takes to sum a shard.
-const REDUCE_US: u64 = 5_000;
-
 /// What survives a crash of an owner's work.
 #[derive(Debug, Default)]
 pub(super) struct Residuals {
@@ -85,7 +82,11 @@ impl Peer {
         running.summing.numbers += 1;
         let number = running.summing.numbers;
         running.summing.jobs.insert(number, task);
-        self.set_timer(outside, outside.now + REDUCE_US, Timer::Summed(number));
+        self.set_timer(
+            outside,
+            outside.now + outside.options.sizes().reduce_us,
+            Timer::Summed(number),
+        );
     }
 
     fn fetch_residual(

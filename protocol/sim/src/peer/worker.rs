@@ -18,8 +18,6 @@ use crate::options::Moment;
 use crate::queue::Instant;
 use gradmesh_trainer::replica::Replica;
 
-/// How long it takes to apply a decision: reading, adding and writing a few megabytes.
-const APPLY_US: u64 = 20_000;
 /// How long it takes to find an update that is durable already.
 const FOUND_US: u64 = 1_000;
 
@@ -161,6 +159,7 @@ impl Peer {
     pub(super) fn apply(&mut self, outside: &mut Outside, application: Application) {
         let round = application.record.decision.round;
         let step_us = outside.options.peers[self.place].step_us;
+        let apply_us = outside.options.sizes().apply_us;
         let applied = self.applied();
         let next = applied.map_or(RoundId::FOUNDING, RoundId::next);
         let Some(worker) = self.running.as_mut().map(|running| &mut running.worker) else {
@@ -180,13 +179,13 @@ impl Peer {
         if let Some(training) = under_way {
             outside.coverage.meet(Situation::AppliedWhileTraining);
             rest_us = step_us - (outside.now.0 - training.began.0) % step_us;
-            training.began = training.began + APPLY_US;
-            training.ends = training.ends + APPLY_US;
+            training.began = training.began + apply_us;
+            training.ends = training.ends + apply_us;
         }
         worker.timers += 1;
         let number = worker.timers;
         worker.applying = Some((application, number));
-        let at = outside.now + rest_us + APPLY_US;
+        let at = outside.now + rest_us + apply_us;
         self.set_timer(outside, at, Timer::Worker(number));
         if held_up {
             self.time_training(outside);
