@@ -12,6 +12,7 @@ mod noise;
 mod overhead;
 mod planes;
 mod report;
+mod scale;
 mod update;
 
 use std::process::ExitCode;
@@ -47,6 +48,8 @@ enum Command {
     ClusterMember(overhead::cluster::member::Args),
     /// Loss at equal tokens of every way to exchange, with peers in one process
     Learning(learning::Args),
+    /// Time, bytes and messages of a round with 4 to 4,096 peers, predicted
+    Scale(scale::Args),
     /// Emulated wide-area networks on this machine: is it exact, and run programs in it
     Wan(wan::cli::Args),
 }
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Exchange(args) => exchange::run(&args),
         Command::Overhead(args) => overhead::run(&args),
         Command::Learning(args) => learning::run(&args),
+        Command::Scale(args) => scale::run(&args),
         Command::Wan(args) => wan::cli::run(&args),
     };
     match result {

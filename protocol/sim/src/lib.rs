@@ -8,6 +8,7 @@
 //! - [`options`]: what a seed stands for.
 //! - [`queue`]: virtual time, clocks, the one event queue.
 //! - [`network`]: links and what they do to messages; [`lines`]: those that a site shares.
+//! - [`lengths`]: of the messages of a round, for who counts bytes without a run.
 //! - [`chain`]: the model chain of a run that has one.
 //! - [`peer`]: one node with the driver around it.
 //! - [`world`]: the loop, the faults and the end (rule `two-phases`).
@@ -20,6 +21,7 @@ pub mod chain;
 pub mod checks;
 pub mod coverage;
 pub mod learner;
+pub mod lengths;
 pub mod lines;
 pub mod network;
 pub mod options;

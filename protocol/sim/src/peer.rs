@@ -38,8 +38,6 @@ use liar::{HeaderLie, Liar};
 use owner::{Residuals, Summing};
 use worker::{Application, Worker};
 
-/// In a large run, gossip that its sender repeats within this time goes nowhere: gossipsub knows it, by default.
-const REPEATED_US: u64 = 60_000_000;
 /// A request to a peer without a connection fails after this.
 const REFUSED_US: u64 = 1_000;
 /// Inputs that one input of the world may lead to inside one peer: frames at hand that are asked for, and little else.
@@ -125,8 +123,6 @@ pub struct Outside {
     pub network: Network,
     /// The lines that sites share, in a large run.
     pub lines: Option<Lines>,
-    /// In a large run, what each peer told everybody, and when.
-    pub told: Vec<BTreeMap<Hash, Instant>>,
     /// Chance inside peers.
     pub random: Random,
     /// What happened.
@@ -249,20 +245,6 @@ impl Outside {
             }
         };
         self.queue.push(at, event);
-    }
-
-    /// Whether `peer` told everybody the same not long ago, in a large run.
-    fn repeats(&mut self, peer: usize, gossip: &[u8]) -> bool {
-        if self.lines.is_none() {
-            return false;
-        }
-        let now = self.now;
-        let told = &mut self.told[peer];
-        told.retain(|_, at| *at + REPEATED_US > now);
-        let hash = Hash::of_content(gossip);
-        let repeats = told.contains_key(&hash);
-        told.entry(hash).or_insert(now);
-        repeats
     }
 }
 
@@ -951,9 +933,6 @@ impl Peer {
             return self.send_headers(outside, header, &lie);
         }
         let truth: Arc<[u8]> = gossip.encode(&outside.run).into();
-        if outside.repeats(self.place, &truth) {
-            return;
-        }
         let agrees = matches!(gossip, Gossip::Agreement(_));
         let lie = match (&mut self.liar, gossip) {
             (Some(liar), Gossip::Agreement(message)) if lies => liar

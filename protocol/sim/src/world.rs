@@ -209,7 +209,6 @@ impl World {
                 queue,
                 network: Network::new(&options),
                 lines: options.large.map(|large| Lines::new(&options, &large)),
-                told: vec![BTreeMap::new(); count],
                 random: Random::new(options.seed, Purpose::Peers),
                 trace: Trace::new(count, verbosity),
                 checks: Checks::new(&options, names.clone(), &shape),

@@ -1,0 +1,191 @@
+//! The same asked of real daemons: `gradmesh-bench exchange` runs them in an emulated network with a line for each site.
+//!
+//! Their model is small, because all peers run on this machine, and its shards are those that `exchange` gives it. Both
+//! predictions are made for that model; the nodes' one with the nearest number of shards that they can have. A measured round
+//! begins when the slowest peer's update is out, as a predicted one does.
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use gradmesh_compression::TILE_ELEMENTS;
+use gradmesh_protocol::manifest::PlanKind;
+use gradmesh_protocol::plan::Plan;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::case::Setting;
+use super::figures::Figures;
+use super::{flow, name_of, nodes, say, this_program};
+use crate::report::median;
+
+/// Peers, sites and plan of each case: 0 sites are one for each peer.
+const CASES: [(usize, usize, Plan); 6] = [
+    (4, 0, Plan::Gather),
+    (4, 0, Plan::Reduce),
+    (4, 2, Plan::Hier),
+    (8, 0, Plan::Gather),
+    (8, 0, Plan::Reduce),
+    (8, 2, Plan::Hier),
+];
+/// Tiles of a shard in `exchange`.
+const TILES_PER_SHARD: u64 = 64;
+const ROUNDS: u32 = 5;
+
+/// A prediction beside a measurement.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Check {
+    pub(super) peers: usize,
+    pub(super) sites: usize,
+    pub(super) plan: Plan,
+    pub(super) parameters: u64,
+    pub(super) shards: u32,
+    pub(super) nodes_shards: u32,
+    pub(super) flow: Figures,
+    pub(super) nodes: Figures,
+    /// What daemons took, or why there is nothing.
+    pub(super) measured: Result<Measured, String>,
+}
+
+/// What `exchange` says of a case.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Measured {
+    pub(super) seconds: Vec<f64>,
+    pub(super) bytes_per_peer: f64,
+}
+
+impl Check {
+    /// Predicted over measured, of what `of` says of either.
+    pub(super) fn ratio(
+        &self,
+        predicted: f64,
+        of: impl Fn(&Measured) -> Option<f64>,
+    ) -> Option<f64> {
+        Some(predicted / of(self.measured.as_ref().ok()?)?)
+    }
+
+    pub(super) fn to_json(&self) -> Value {
+        let measured = self.measured.as_ref().ok();
+        json!({
+            "peers": self.peers,
+            "sites": self.sites,
+            "plan": name_of(self.plan),
+            "parameters": self.parameters,
+            "shards": self.shards,
+            "nodes_shards": self.nodes_shards,
+            "seconds": measured.map(|measured| &measured.seconds),
+            "bytes_per_peer": measured.map(|measured| measured.bytes_per_peer),
+            "nodes_s": self.nodes.exchange_s,
+            "flow_s": self.flow.exchange_s,
+            "nodes_bytes": self.nodes.bytes_per_peer,
+            "flow_bytes": self.flow.bytes_per_peer,
+            "missing": self.measured.as_ref().err(),
+        })
+    }
+}
+
+impl Measured {
+    pub(super) fn seconds(&self) -> Option<f64> {
+        median(self.seconds.iter().copied())
+    }
+}
+
+/// Predicts and measures all cases, with a model of `megabytes` of f32.
+///
+/// # Errors
+/// A prediction that is not to be had. What cannot be measured is noted.
+pub(super) fn run(
+    setting: &Setting,
+    link: (u64, u32),
+    megabytes: u32,
+    began: Instant,
+) -> anyhow::Result<Vec<Check>> {
+    let parameters = u64::from(megabytes) * 250_000;
+    let tiles = parameters.div_ceil(TILE_ELEMENTS as u64);
+    let shards = u32::try_from(tiles.div_ceil(TILES_PER_SHARD))?.max(1);
+    let nodes_shards = 25 * ((shards + 10) / 25).max(1) + 2;
+    let with = |shards| Setting {
+        parameters,
+        shards: Some(shards),
+        ..setting.clone()
+    };
+    let mut checks = Vec::new();
+    for (peers, sites, plan) in CASES {
+        let kind = match plan {
+            Plan::Gather => PlanKind::Gather,
+            Plan::Reduce => PlanKind::Reduce,
+            Plan::Hier => PlanKind::Hier,
+        };
+        let places = if sites == 0 { peers } else { sites };
+        let flow = flow::predict(&with(shards).case(peers, places, kind)?);
+        let nodes = nodes::simulate(&with(nodes_shards).case(peers, places, kind)?)?;
+        say(
+            began,
+            &format!("{peers} real peers in {places} sites by {}", name_of(plan)),
+        );
+        let measured = measure(setting, link, megabytes, (peers, sites, plan));
+        if let Err(error) = &measured {
+            say(began, &format!("nothing was measured: {error:#}"));
+        }
+        checks.push(Check {
+            peers,
+            sites: places,
+            plan,
+            parameters,
+            shards,
+            nodes_shards,
+            flow,
+            nodes,
+            measured: measured.map_err(|error| format!("{error:#}")),
+        });
+    }
+    Ok(checks)
+}
+
+fn measure(
+    setting: &Setting,
+    (mbit, round_trip_ms): (u64, u32),
+    megabytes: u32,
+    (peers, sites, plan): (usize, usize, Plan),
+) -> anyhow::Result<Measured> {
+    #[derive(Deserialize)]
+    struct Answer {
+        results: Vec<Row>,
+    }
+    #[derive(Deserialize)]
+    struct Row {
+        seconds: Vec<f64>,
+        bytes_per_peer: Option<f64>,
+        missing: Option<String>,
+    }
+    let home = TempDir::with_prefix("gradmesh-bench-")?;
+    let answer = home.path().join("exchange.json");
+    let mut link = format!("wan:{mbit}mbit,{round_trip_ms}ms");
+    if sites > 0 {
+        link += &format!(",{sites}sites");
+    }
+    let status = Command::new(this_program()?)
+        .arg("exchange")
+        .args(["--peers", &peers.to_string()])
+        .args(["--mb", &megabytes.to_string()])
+        .args(["--codec", &setting.codec.to_string()])
+        .args(["--plan", name_of(plan)])
+        .args(["--link", &link])
+        .args(["--rounds", &ROUNDS.to_string()])
+        .arg("--json")
+        .arg(&answer)
+        .stdout(std::process::Stdio::null())
+        .status()
+        .context("gradmesh-bench exchange")?;
+    ensure!(status.success(), "gradmesh-bench exchange: {status}");
+    let answer: Answer = serde_json::from_slice(&std::fs::read(&answer)?)?;
+    let row = answer.results.into_iter().next().context("no result")?;
+    if let Some(missing) = row.missing {
+        anyhow::bail!("{missing}");
+    }
+    Ok(Measured {
+        seconds: row.seconds,
+        bytes_per_peer: row.bytes_per_peer.context("no bytes were counted")?,
+    })
+}
