@@ -253,8 +253,10 @@ impl Case {
         else {
             return Ok(None);
         };
+        // Two of its shards are tiny; the others count for all.
         let tile = FrameBytes::measure(self.setting.codec, 1, self.peers)?.usual;
-        let scale = self.update_bytes().update / (u64::from(times) * tile.update);
+        let bytes = self.update_bytes();
+        let scale = |bytes: u64, tile: u64| bytes * 1000 / (u64::from(times) * tile);
         Ok(Some(Large {
             model: ReferenceConfig {
                 vocab: 16,
@@ -262,7 +264,11 @@ impl Case {
                 embed: 4,
                 hidden: TILE_ELEMENTS * (times as usize / 25),
             },
-            blob_scale: scale.max(1),
+            frame_scale_milli: PerStage {
+                local: scale(bytes.local, tile.local),
+                update: scale(bytes.update, tile.update),
+                reduced: scale(bytes.reduced, tile.reduced),
+            },
             site_bytes_per_s: self.payload_bytes_per_s(),
             one_way_us: self.setting.one_way_us,
             // Longer than any exchange that is worth looking at.

@@ -1,7 +1,7 @@
 //! A round by the nodes themselves, in the simulator.
 //!
-//! The nodes, their messages, votes and frames are real; the model is small, and each byte of a frame counts for so many that an
-//! update has the size of the large model's ([`gradmesh_sim::options::Large`]). Rounds are looked at once everybody is in.
+//! The nodes, their messages, votes and frames are real; the model is small, and each byte of a frame counts for so many that
+//! updates have the sizes of the large model's ([`gradmesh_sim::options::Large`]). Rounds are looked at once everybody is in.
 
 use anyhow::{Context, ensure};
 use gradmesh_protocol::decision::JOINS_MAX;
@@ -35,7 +35,7 @@ pub(super) fn simulate(case: &Case) -> anyhow::Result<Figures> {
     // A decision takes in some, the founding one among them.
     let founding = (case.peers - 1).div_ceil(JOINS_MAX);
     let rounds = founding + WARM_UP + ROUNDS;
-    options.planned_scale = large.blob_scale;
+    options.planned_scale = (large.frame_scale_milli.update / 1000).max(1);
     options.large = Some(large);
     for peer in &mut options.peers {
         peer.step_us = TRAIN_US;

@@ -1,9 +1,9 @@
-//! How many bytes a frame has, measured: the codec encodes noise.
+//! How many bytes a frame has, measured: the codec encodes noise, and sums of frames of noise.
 
 use anyhow::Context;
 use gradmesh_compression::{
-    Codec, DenseFormat, Layout, TILE_ELEMENTS, TensorMode, TensorSpec, TopK, ValueBits, encode,
-    frame_bytes_max,
+    Codec, DenseFormat, Layout, TILE_ELEMENTS, TensorMode, TensorSpec, TopK, ValueBits, decode,
+    encode, frame_bytes_max,
 };
 use gradmesh_protocol::header::PerStage;
 use gradmesh_protocol::manifest::{self, CodecKind, Exchange};
@@ -14,6 +14,8 @@ use crate::noise::{Distribution, Noise};
 
 /// Tiles that are encoded to learn what a tile takes; more give the same to a tenth of a percent.
 const SAMPLE_TILES: usize = 64;
+/// Members whose frames are summed to learn what a sum takes, at most.
+const SUMMED_MAX: usize = 16;
 const SEED: u64 = 1;
 
 /// Of one frame of a full shard, at each stage.
@@ -45,9 +47,10 @@ impl FrameBytes {
                 sparse(u16::try_from(k)?, exchange.reduced_value_bits)?
             }
         };
-        let of = |codec| frame_bytes(codec, tiles);
-        let local = of(Codec::Dense(DenseFormat::Bf16))?;
-        let (update, reduced) = (of(update)?, of(reduced)?);
+        let summed = Some((update, members.min(SUMMED_MAX)));
+        let local = frame_bytes(Codec::Dense(DenseFormat::Bf16), tiles, None)?;
+        let reduced = frame_bytes(reduced, tiles, summed)?;
+        let update = frame_bytes(update, tiles, None)?;
         Ok(FrameBytes {
             usual: PerStage {
                 local: local.0,
@@ -106,21 +109,46 @@ pub(super) fn manifest_codec(codec: CodecName) -> manifest::Codec {
 }
 
 /// Of a frame of `tiles` full tiles: usual and at most. What a tile adds is measured on a sample.
-fn frame_bytes(codec: Codec, tiles: u64) -> anyhow::Result<(u64, u64)> {
+///
+/// `summed`: it is of a sum of so many members' frames in this codec; of one member's own values if absent.
+fn frame_bytes(
+    codec: Codec,
+    tiles: u64,
+    summed: Option<(Codec, usize)>,
+) -> anyhow::Result<(u64, u64)> {
     let sample = SAMPLE_TILES.min(usize::try_from(tiles)?).max(1);
     let spec = TensorSpec {
         elements: sample * TILE_ELEMENTS,
         mode: TensorMode::Sparse,
     };
     let layout = Layout::new(&[spec])?;
+    let mut noise = Noise::new(SEED);
     let mut values = vec![0.0; layout.elements()];
-    Noise::new(SEED).fill(Distribution::Normal, &mut values);
-    let mut frame = Vec::new();
-    encode(&values, layout.tiles(), codec, &mut frame).context("noise is encoded")?;
+    match summed {
+        None => noise.fill(Distribution::Normal, &mut values),
+        Some((of, members)) => {
+            let mut own = vec![0.0; layout.elements()];
+            for _ in 0..members {
+                noise.fill(Distribution::Normal, &mut own);
+                let frame = encoded(&own, &layout, of)?;
+                decode(&frame, layout.tiles(), of)?.dequantise_into(&mut own);
+                for (sum, value) in values.iter_mut().zip(&own) {
+                    *sum += value;
+                }
+            }
+        }
+    }
+    let frame = encoded(&values, &layout, codec)?;
     let most = frame_bytes_max(layout.tiles(), codec);
     let scaled = |bytes: usize| (bytes as u128 * u128::from(tiles)).div_ceil(sample as u128);
     let scaled = |bytes: usize| u64::try_from(scaled(bytes));
     Ok((scaled(frame.len())?, scaled(most)?))
+}
+
+fn encoded(values: &[f32], layout: &Layout, codec: Codec) -> anyhow::Result<Vec<u8>> {
+    let mut frame = Vec::new();
+    encode(values, layout.tiles(), codec, &mut frame).context("noise is encoded")?;
+    Ok(frame)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use gradmesh_protocol::hash::Hash;
+use gradmesh_protocol::header::PerStage;
 use gradmesh_protocol::key::Keypair;
 use gradmesh_protocol::manifest::{
     Chain, Codec, CodecKind, Data, Exchange, Inner, Link, LocalFormat, Manifest, Model, ModelDtype,
@@ -51,8 +52,8 @@ pub struct Options {
 pub struct Large {
     /// The model, which says how many shards there are.
     pub model: ReferenceConfig,
-    /// For how many bytes a byte of a frame or a residual counts on the links.
-    pub blob_scale: u64,
+    /// For how many thousandths of a byte a byte of a frame at each stage counts on the links.
+    pub frame_scale_milli: PerStage,
     /// What all peers of a site together can send to other sites, and receive of them. What stays in a site goes over the
     /// sender's own link alone.
     pub site_bytes_per_s: u64,
@@ -71,7 +72,11 @@ impl Default for Large {
     fn default() -> Large {
         Large {
             model: MODEL,
-            blob_scale: 1,
+            frame_scale_milli: PerStage {
+                local: 1000,
+                update: 1000,
+                reduced: 1000,
+            },
             site_bytes_per_s: u64::MAX,
             one_way_us: 0,
             answer_timeout_us: 3_000_000,

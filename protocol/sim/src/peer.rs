@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use gradmesh_protocol::agreement::Message;
 use gradmesh_protocol::hash::Hash;
-use gradmesh_protocol::header::{FrameId, SignedHeader};
+use gradmesh_protocol::header::{FrameId, SignedHeader, Stage};
 use gradmesh_protocol::key::{Keypair, PeerKey};
 use gradmesh_protocol::manifest::{Link, Manifest, RoundId, RunId};
 use gradmesh_protocol::node::{Effect, Input, Node, NodeConfig, Report, RequestId, Restored};
@@ -123,6 +123,8 @@ pub struct Outside {
     pub network: Network,
     /// The lines that sites share, in a large run.
     pub lines: Option<Lines>,
+    /// In a large run, the stage of every frame that was asked for.
+    pub stages: BTreeMap<Hash, Stage>,
     /// Chance inside peers.
     pub random: Random,
     /// What happened.
@@ -170,10 +172,7 @@ impl Outside {
             Packet::Gossip(bytes) => (bytes.len(), Class::Gossip),
             Packet::Ask(_, bytes) | Packet::Answer(_, bytes) => (bytes.len(), Class::Direct),
             Packet::AskBlob(..) | Packet::Blob(_, None) => (48, Class::Direct),
-            Packet::Blob(_, Some(bytes)) => {
-                let scale = self.options.sizes().blob_scale as usize;
-                (bytes.len() * scale, Class::Direct)
-            }
+            Packet::Blob(_, Some(bytes)) => (self.counted(bytes), Class::Direct),
         };
         if let Some(lines) = &mut self.lines
             && lines.lies_between(from, to)
@@ -202,6 +201,18 @@ impl Outside {
 }
 
 impl Outside {
+    /// For how many bytes a blob counts.
+    fn counted(&self, blob: &[u8]) -> usize {
+        let stage = self.options.large.and_then(|large| {
+            let stage = self.stages.get(&Hash::of_content(blob))?;
+            Some(large.frame_scale_milli.of(*stage))
+        });
+        match stage {
+            Some(scale_milli) => (blob.len() as u64 * scale_milli / 1000) as usize,
+            None => blob.len(),
+        }
+    }
+
     fn enter(&mut self, line: LineId, parcel: Parcel) {
         let us = self
             .lines

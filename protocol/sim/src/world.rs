@@ -209,6 +209,7 @@ impl World {
                 queue,
                 network: Network::new(&options),
                 lines: options.large.map(|large| Lines::new(&options, &large)),
+                stages: BTreeMap::new(),
                 random: Random::new(options.seed, Purpose::Peers),
                 trace: Trace::new(count, verbosity),
                 checks: Checks::new(&options, names.clone(), &shape),

@@ -180,6 +180,9 @@ impl Peer {
             return;
         }
         running.frame_fetches.insert(frame, fetch);
+        if outside.lines.is_some() {
+            outside.stages.insert(frame.hash, frame.stage);
+        }
         // Every frame of two headers of every peer, and of four reductions of each owner; no fewer than of 32 peers.
         let fetches_max = 10 * outside.names.len().max(32) * outside.shape.shards();
         if running.frame_fetches.len() > fetches_max {
