@@ -17,7 +17,8 @@
 //!   it once for each of its peers. So do the nodes of the simulator, and so does the daemon's gossip, which publishes to all
 //!   it is connected to; beyond [`CONNECTIONS`] receivers others pass on, six each.
 //! - **frames**: rule `enters-once` of [`gradmesh_protocol::plan`] for updates under `gather` and for results; updates go
-//!   straight to each owner under `reduce` and `hier`. Each is asked for.
+//!   straight to each owner under `reduce` and `hier`. Each is asked for. Under `reduce` the second owner of a shard asks for the
+//!   result too: over a line that is full, it hears what the first one made before it has all inputs itself, as nodes show.
 //! - **hops**: one-way latencies one after the other: a header, a question and a frame; the list, a question and a result
 //!   where there are owners; a proposal and two rounds of votes. Under `hier` the first question and frame stay inside a site.
 //! - **fixed work**: summing and applying, as the simulator has it.
@@ -249,7 +250,11 @@ fn reduced_by_owners(
                 lines.fetch(from, *to, senders, update);
             }
         }
-        lines.spread(&sites, 1.0, result as f64);
+        let makers = match plan {
+            Plan::Reduce => &sites[..1],
+            Plan::Gather | Plan::Hier => &sites[..],
+        };
+        lines.spread(makers, 1.0, result as f64);
     }
     for (owner, entries) in owned {
         let list = lengths::reductions(group.members.len(), entries, result) as f64;
@@ -300,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn reducing_takes_what_the_plan_says_whatever_the_number_of_peers() {
+    fn reducing_takes_what_the_plan_says_and_a_result_for_each_second_owner() {
         for peers in [16, 64] {
             let case = tests_setting()
                 .case(peers, peers, PlanKind::Reduce)
@@ -308,7 +313,7 @@ mod tests {
             let n = peers as f64;
             let bytes = case.update_bytes();
             let plan =
-                2.0 * (n - 1.0) / n * bytes.update as f64 + (n - 2.0) / n * bytes.reduced as f64;
+                2.0 * (n - 1.0) / n * bytes.update as f64 + (n - 1.0) / n * bytes.reduced as f64;
             let ratio = predict(&case).bytes_per_peer / Case::on_the_line(plan);
             assert!((1.0..1.03).contains(&ratio), "{peers} peers: {ratio}");
         }
