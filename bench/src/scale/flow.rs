@@ -10,8 +10,8 @@
 //! of peers that a manifest allows, the rate is less by what that takes; beyond, it is assumed not to happen.
 //!
 //! The first term is what the busiest line of all has to carry: headers, frames on the way up, owners' lists, results. That
-//! the steps of a plan follow one another seamlessly on it is an assumption, and so is that no line waits for another; `nodes` are
-//! there to check both. What is counted:
+//! the steps of a plan follow one another seamlessly on it is an assumption, and so is that no line waits for another: the time is
+//! a lower bound, and `nodes` are there to say how far above it they are. What is counted:
 //!
 //! - **headers**, owners' **lists**, the **proposal** and **votes**: everyone gets each once, from whoever made it, and a site gets
 //!   it once for each of its peers. So do the nodes of the simulator, and so does the daemon's gossip, which publishes to all
@@ -315,7 +315,8 @@ mod tests {
             let plan =
                 2.0 * (n - 1.0) / n * bytes.update as f64 + (n - 1.0) / n * bytes.reduced as f64;
             let ratio = predict(&case).bytes_per_peer / Case::on_the_line(plan);
-            assert!((1.0..1.03).contains(&ratio), "{peers} peers: {ratio}");
+            // Beside them headers, once and then once a second.
+            assert!((1.0..1.05).contains(&ratio), "{peers} peers: {ratio}");
         }
     }
 

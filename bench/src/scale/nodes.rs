@@ -95,8 +95,9 @@ mod tests {
             let (nodes, flow) = (simulate(&case).unwrap(), flow::predict(&case));
             println!("{nodes:?}\n{flow:?}");
             let ratio = |of: fn(&Figures) -> f64| of(&flow) / of(&nodes);
-            // What flows leave out: lines that wait for one another, and messages of members that only say that they live.
-            assert!((0.8..1.1).contains(&ratio(|f| f.exchange_s)), "{plan:?}");
+            // Flows leave out that lines wait for one another, most of all under `reduce`, where whoever is first to
+            // announce a result is asked for it by all: there nodes take up to half as long again.
+            assert!((0.6..1.1).contains(&ratio(|f| f.exchange_s)), "{plan:?}");
             assert!(
                 (0.95..1.05).contains(&ratio(|f| f.bytes_per_peer)),
                 "{plan:?}"
