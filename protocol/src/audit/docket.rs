@@ -6,14 +6,16 @@
 //!
 //! Rule `two-of-three`: two votes of the three seats that agree decide the case.
 //!
-//! Rule `few-validators`: where there are fewer than three validators, the peer has failed only if all of them say so. One that
-//! does not answer in time does not shield it.
+//! Rule `few-validators`: where there are fewer than three validators, the peer has failed only if all of them say so.
+//!
+//! Rule `not-alone`: one validator fails nobody by itself while there are others, silent or not. Who is asked late may not be able
+//! to audit any more, and a liar chooses when it speaks. Silence shields a peer no more than a vote for it would.
 //!
 //! Rule `panel-rounds`: who has not answered [`PANEL_ROUNDS`] rounds after it was seated loses its seat for good to the next in
 //! the order.
 //!
 //! Rule `doubt-acquits`: if nobody is left to sit, the votes of those who sit decide; a tie acquits. So does the end of the time
-//! for which a docket keeps a round ([`ROUNDS_MAX`]).
+//! for which a docket keeps a round ([`ROUNDS_MAX`]). Nobody is outvoted by silence: only where somebody said the outcome.
 //!
 //! Rule `last-word`: a verdict that passes closes a round on which nobody has failed the peer. A verdict that fails it opens the
 //! case all the same, or the quickest validator would decide alone. What a panel has closed stays closed.
@@ -60,7 +62,7 @@ pub struct Docket {
 pub struct Record {
     /// Verdicts that were heard.
     pub verdicts: u64,
-    /// Closed cases in which it said the opposite of the outcome.
+    /// Closed cases in which it said the opposite of the outcome, and somebody else said the outcome.
     pub outvoted: u64,
     /// Rounds of peers for which it signed two different verdicts.
     pub contradictions: u64,
@@ -275,8 +277,10 @@ impl Docket {
         let mut effects = Vec::new();
         match case.words.get(&validator) {
             None => {
-                let outvoted =
-                    matches!(case.state, State::Closed(outcome) if word.opposes(outcome));
+                let outvoted = matches!(
+                    case.state,
+                    State::Closed(outcome) if word.opposes(outcome) && case.is_said(outcome)
+                );
                 case.words.insert(validator, word);
                 let record = self.records.entry(validator).or_default();
                 record.verdicts = record.verdicts.saturating_add(1);
@@ -403,12 +407,14 @@ impl Docket {
                 });
             }
         }
-        let Some(outcome) = case.vote(&seats) else {
+        let Some(outcome) = case.vote(&seats, &panel) else {
             case.state = State::Open(panel);
             return effects;
         };
         case.state = State::Closed(outcome);
-        let outvoted = case.words.iter().filter(|(_, word)| word.opposes(outcome));
+        let said = case.is_said(outcome);
+        let opposed = |word: &Word| said && word.opposes(outcome);
+        let outvoted = case.words.iter().filter(|(_, word)| opposed(word));
         let outvoted: Vec<_> = outvoted.map(|(validator, _)| *validator).collect();
         for validator in &outvoted {
             if let Some(record) = self.records.get_mut(validator) {
@@ -500,8 +506,8 @@ impl Case {
         accuser.into_iter().chain(others).take(SEATS).collect()
     }
 
-    /// Rules `two-of-three`, `few-validators` and `doubt-acquits`; `None` while votes are missing that matter.
-    fn vote(&self, seats: &[PeerKey]) -> Option<Outcome> {
+    /// Rules `two-of-three`, `few-validators`, `not-alone` and `doubt-acquits`; `None` while votes are missing that matter.
+    fn vote(&self, seats: &[PeerKey], panel: &Panel) -> Option<Outcome> {
         let words = || seats.iter().filter_map(|seat| self.words.get(seat));
         let failed = words().filter(|word| word.opposes(Outcome::Passed)).count();
         let voted = words().count();
@@ -512,7 +518,7 @@ impl Case {
             Some(self.acquittal())
         } else if voted < seats.len() {
             None
-        } else if 2 * failed > voted {
+        } else if 2 * failed > voted && (failed > 1 || panel.order.len() == 1) {
             Some(Outcome::Failed)
         } else {
             Some(self.acquittal())
@@ -527,6 +533,12 @@ impl Case {
         } else {
             Outcome::Passed
         }
+    }
+
+    /// Whether anybody says that it came out as `outcome`.
+    fn is_said(&self, outcome: Outcome) -> bool {
+        let says = |word: &Word| *word != Word::Contradicted && !word.opposes(outcome);
+        self.words.values().any(says)
     }
 
     /// Where a case stands of which nobody has failed the peer.

@@ -151,20 +151,35 @@ fn a_silent_panelist_is_replaced_for_good() {
 #[test]
 fn if_nobody_is_left_those_who_answered_decide_and_a_tie_acquits() {
     let v = drawn(4);
-    let mut alone = docket(None, 4);
-    say(&mut alone, v[0], Failed);
+    let mut two = docket(None, 4);
+    say(&mut two, v[0], Failed);
     assert_eq!(
-        alone.decided(RoundId(10)),
+        two.decided(RoundId(10)),
         [],
         "1 and 2 lose their seats to 3"
     );
-    assert_eq!(alone.decided(RoundId(11)), []);
-    assert_eq!(alone.decided(RoundId(12)), [closed(Failed, &[])]);
+    assert_eq!(say(&mut two, v[3], Failed), [closed(Failed, &[])]);
 
     let mut tie = docket(None, 4);
     say(&mut tie, v[0], Failed);
     tie.decided(RoundId(10));
     assert_eq!(say(&mut tie, v[3], Passed), [closed(Passed, &[v[0]])]);
+}
+
+#[test]
+fn who_accuses_alone_fails_nobody_while_others_are_silent_and_is_not_flagged() {
+    let v = drawn(4);
+    let mut docket = docket(None, 4);
+    say(&mut docket, v[0], Failed);
+    assert_eq!(docket.decided(RoundId(10)), []);
+    assert_eq!(docket.decided(RoundId(12)), [closed(Passed, &[])]);
+    // Another who says so is too late, and not outvoted either; whoever speaks after one that passes the peer is.
+    say(&mut docket, v[1], Failed);
+    assert_eq!(docket.record_of(&v[1]).outvoted, 0);
+    say(&mut docket, v[2], Passed);
+    say(&mut docket, v[3], Failed);
+    let outvoted = [0, 1, 3].map(|place: usize| docket.record_of(&v[place]).outvoted);
+    assert_eq!(outvoted, [0, 0, 1]);
 }
 
 #[test]
@@ -191,7 +206,7 @@ fn fewer_than_three_validators_must_agree() {
         let mut silent = docket(None, 2);
         say(&mut silent, accuser, Failed);
         assert_eq!(silent.decided(RoundId(9)), []);
-        assert_eq!(silent.decided(RoundId(10)), [closed(Failed, &[])]);
+        assert_eq!(silent.decided(RoundId(10)), [closed(Passed, &[])]);
     }
 }
 
