@@ -142,6 +142,9 @@ pub enum Command {
         #[command(flatten)]
         join: JoinArgs,
     },
+    /// Follow a run as a validator, and fail whoever is audited, to see what other validators make of it; for tests
+    #[command(hide = true)]
+    Slander(JoinArgs),
     /// Evidence of audits
     #[command(subcommand)]
     Evidence(EvidenceCommand),
@@ -407,6 +410,7 @@ mod tests {
             "gradmesh validate gm1abc --dir d",
             "gradmesh validate --netuid 3 --chain local --wallet w",
             "gradmesh cheat half gm1abc --dir d",
+            "gradmesh slander gm1abc --dir d",
             "gradmesh evidence list --json",
             "gradmesh evidence replay e.cbor --data d --threads 2 --device cpu --json",
             "gradmesh status --json",

@@ -10,6 +10,7 @@ mod join;
 mod launch;
 mod leave;
 mod peer;
+mod slander;
 mod status;
 pub(crate) mod subnet;
 mod validate;
@@ -39,6 +40,7 @@ pub async fn run(cli: Cli, settings: &MachineFile) -> anyhow::Result<()> {
         Command::Join(args) => join::run(&global, settings, args, join::Part::default()).await,
         Command::Validate(args) => validate::run(&global, settings, args).await,
         Command::Cheat { kind, join } => cheat::run(&global, settings, kind, join).await,
+        Command::Slander(args) => slander::run(&global, settings, args).await,
         Command::Evidence(command) => evidence::run(&global, command).await,
         Command::Status(args) => status::run(&global, args.json).await,
         Command::Leave(args) => leave::run(&global, args.json).await,

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::daemon::capacity::Origin;
-pub use audit::{AuditStatus, FindingStatus};
+pub use audit::{AuditStatus, FindingState, FindingStatus, ScoreStatus, SettledStatus};
 
 /// Rounds kept in the history; older ones are forgotten here, never in the store. About 400 bytes each as JSON.
 pub const HISTORY_ROUNDS_MAX: usize = 1024;

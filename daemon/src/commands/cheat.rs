@@ -42,7 +42,7 @@ pub(super) async fn run(
         let others = Box::new(move || update_of_another(&parts));
         wrap(kind, trainer, steps, seed, others)
     });
-    join::run(global, settings, args, Part::in_guise(guise)).await
+    join::run(global, settings, args, Part::default().in_guise(guise)).await
 }
 
 /// What another peer's newest decided update changes, flat, as far as its frames are on this disk.

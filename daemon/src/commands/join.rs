@@ -30,11 +30,11 @@ impl Part {
         }
     }
 
-    /// A member with another trainer than its own.
-    pub(super) fn in_guise(guise: Guise) -> Part {
+    /// The same with another trainer than its own.
+    pub(super) fn in_guise(self, guise: Guise) -> Part {
         Part {
-            validates: false,
             guise: Some(guise),
+            ..self
         }
     }
 }

@@ -7,7 +7,9 @@ use anyhow::Context;
 use super::chain::{neurons_table, show_concentration};
 use super::{print_json, running};
 use crate::cli::GlobalArgs;
-use crate::status::{AuditStatus, CapacityStatus, ChainStatus, DENSE_BITS, Status, client};
+use crate::status::{
+    AuditStatus, CapacityStatus, ChainStatus, DENSE_BITS, FindingState, Status, client,
+};
 use crate::terminal::{bytes, loss, percent, say, share_u16, table, tao};
 
 /// Rounds shown; all that the daemon keeps are in `--json`.
@@ -215,14 +217,17 @@ fn show_audits(audit: &AuditStatus, line: &mut impl FnMut(&str, String)) {
         line(
             "audits",
             format!(
-                "{} done: {} passed, {} grey, {} failed; {} not possible; {:.1} s of computing; {} rounds to go",
+                "{} done, {} asked for by panels: {} passed, {} grey, {} failed; {} not possible; {:.1} s of computing; \
+                 {} rounds to go; {} validators judge",
                 audit.audits(),
+                audit.panels,
                 audit.passed,
                 audit.grey,
                 audit.failed,
                 audit.undone,
                 audit.seconds,
-                audit.open_rounds
+                audit.open_rounds,
+                audit.validators
             ),
         );
     } else if audit.findings.is_empty() {
@@ -234,17 +239,38 @@ fn show_audits(audit: &AuditStatus, line: &mut impl FnMut(&str, String)) {
             true => format!("peer {}: ", finding.peer.get(..8).unwrap_or(&finding.peer)),
             false => String::new(),
         };
-        let stands = if finding.closed { "" } else { " (disputed)" };
+        let state = match finding.state {
+            FindingState::Stands => "",
+            FindingState::Disputed => " (disputed)",
+            FindingState::Overruled => " (overruled: it does not count)",
+        };
         line(
             "finding",
             format!(
-                "{whose}{}, says validator {}{stands}",
+                "{whose}{}, says validator {}{state}",
                 finding.words, finding.validator
             ),
         );
+        if let Some(segment) = finding.first_failing {
+            line("", format!("first segment that fails: {segment}"));
+        }
     }
     for (peer, round) in &audit.suspended {
         line("suspended", format!("{peer}, not paid up to round {round}"));
+    }
+    if let Some(settled) = audit.settled.back() {
+        let shares: Vec<String> = settled
+            .scores
+            .iter()
+            .map(|score| {
+                let peer = score.peer.get(..8).unwrap_or(&score.peer);
+                format!("{peer} {:.1} %", score.share_ppm as f64 / 1e4)
+            })
+            .collect();
+        line(
+            "settled",
+            format!("epoch {}: {}", settled.epoch, shares.join(", ")),
+        );
     }
     for (validator, times) in &audit.flagged {
         line(

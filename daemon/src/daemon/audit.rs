@@ -7,21 +7,23 @@
 //! | it is an audit's turn | inputs are fetched from the audited peer, twice if need be; the worker computes |
 //! | an audit is done | a verdict is signed and published; one that failed leaves evidence on disk |
 //! | verdicts come, own and others' | the docket closes cases; ledgers say what counts |
+//! | a case is closed by what this validator found | it searches for the first segment that fails ([`search`]) |
 //! | all audits of an epoch are closed | its scores are attested, and become weights |
 //!
 //! Rule `two-tries`: what is not served at the first try is asked for once more, some seconds later; then the audit has failed.
 //!
-//! Rule `too-late`: an audit that has not begun when the worker has forgotten where the round began is not done: this validator
-//! does not keep up, which says nothing of the peer.
+//! Rule `too-late`: an audit that has not begun when the worker has forgotten where the round began, or never knew it, is not done:
+//! this validator does not keep up, or came later, which says nothing of the peer.
 //!
 //! Rule `one-at-a-time`: one audit is fetched or computed at a time; the rest of the time belongs to the rounds.
 //!
-//! The rules of who judges whom stand in `gradmesh_protocol::audit`; this file carries them out. On a peer that is no validator it
-//! only notes what validators say of that peer.
+//! The rules of who judges whom stand in `gradmesh_protocol::audit`; this file carries them out. A peer that is no validator
+//! follows them too, without a voice: it knows what was found of its own work, and what became of that.
 
 pub mod files;
 mod inputs;
 mod record;
+mod search;
 mod settle;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -44,7 +46,7 @@ use gradmesh_trainer::replica::Shape;
 use tokio::time::Instant;
 
 use crate::state_dir::StateDir;
-use crate::status::{FindingStatus, StatusHandle};
+use crate::status::{FindingState, FindingStatus, SettledStatus, StatusHandle};
 use crate::store::Store;
 use crate::store::record::AuditEntry;
 use crate::subnet::AuditedEpoch;
@@ -52,6 +54,7 @@ use crate::worker::{AuditError, AuditFindings, AuditInputs, AuditTask, STARTS_KE
 use files::EvidenceDir;
 pub(crate) use inputs::chunks_of;
 pub(super) use inputs::{InputError, Source};
+use search::Search;
 use settle::Epochs;
 
 /// How long after the first try the inputs of an audit are asked for again.
@@ -97,6 +100,8 @@ pub(super) struct Job {
     newest: Option<(Arc<SignedHeader>, bool)>,
     tries: u32,
     not_before: Option<Instant>,
+    /// The search that it is a step of; `None` for an audit that a verdict follows from.
+    search: Option<Search>,
 }
 
 /// A decided round.
@@ -110,9 +115,37 @@ struct Round {
     challenge: Option<(Hash, Beacon)>,
     /// Audits that are still to be done.
     left: BTreeSet<PeerKey>,
+    /// What this validator failed.
+    failed: BTreeMap<PeerKey, Finding>,
 }
 
 impl Round {
+    /// The audit of the update at `place` of the decision; `None` before the challenge.
+    fn job(&self, run: &RunId, place: usize, pick: Pick) -> Option<Box<Job>> {
+        let decision = &self.record.decision;
+        let (challenge, beacon) = self.challenge?;
+        Some(Box::new(Job {
+            header: Arc::new(self.record.headers.get(place)?.clone()),
+            pick,
+            round: decision.round,
+            seed: Manifest::round_seed(run, decision.round, &decision.previous),
+            decision: decision.id(),
+            basis: decision.previous,
+            beacon,
+            challenge,
+            stage: self.stage,
+            newest: self.newest.get(place)?.clone(),
+            tries: 0,
+            not_before: None,
+            search: None,
+        }))
+    }
+
+    fn place_of(&self, peer: &PeerKey) -> Option<usize> {
+        let mut headers = self.record.headers.iter();
+        headers.position(|signed| signed.header.peer == *peer)
+    }
+
     /// Whether it waits for its challenge or for audits.
     fn is_busy(&self) -> bool {
         self.challenge.is_none() || !self.left.is_empty()
@@ -168,9 +201,13 @@ pub(super) struct Auditor {
     /// When the docket's time goes on after the last round.
     next_turn: Option<Instant>,
     /// Verdicts on rounds that are not challenged here yet.
-    early: Vec<Verdict>,
+    early: Vec<SignedVerdict>,
     epochs: Epochs,
     queue: VecDeque<Box<Job>>,
+    /// Steps of searches, for when nothing else is to be done.
+    searches: VecDeque<Box<Job>>,
+    /// The first round of which the worker knows where it began, and the newest that it has applied.
+    applied: Option<(RoundId, RoundId)>,
     running: Option<Running>,
     blocks: BTreeMap<u64, Hash>,
     actions: VecDeque<Action>,
@@ -211,6 +248,8 @@ impl Auditor {
             next_turn: None,
             early: Vec::new(),
             queue: VecDeque::new(),
+            searches: VecDeque::new(),
+            applied: None,
             running: None,
             blocks: BTreeMap::new(),
             actions: VecDeque::new(),
@@ -239,7 +278,7 @@ impl Auditor {
 
     /// A round was decided. `stage`: of its updates.
     pub(super) fn decided(&mut self, record: &Arc<DecisionRecord>, stage: Stage) {
-        if !self.validates || record.decision.round == RoundId::FOUNDING {
+        if record.decision.round == RoundId::FOUNDING {
             return;
         }
         let round = record.decision.round;
@@ -263,10 +302,13 @@ impl Auditor {
                 newest,
                 challenge: None,
                 left: BTreeSet::new(),
+                failed: BTreeMap::new(),
             },
         );
         while self.rounds.len() > ROUNDS_MAX {
-            if let Some((old, _)) = self.rounds.pop_first().filter(|(_, round)| round.is_busy()) {
+            let oldest = self.rounds.pop_first();
+            let busy = oldest.filter(|(_, round)| self.validates && round.is_busy());
+            if let Some((old, _)) = busy {
                 tracing::warn!(round = %old, "a round is not audited: too many wait");
                 self.queue.retain(|job| job.round != old);
             }
@@ -280,7 +322,9 @@ impl Auditor {
 
     /// Counts a decision; for each header, what was the peer's newest before it.
     fn note_decided(&mut self, record: &DecisionRecord) -> Vec<Option<(Arc<SignedHeader>, bool)>> {
-        self.epochs.decided(record);
+        if self.validates {
+            self.epochs.decided(record);
+        }
         let mut before = Vec::with_capacity(record.headers.len());
         for (place, signed) in record.headers.iter().enumerate() {
             let peer = signed.header.peer;
@@ -302,9 +346,6 @@ impl Auditor {
 
     /// A block of the registry is final.
     pub(super) fn finalized(&mut self, mark: RegistryMark, validators: BTreeSet<PeerKey>) {
-        if !self.validates {
-            return;
-        }
         self.blocks.insert(mark.block, mark.block_hash);
         while self.blocks.len() > BLOCKS_MAX {
             self.blocks.pop_first();
@@ -342,6 +383,8 @@ impl Auditor {
             Chain::Subnet(_) => self.permitted.contains(*peer),
         };
         let judges: Vec<PeerKey> = self.validating.keys().filter(may_judge).copied().collect();
+        self.status
+            .change_audit(|status| status.validators = judges.len());
         self.docket.set_validators(judges);
     }
 
@@ -387,7 +430,6 @@ impl Auditor {
         let decision = round.record.decision.id();
         let challenge = challenge::challenge(&self.run, number, &decision, &beacon);
         round.challenge = Some((challenge, beacon));
-        let previous = round.record.decision.previous;
         let updates: Vec<(PeerKey, Hash)> = round
             .record
             .decision
@@ -395,86 +437,59 @@ impl Auditor {
             .iter()
             .map(|member| (member.peer, member.header))
             .collect();
-        let headers = round.record.headers.iter().zip(&round.newest);
-        let mut jobs = Vec::new();
-        for (signed, newest) in headers {
-            let peer = signed.header.peer;
-            let always = self
-                .ledgers
-                .get(&peer)
-                .is_none_or(|ledger| ledger.is_audited_always(number));
-            let Some(pick) = challenge::pick(&challenge, &peer, &self.audit, always) else {
-                continue;
-            };
-            jobs.push(Box::new(Job {
-                header: Arc::new(signed.clone()),
-                pick,
-                round: number,
-                seed: Manifest::round_seed(&self.run, number, &previous),
-                decision,
-                basis: previous,
-                beacon,
-                challenge,
-                stage: round.stage,
-                newest: newest.clone(),
-                tries: 0,
-                not_before: None,
-            }));
+        if self.validates {
+            for (place, signed) in round.record.headers.iter().enumerate() {
+                let peer = signed.header.peer;
+                let ledger = self.ledgers.get(&peer);
+                let always = ledger.is_none_or(|ledger| ledger.is_audited_always(number));
+                let pick = challenge::pick(&challenge, &peer, &self.audit, always);
+                let job = pick.and_then(|pick| round.job(&self.run, place, pick));
+                if let Some(job) = job {
+                    round.left.insert(peer);
+                    self.queue.push_back(job);
+                }
+            }
         }
-        round.left = jobs.iter().map(|job| job.header.header.peer).collect();
-        self.queue.extend(jobs);
         let effects = self.docket.challenged(number, challenge, updates);
         self.follow(effects);
-        for verdict in std::mem::take(&mut self.early) {
-            self.hear(verdict);
+        for signed in std::mem::take(&mut self.early) {
+            self.hear(signed);
         }
     }
 
     /// Something that a validator says.
     pub(super) fn on_verdict(&mut self, signed: &SignedVerdict) {
-        let verdict = &signed.verdict;
-        if verdict.run != self.run || !signed.is_authentic() {
-            return;
+        if signed.verdict.run == self.run && signed.is_authentic() {
+            self.hear(signed.clone());
+            self.next_job();
         }
-        if !self.validates {
-            if verdict.peer == self.me && verdict.outcome == Outcome::Failed {
-                self.note(verdict, false);
-            }
-            return;
-        }
-        if self.hear(verdict.clone()) {
-            self.remember(signed);
-        }
-        self.next_job();
     }
 
-    /// Whether the docket heard it.
-    fn hear(&mut self, verdict: Verdict) -> bool {
+    /// Takes in an authentic verdict of the run.
+    fn hear(&mut self, signed: SignedVerdict) {
         use gradmesh_protocol::audit::docket::Unheard;
-        match self.docket.hear(&verdict) {
+        let verdict = &signed.verdict;
+        let heard = self.docket.hear(verdict);
+        if verdict.validator == self.me || (self.validates && heard.is_ok()) {
+            let gossip = Gossip::Verdict(Box::new(signed.clone())).encode(&self.run);
+            self.append(&AuditEntry::Verdict(gossip));
+        }
+        match heard {
             Ok(effects) => {
-                if verdict.outcome == Outcome::Failed {
-                    self.note(&verdict, false);
-                }
+                self.note(verdict);
                 self.follow(effects);
-                true
             }
-            // This validator is behind.
+            // This peer is behind.
             Err(Unheard::TooEarly(_)) if self.early.len() < ROUNDS_MAX * VALIDATORS_MAX => {
-                self.early.push(verdict);
-                false
+                self.early.push(signed);
             }
-            Err(Unheard::TooEarly(_) | Unheard::OtherRound(_) | Unheard::Repeated) => false,
+            // A member that was away when its work was judged is told all the same.
+            Err(Unheard::OtherRound(_)) if !self.validates => self.note(verdict),
+            Err(Unheard::TooEarly(_) | Unheard::OtherRound(_) | Unheard::Repeated) => {}
             Err(unheard) => {
                 tracing::debug!(validator = %verdict.validator.short(), %unheard, "a verdict is not heard");
-                false
             }
         }
-    }
-
-    fn remember(&self, signed: &SignedVerdict) {
-        let gossip = Gossip::Verdict(Box::new(signed.clone())).encode(&self.run);
-        self.append(&AuditEntry::Verdict(gossip));
     }
 
     fn append(&self, entry: &AuditEntry) {
@@ -501,13 +516,18 @@ impl Auditor {
                     outvoted,
                 } => {
                     let finding = finding.filter(|_| outcome == Outcome::Failed);
-                    if finding.is_some() {
-                        self.append(&AuditEntry::Failed {
-                            round: round.0,
-                            peer: peer.0,
+                    let disputed = self.ledgers.get(&peer).is_some_and(|l| l.is_open(round));
+                    if self.validates && (disputed || finding.is_some()) {
+                        let (round, peer) = (round.0, peer.0);
+                        self.append(&match finding {
+                            Some(_) => AuditEntry::Failed { round, peer },
+                            None => AuditEntry::Overruled { round, peer },
                         });
                     }
                     self.close(peer, round, finding);
+                    if let Some(finding) = finding {
+                        self.search_below(peer, &finding);
+                    }
                     for validator in outvoted {
                         tracing::warn!(validator = %validator.short(), %round, "outvoted");
                     }
@@ -534,37 +554,16 @@ impl Auditor {
         let Some(round) = self.rounds.get_mut(&number) else {
             return;
         };
-        let place = round
-            .record
-            .headers
-            .iter()
-            .position(|h| h.header.peer == peer);
-        let (Some(place), Some((challenge, beacon))) = (place, round.challenge) else {
-            return;
-        };
-        let (Some(header), Some(newest)) =
-            (round.record.headers.get(place), round.newest.get(place))
-        else {
-            return;
-        };
-        let Some(pick) = challenge::panel_pick(&challenge, &peer, &self.audit) else {
-            return;
-        };
-        round.left.insert(peer);
-        self.queue.push_front(Box::new(Job {
-            header: Arc::new(header.clone()),
-            pick,
-            round: number,
-            seed: Manifest::round_seed(&self.run, number, &round.record.decision.previous),
-            decision: round.record.decision.id(),
-            basis: round.record.decision.previous,
-            beacon,
-            challenge,
-            stage: round.stage,
-            newest: newest.clone(),
-            tries: 0,
-            not_before: None,
-        }));
+        let pick = round
+            .challenge
+            .and_then(|(challenge, _)| challenge::panel_pick(&challenge, &peer, &self.audit));
+        let place = round.place_of(&peer);
+        let job = pick.and_then(|pick| round.job(&self.run, place?, pick));
+        if let Some(job) = job {
+            round.left.insert(peer);
+            self.queue.push_front(job);
+            self.status.change_audit(|status| status.panels += 1);
+        }
     }
 
     fn is_running(&self, round: RoundId, peer: &PeerKey) -> bool {
@@ -581,26 +580,47 @@ impl Auditor {
         ledger.close(round, finding);
         if let Some(finding) = finding {
             tracing::warn!(peer = %peer.short(), %finding, "failed");
-            let until = round.0.saturating_add(self.audit.suspension_rounds.into()) - 1;
-            self.status.change_audit(|status| {
-                for known in &mut status.findings {
-                    known.closed |= known.peer == peer.to_string() && known.round == round.0;
-                }
+        }
+        let until = round.0.saturating_add(self.audit.suspension_rounds.into()) - 1;
+        let (state, until) = match finding {
+            Some(_) => (FindingState::Stands, Some(until)),
+            None => (FindingState::Overruled, None),
+        };
+        let until = until.filter(|_| self.concerns(&peer));
+        self.status.change_audit(|status| {
+            for known in status.findings_of(&peer.to_string(), round.0) {
+                known.state = state;
+            }
+            if let Some(until) = until {
                 let last = status.suspended.entry(peer.short()).or_default();
                 *last = until.max(*last);
-            });
-        }
+            }
+        });
+    }
+
+    /// Whether what is found of `peer` is shown here.
+    fn concerns(&self, peer: &PeerKey) -> bool {
+        self.validates || *peer == self.me
     }
 
     /// Shows a failed audit.
-    fn note(&self, verdict: &Verdict, closed: bool) {
+    fn note(&self, verdict: &Verdict) {
+        if verdict.outcome != Outcome::Failed || !self.concerns(&verdict.peer) {
+            return;
+        }
+        let state = match self.docket.outcome(verdict.round, &verdict.peer) {
+            None => FindingState::Disputed,
+            Some(Outcome::Failed) => FindingState::Stands,
+            Some(Outcome::Passed | Outcome::Grey) => FindingState::Overruled,
+        };
         let finding = FindingStatus {
             peer: verdict.peer.to_string(),
             round: verdict.round.0,
             validator: verdict.validator.short(),
             evidence: verdict.evidence,
             words: Finding::of(verdict).to_string(),
-            closed,
+            state,
+            first_failing: None,
         };
         self.status.change_audit(|status| status.note(finding));
     }
@@ -622,27 +642,56 @@ impl Auditor {
         self.settle_due();
     }
 
+    /// The worker has applied `round`, and so knows where it began.
+    pub(super) fn applied(&mut self, round: RoundId) {
+        let (first, _) = self.applied.unwrap_or((round, round));
+        self.applied = Some((first, round));
+        self.next_job();
+    }
+
+    /// The worker has taken over the state after `round`: where it and earlier ones began it does not know.
+    pub(super) fn adopted(&mut self, round: RoundId) {
+        self.applied = Some((round.next(), round));
+        self.next_job();
+        self.settle_due();
+    }
+
     /// Begins the next audit if none is under way.
     fn next_job(&mut self) {
         while self.running.is_none() {
-            let now = Instant::now();
-            let mut queue = self.queue.iter();
-            let ready = queue.position(|job| job.not_before.is_none_or(|then| then <= now));
-            let Some(job) = ready.and_then(|place| self.queue.remove(place)) else {
+            let Some(job) = self.take_job() else {
                 return;
             };
-            let forgotten = job.round.0.saturating_add(STARTS_KEPT as u64) <= self.docket_time.0;
-            if forgotten && job.tries == 0 {
-                let peer = job.header.header.peer;
-                tracing::warn!(round = %job.round, peer = %peer.short(), "no time for an audit");
-                self.status.change_audit(|status| status.undone += 1);
-                if let Some(round) = self.rounds.get_mut(&job.round) {
-                    round.left.remove(&peer);
-                }
+            let kept = job.round.0.saturating_add(STARTS_KEPT as u64) > self.docket_time.0;
+            let known = self.applied.is_some_and(|(first, _)| first <= job.round);
+            if (kept && known) || job.tries > 0 {
+                self.running = Some(Running::Fetching(job.clone()));
+                self.actions.push_back(Action::Fetch(job));
+                return;
+            }
+            let peer = job.header.header.peer;
+            if job.search.is_some() {
+                tracing::debug!(round = %job.round, peer = %peer.short(), "no time for a search");
                 continue;
             }
-            self.running = Some(Running::Fetching(job.clone()));
-            self.actions.push_back(Action::Fetch(job));
+            tracing::warn!(round = %job.round, peer = %peer.short(), "no time for an audit");
+            self.status.change_audit(|status| status.undone += 1);
+            if let Some(round) = self.rounds.get_mut(&job.round) {
+                round.left.remove(&peer);
+            }
+        }
+    }
+
+    /// The next audit that can begin, else the next step of a search.
+    fn take_job(&mut self) -> Option<Box<Job>> {
+        let now = Instant::now();
+        let (_, applied) = self.applied?;
+        let mut queue = self.queue.iter();
+        let ready = queue
+            .position(|job| job.round <= applied && job.not_before.is_none_or(|then| then <= now));
+        match ready {
+            Some(place) => self.queue.remove(place),
+            None => self.searches.pop_front(),
         }
     }
 
@@ -665,6 +714,10 @@ impl Auditor {
                 };
                 self.running = Some(Running::Computing(job, inputs));
                 self.actions.push_back(Action::Compute(Box::new(task)));
+            }
+            Err(error) if job.search.is_some() => {
+                tracing::debug!(round = %job.round, %error, "a search is given up");
+                self.next_job();
             }
             // Rule `two-tries`.
             Err(error) if job.tries == 0 => {
@@ -690,7 +743,15 @@ impl Auditor {
             return;
         };
         match result {
+            Ok(findings) if job.search.is_some() => {
+                self.step_done(job, &findings);
+                self.next_job();
+            }
             Ok(findings) => self.conclude(*job, Some(*inputs), findings),
+            Err(error) if job.search.is_some() => {
+                tracing::debug!(round = %job.round, %error, "a search is given up");
+                self.next_job();
+            }
             Err(error) => {
                 tracing::warn!(round = %job.round, peer = %job.header.header.peer.short(), %error, "an audit could not be done");
                 self.status.change_audit(|status| status.undone += 1);
@@ -753,13 +814,15 @@ impl Auditor {
                 }
             }
         }
+        if verdict.outcome == Outcome::Failed {
+            self.epochs.evidence(job.round, verdict.evidence);
+            if let Some(round) = self.rounds.get_mut(&job.round) {
+                round.failed.insert(peer, Finding::of(&verdict));
+            }
+        }
         let signed = verdict.sign(&self.keypair);
         self.seat();
-        self.remember(&signed);
-        if signed.verdict.outcome == Outcome::Failed {
-            self.epochs.evidence(job.round, signed.verdict.evidence);
-        }
-        self.hear(signed.verdict.clone());
+        self.hear(signed.clone());
         self.actions.push_back(Action::Publish(Box::new(signed)));
         self.finish(&job);
     }
@@ -797,19 +860,19 @@ impl Auditor {
                 break;
             }
             drop(open);
-            let Some(settled) = self.epochs.settle(&self.ledgers) else {
+            let Some((settled, scores)) = self.epochs.settle(&self.ledgers) else {
                 break;
             };
-            let epoch = settled.paid.epoch.0;
             self.status
-                .change_audit(|status| status.settled_epoch = epoch);
+                .change_audit(|status| status.settle(SettledStatus::of(&scores)));
             self.actions.push_back(Action::Settle(Box::new(settled)));
         }
         self.show();
     }
 
     fn show(&self) {
-        let open = self.rounds.values().filter(|round| round.is_busy()).count();
+        let busy = self.rounds.values().filter(|round| round.is_busy());
+        let open = busy.filter(|_| self.validates).count();
         let flagged = self.validating.keys().filter_map(|validator| {
             let record = self.docket.record_of(validator);
             let times = record.outvoted.saturating_add(record.contradictions);
@@ -849,7 +912,7 @@ impl Auditor {
                         if verdict.validator == self.me {
                             self.epochs.evidence(verdict.round, verdict.evidence);
                         }
-                        self.note(verdict, false);
+                        self.note(verdict);
                         let place = (verdict.round.0, verdict.peer.0);
                         findings.insert(place, Finding::of(verdict));
                     }
@@ -858,6 +921,14 @@ impl Auditor {
                     let finding = findings.get(&(round, peer)).copied();
                     self.close(PeerKey(peer), RoundId(round), finding);
                 }
+                AuditEntry::Overruled { round, peer } => {
+                    self.close(PeerKey(peer), RoundId(round), None);
+                }
+                AuditEntry::FirstFailing {
+                    round,
+                    peer,
+                    segment,
+                } => self.show_first_failing(RoundId(round), &PeerKey(peer), segment),
             }
         }
         Ok(())

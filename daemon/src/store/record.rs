@@ -84,6 +84,14 @@ pub(crate) enum AuditEntry {
         /// On data that is the same for all.
         common: (u64, u64),
     },
+    /// The validators have agreed that a peer did not fail a round, although one of them says so, or have not agreed in time.
+    Overruled { round: u64, peer: [u8; 32] },
+    /// The first segment of a failed round that fails.
+    FirstFailing {
+        round: u64,
+        peer: [u8; 32],
+        segment: u32,
+    },
 }
 
 /// Bytes of an audit entry, sealed.

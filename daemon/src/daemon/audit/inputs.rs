@@ -59,7 +59,11 @@ impl Source {
         let (header, pick) = (&*job.header, &job.pick);
         let layout = self.shape.layout();
         let count = layout.tiles().len() as u64;
-        let tiles = challenge::tiles(&pick.tiles, count, challenge::TILES);
+        let wanted = match job.search {
+            None => challenge::TILES,
+            Some(_) => 0,
+        };
+        let tiles = challenge::tiles(&pick.tiles, count, wanted);
         let tiles: Vec<usize> = tiles.into_iter().map(|tile| tile as usize).collect();
         let (peer, round) = (header.header.peer, header.header.round);
         let update = &header.header.update;

@@ -82,11 +82,17 @@ impl Epochs {
         }
     }
 
-    /// The state after the epoch's last round is `root`.
+    /// The state after the epoch's last round is `root`. Earlier ones of which this was not said were settled before a restart, or
+    /// ended while this validator was away: they are forgotten, and hold up nothing.
     pub(super) fn ended(&mut self, last: RoundId, root: Hash) {
-        if let Some(book) = self.book(last) {
+        let Some(ended) = EpochId::of(last, &self.manifest) else {
+            return;
+        };
+        if let Some(book) = self.books.get_mut(&ended) {
             book.ended = Some((last, root));
         }
+        self.books
+            .retain(|epoch, book| *epoch >= ended || book.ended.is_some());
     }
 
     /// The oldest epoch that has ended and is not settled: its first and its last round.
@@ -96,8 +102,11 @@ impl Epochs {
         Some((epoch.first_round(&self.manifest), last))
     }
 
-    /// Settles the epoch of [`Epochs::next_ended`]: what each peer is paid, and what is attested.
-    pub(super) fn settle(&mut self, ledgers: &BTreeMap<PeerKey, Ledger>) -> Option<AuditedEpoch> {
+    /// Settles the epoch of [`Epochs::next_ended`]: what is attested, and what each peer is paid by.
+    pub(super) fn settle(
+        &mut self,
+        ledgers: &BTreeMap<PeerKey, Ledger>,
+    ) -> Option<(AuditedEpoch, AuditedScores)> {
         let (last, state_root) = self.books.first_key_value()?.1.ended?;
         let (epoch, book) = self.books.pop_first()?;
         let counts = |peer: &PeerKey, round| ledgers.get(peer).is_none_or(|l| l.counts(round));
@@ -113,7 +122,7 @@ impl Epochs {
                 "scored"
             );
         }
-        Some(AuditedEpoch {
+        let audited = AuditedEpoch {
             last,
             state_root,
             scores: scores.hash(),
@@ -122,6 +131,50 @@ impl Epochs {
                 epoch,
                 shares: scores.shares().collect(),
             },
-        })
+        };
+        Some((audited, scores))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gradmesh_protocol::manifest;
+
+    use super::*;
+
+    /// A validator that has counted the first rounds of epochs 1 to `epochs`.
+    fn counted(manifest: &Arc<Manifest>, epochs: u64) -> Epochs {
+        let mut counted = Epochs::new(manifest);
+        for epoch in (1..=epochs).map(EpochId) {
+            let book = Book {
+                scores: EpochScores::new(manifest, epoch),
+                gains: Gains::default(),
+                evidence: BTreeSet::new(),
+                ended: None,
+            };
+            counted.books.insert(epoch, book);
+        }
+        counted
+    }
+
+    #[test]
+    fn epochs_whose_end_was_missed_hold_up_none_that_follow() {
+        let manifest = Arc::new(manifest::example(PeerKey([1; 32])));
+        let mut epochs = counted(&manifest, 3);
+        let [_, second, third] = [1, 2, 3].map(|epoch| EpochId(epoch).last_round(&manifest));
+        assert_eq!(epochs.next_ended(), None);
+        // It was settled before a restart, after which the second ends.
+        epochs.ended(second, Hash([2; 32]));
+        epochs.ended(third, Hash([3; 32]));
+        let settled = || {
+            let (audited, _) = epochs.settle(&BTreeMap::new())?;
+            Some((audited.paid.epoch, audited.last, audited.state_root))
+        };
+        let settled: Vec<_> = std::iter::from_fn(settled).collect();
+        let expected = [
+            (EpochId(2), second, Hash([2; 32])),
+            (EpochId(3), third, Hash([3; 32])),
+        ];
+        assert_eq!(settled, expected);
     }
 }

@@ -168,6 +168,9 @@ impl Driver {
                 checkpoint,
             } => {
                 tracing::debug!(%round, seconds = seconds.as_secs_f64(), "applied");
+                if let Some(auditor) = &mut self.auditor {
+                    auditor.applied(round);
+                }
                 if let Some(snapshot) = snapshot {
                     self.serve_snapshot(snapshot)?;
                 }
@@ -192,6 +195,9 @@ impl Driver {
                 self.follow_auditor().await?;
             }
             Event::Adopted { round, snapshot } => {
+                if let Some(auditor) = &mut self.auditor {
+                    auditor.adopted(round);
+                }
                 self.snapshots.clear();
                 self.serve_snapshot(snapshot)?;
                 self.write_behind(round);
