@@ -12,7 +12,7 @@
 //! to audit any more, and a liar chooses when it speaks. Silence shields a peer no more than a vote for it would.
 //!
 //! Rule `panel-rounds`: who has not answered [`PANEL_ROUNDS`] rounds after it was seated loses its seat for good to the next in
-//! the order.
+//! the order. Where nobody is left to take it, it keeps the seat for [`LAST_ROUNDS`].
 //!
 //! Rule `doubt-acquits`: if nobody is left to sit, the votes of those who sit decide; a tie acquits. So does the end of the time
 //! for which a docket keeps a round ([`ROUNDS_MAX`]). Nobody is outvoted by silence: only where somebody said the outcome.
@@ -37,6 +37,8 @@ use crate::manifest::RoundId;
 
 /// Rounds that a validator has for an audit that it was drawn for. A guess: an audit takes a part of a round.
 pub const PANEL_ROUNDS: u64 = 2;
+/// Rounds that it has where nobody else is left. A guess: as many as it can still audit, and two more to say so.
+pub const LAST_ROUNDS: u64 = 8;
 /// Seats of a case, the accuser's among them.
 pub const SEATS: usize = 3;
 /// Rounds whose audits are kept: what is older than the newest that many is closed by rule `doubt-acquits`.
@@ -374,10 +376,16 @@ impl Docket {
         };
         let seats = loop {
             let seats = case.seats(&panel);
+            let spare = |validator: &PeerKey| {
+                !seats.contains(validator) && !panel.silent.contains(validator)
+            };
+            let rounds = match panel.order.iter().any(spare) {
+                true => PANEL_ROUNDS,
+                false => LAST_ROUNDS,
+            };
             let late = |seat: &&PeerKey| {
                 let since = *panel.seated.get(*seat).unwrap_or(&self.now);
-                !case.words.contains_key(*seat)
-                    && self.now.0 - since.0.min(self.now.0) >= PANEL_ROUNDS
+                !case.words.contains_key(*seat) && self.now.0 - since.0.min(self.now.0) >= rounds
             };
             let late: Vec<_> = seats.iter().filter(late).copied().collect();
             if late.is_empty() {

@@ -172,7 +172,12 @@ fn who_accuses_alone_fails_nobody_while_others_are_silent_and_is_not_flagged() {
     let mut docket = docket(None, 4);
     say(&mut docket, v[0], Failed);
     assert_eq!(docket.decided(RoundId(10)), []);
-    assert_eq!(docket.decided(RoundId(12)), [closed(Passed, &[])]);
+    assert_eq!(
+        docket.decided(RoundId(17)),
+        [],
+        "3 has no other to replace it"
+    );
+    assert_eq!(docket.decided(RoundId(18)), [closed(Passed, &[])]);
     // Another who says so is too late, and not outvoted either; whoever speaks after one that passes the peer is.
     say(&mut docket, v[1], Failed);
     assert_eq!(docket.record_of(&v[1]).outvoted, 0);
@@ -205,8 +210,8 @@ fn fewer_than_three_validators_must_agree() {
         );
         let mut silent = docket(None, 2);
         say(&mut silent, accuser, Failed);
-        assert_eq!(silent.decided(RoundId(9)), []);
-        assert_eq!(silent.decided(RoundId(10)), [closed(Passed, &[])]);
+        assert_eq!(silent.decided(RoundId(15)), []);
+        assert_eq!(silent.decided(RoundId(16)), [closed(Passed, &[])]);
     }
 }
 
