@@ -17,8 +17,10 @@ struct Run {
 impl Run {
     /// `member`: the command by which the second one joins. The validator computes with other threads than the members.
     fn start(member: &[&str]) -> Run {
-        let run =
-            common::Run::launch("segments = 3\ncoverage = 1.0\nloss = 1.0\nloss_sequences = 8");
+        let run = common::Run::launch(
+            12,
+            "segments = 3\ncoverage = 1.0\nloss = 1.0\nloss_sequences = 8",
+        );
         Run {
             member: run.enter("member", member, "1"),
             validator: run.enter("validator", &["validate"], "2"),

@@ -7,7 +7,7 @@
 //! | it is an audit's turn | inputs are fetched from the audited peer, twice if need be; the worker computes |
 //! | an audit is done | a verdict is signed and published; one that failed leaves evidence on disk |
 //! | verdicts come, own and others' | the docket closes cases; ledgers say what counts |
-//! | a case is closed by what this validator found | it searches for the first segment that fails ([`search`]) |
+//! | a case is closed by what this validator found | it searches for the first segment that fails (`search.rs`) |
 //! | all audits of an epoch are closed | its scores are attested, and become weights |
 //!
 //! Rule `two-tries`: what is not served at the first try is asked for once more, some seconds later; then the audit has failed.
@@ -517,14 +517,16 @@ impl Auditor {
                 } => {
                     let finding = finding.filter(|_| outcome == Outcome::Failed);
                     let disputed = self.ledgers.get(&peer).is_some_and(|l| l.is_open(round));
+                    self.close(peer, round, finding);
+                    self.show();
                     if self.validates && (disputed || finding.is_some()) {
+                        // What is shown waits for no disk.
                         let (round, peer) = (round.0, peer.0);
                         self.append(&match finding {
                             Some(_) => AuditEntry::Failed { round, peer },
                             None => AuditEntry::Overruled { round, peer },
                         });
                     }
-                    self.close(peer, round, finding);
                     if let Some(finding) = finding {
                         self.search_below(peer, &finding);
                     }

@@ -22,15 +22,15 @@ const MODEL: &str = r#"{
 }"#;
 
 /// Rounds of an epoch.
-pub const EPOCH_ROUNDS: u64 = 3;
+pub(crate) const EPOCH_ROUNDS: u64 = 3;
 
 /// One scenario at a time: a handful of daemons is enough for a small machine.
 static TURN: Mutex<()> = Mutex::new(());
 
 /// A process that is killed when it is dropped.
-pub struct Daemon {
-    pub dir: StateDir,
-    pub child: Child,
+pub(crate) struct Daemon {
+    pub(crate) dir: StateDir,
+    pub(crate) child: Child,
 }
 
 impl Drop for Daemon {
@@ -41,7 +41,7 @@ impl Drop for Daemon {
 }
 
 impl Daemon {
-    pub fn start(dir: &Path, what: &[&str], threads: &str) -> Daemon {
+    pub(crate) fn start(dir: &Path, what: &[&str], threads: &str) -> Daemon {
         let log = fs::File::options()
             .create(true)
             .append(true)
@@ -69,7 +69,7 @@ impl Daemon {
         }
     }
 
-    pub fn status(&self) -> Option<Status> {
+    pub(crate) fn status(&self) -> Option<Status> {
         let address = self.dir.status_address().ok().flatten()?;
         if address.pid != self.child.id() {
             return None;
@@ -82,7 +82,7 @@ impl Daemon {
     }
 
     /// Waits until the status is as wanted; gives back that.
-    pub fn wait(&self, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
+    pub(crate) fn wait(&self, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
         let began = Instant::now();
         loop {
             if let Some(status) = self.status().filter(&wanted) {
@@ -100,28 +100,29 @@ impl Daemon {
     }
 
     /// Its key, 64 hex digits.
-    pub fn peer(&self) -> String {
+    pub(crate) fn peer(&self) -> String {
         let status = self.wait("identity", |status| !status.identity.peer.is_empty());
         status.identity.peer
     }
 
     /// Where a validator keeps its evidence.
-    pub fn evidence(&self) -> PathBuf {
+    pub(crate) fn evidence(&self) -> PathBuf {
         self.dir.path().join("evidence")
     }
 }
 
 /// A run, and where its daemons have their directories.
-pub struct Run {
+pub(crate) struct Run {
     _turn: MutexGuard<'static, ()>,
     home: TempDir,
     ticket: String,
-    pub launcher: Daemon,
+    pub(crate) launcher: Daemon,
 }
 
 impl Run {
-    /// `audit`: lines of the run file's section.
-    pub fn launch(audit: &str) -> Run {
+    /// `steps`: of a round, which take far longer than what else there is to do in it if they are many. `audit`: lines of the run
+    /// file's section.
+    pub(crate) fn launch(steps: u32, audit: &str) -> Run {
         // A scenario that failed has ended.
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let home = tempfile::tempdir().unwrap();
@@ -140,7 +141,7 @@ impl Run {
             inner.learning_rate = 0.003
             inner.warmup_steps = 10
             codec.tiles_per_shard = 8
-            schedule.steps_per_round = 12
+            schedule.steps_per_round = {steps}
             schedule.rounds = 1000
             schedule.rounds_per_epoch = {EPOCH_ROUNDS}
             trust.mode = "crash"
@@ -165,24 +166,24 @@ impl Run {
     }
 
     /// Starts another daemon; `what`: the command that takes the ticket.
-    pub fn enter(&self, name: &str, what: &[&str], threads: &str) -> Daemon {
+    pub(crate) fn enter(&self, name: &str, what: &[&str], threads: &str) -> Daemon {
         let words: Vec<&str> = what.iter().copied().chain([self.ticket.as_str()]).collect();
         Daemon::start(&self.home.path().join(name), &words, threads)
     }
 }
 
 /// What a daemon knows of audits: nothing while it starts.
-pub fn audit(status: &Status) -> AuditStatus {
+pub(crate) fn audit(status: &Status) -> AuditStatus {
     status.audit.clone().unwrap_or_default()
 }
 
 /// Another process of the command line.
-pub fn gradmesh(words: &[&str]) -> Output {
+pub(crate) fn gradmesh(words: &[&str]) -> Output {
     let daemon = env!("CARGO_BIN_EXE_gradmesh-daemon");
     Command::new(daemon).args(words).output().unwrap()
 }
 
 /// A replay of evidence in a process of its own.
-pub fn replay(file: &Path) -> Output {
+pub(crate) fn replay(file: &Path) -> Output {
     gradmesh(&["evidence", "replay", file.to_str().unwrap(), "--json"])
 }
