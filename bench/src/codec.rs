@@ -44,10 +44,8 @@
 //! The bound on the indices holds on average when all sets of k indices are equally likely, as they are in noise. It leaves
 //! out levels, header and padding, which `bits_per_nonzero` counts.
 
-use std::fs;
 use std::hint::black_box;
-use std::io::{IsTerminal, Write as _, stderr};
-use std::path::{Path, PathBuf};
+use std::io::{IsTerminal, stderr};
 use std::time::Instant;
 
 use anyhow::Context;
@@ -62,7 +60,7 @@ use crate::bound::log2_choose;
 use crate::noise::{Distribution, Noise};
 use crate::origin::Origin;
 use crate::planes::{self, Payload, PlanesRow};
-use crate::report::{self, Bar, Bars, Page, Scale};
+use crate::report::{self, Bar, Bars, Output, Page, Scale};
 use crate::update::Updates;
 
 /// Share of the residual that the next round still sends: the default of run files.
@@ -79,12 +77,8 @@ pub(crate) struct Args {
     /// Frames per codec
     #[arg(long, value_name = "R", default_value_t = 10, value_parser = RangedU64ValueParser::<usize>::new().range(1..=10_000))]
     rounds: usize,
-    /// Write the results as JSON to this file; `-` prints them instead of the table
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Write the results as a page with plots to this file
-    #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
     /// Measure noise alone: no training of the demo's model, no zstd
     #[arg(long)]
     synthetic: bool,
@@ -118,34 +112,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     progress.clear();
 
-    let to_stdout = args.json.as_deref() == Some(Path::new("-"));
-    let mut said = String::new();
-    if let Some(path) = &args.json {
-        let report = report(args, &origin, &rows, &zstd_rows);
-        let json = serde_json::to_string_pretty(&report)? + "\n";
-        if to_stdout {
-            said = json;
-        } else {
-            fs::write(path, json).with_context(|| format!("--json {}", path.display()))?;
-        }
+    let mut said = heading(args, &origin) + &report::table(2, &HEADS, &cells(&rows));
+    if !zstd_rows.is_empty() {
+        let cells: Vec<_> = zstd_rows.iter().map(PlanesRow::cells).collect();
+        said += "\n";
+        said += &report::table(2, &PlanesRow::HEADS, &cells);
     }
-    if let Some(path) = &args.html {
-        fs::write(path, page(&origin, &rows, &zstd_rows))
-            .with_context(|| format!("--html {}", path.display()))?;
-    }
-    if !to_stdout {
-        said = heading(args, &origin) + &report::table(2, &HEADS, &cells(&rows));
-        if !zstd_rows.is_empty() {
-            let cells: Vec<_> = zstd_rows.iter().map(PlanesRow::cells).collect();
-            said += "\n";
-            said += &report::table(2, &PlanesRow::HEADS, &cells);
-        }
-    }
-    let mut stdout = std::io::stdout().lock();
-    stdout
-        .write_all(said.as_bytes())
-        .and_then(|()| stdout.flush())
-        .context("writing to stdout")
+    let json = report(args, &origin, &rows, &zstd_rows);
+    let html = || page(&origin, &rows, &zstd_rows);
+    args.output.write(said, &json, html)
 }
 
 /// One line on stderr, overwritten, when somebody watches.
@@ -665,8 +640,7 @@ mod tests {
         Args {
             parameters: 64 * 4096,
             rounds: 3,
-            json: None,
-            html: None,
+            output: Output::default(),
             synthetic: true,
         }
     }

@@ -57,11 +57,10 @@ mod rival;
 mod row;
 
 use std::fs;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use tempfile::TempDir;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -72,6 +71,7 @@ use crate::harness::network::{Network, PEERS_MAX};
 use crate::harness::synthetic::Run;
 use crate::harness::{CodecName, Link, Plan};
 use crate::origin::Origin;
+use crate::report::Output;
 use case::{Rival, System};
 use rival::Group;
 use row::{Report, Row, Sample};
@@ -116,12 +116,8 @@ pub(crate) struct Args {
     /// Systems to compare with, separated by commas; a virtual environment with them is made in the user's cache
     #[arg(long, value_name = "SYSTEM", value_enum, value_delimiter = ',')]
     against: Vec<Rival>,
-    /// Write the results as JSON to this file; `-` prints them instead of the table
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Write a page with plots to this file
-    #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
 }
 
 fn megabytes(text: &str) -> Result<f64, String> {
@@ -149,27 +145,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             _ = terminate.recv() => Err(anyhow::anyhow!("terminated")),
         }
     })?;
-    tell(args, &report)
-}
-
-fn tell(args: &Args, report: &Report) -> anyhow::Result<()> {
-    let mut said = report.to_text();
-    if let Some(path) = &args.json {
-        let json = serde_json::to_string_pretty(&report.to_json())? + "\n";
-        if path == Path::new("-") {
-            said = json;
-        } else {
-            fs::write(path, json).with_context(|| format!("--json {}", path.display()))?;
-        }
-    }
-    if let Some(path) = &args.html {
-        fs::write(path, report.to_html()).with_context(|| format!("--html {}", path.display()))?;
-    }
-    let mut stdout = std::io::stdout().lock();
-    stdout
-        .write_all(said.as_bytes())
-        .and_then(|()| stdout.flush())
-        .context("writing to stdout")
+    let html = || report.to_html();
+    args.output.write(report.to_text(), &report.to_json(), html)
 }
 
 async fn measure(args: &Args) -> anyhow::Result<Report> {

@@ -87,6 +87,7 @@ use crate::harness::link::Wide;
 use crate::harness::network::Network;
 use crate::harness::{CodecName, Link};
 use crate::origin::Origin;
+use crate::report::Output;
 use crate::update;
 
 /// The demo's model.
@@ -171,12 +172,8 @@ pub(crate) struct Args {
     /// Cores of a projected peer that encode and apply
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
     codec_cores: u32,
-    /// Write the results as JSON to this file; `-` prints them instead of the tables
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Write a page with plots to this file
-    #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
     /// Write each plot as an SVG file to this directory
     #[arg(long, value_name = "DIR")]
     svg: Option<PathBuf>,
@@ -232,19 +229,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn tell(args: &Args, report: &Report) -> anyhow::Result<()> {
-    let mut said = report.to_text();
-    if let Some(path) = &args.json {
-        let json = serde_json::to_string_pretty(&report.to_json())? + "\n";
-        if path == Path::new("-") {
-            said = json;
-        } else {
-            fs::write(path, json).with_context(|| format!("--json {}", path.display()))?;
-        }
-    }
-    if let Some(path) = &args.html {
-        fs::write(path, page::html(report))
-            .with_context(|| format!("--html {}", path.display()))?;
-    }
     if let Some(dir) = &args.svg {
         fs::create_dir_all(dir).with_context(|| format!("--svg {}", dir.display()))?;
         for figure in page::figures(report) {
@@ -252,8 +236,8 @@ fn tell(args: &Args, report: &Report) -> anyhow::Result<()> {
             fs::write(&path, figure.svg).with_context(|| format!("{}", path.display()))?;
         }
     }
-    print!("{said}");
-    Ok(())
+    let html = || page::html(report);
+    args.output.write(report.to_text(), &report.to_json(), html)
 }
 
 /// Writes what is trained below `home`, unless it is the user's.

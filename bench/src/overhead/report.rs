@@ -261,8 +261,8 @@ impl Report {
     /// As [`Report::PROJECTION_HEADS`].
     pub(super) fn projection_cells(&self) -> Vec<Vec<String>> {
         let models = self
-            .projection
-            .iter()
+            .projection()
+            .into_iter()
             .flat_map(|projection| &projection.models);
         models
             .map(|model| {
@@ -336,7 +336,7 @@ impl Report {
     }
 
     pub(super) fn to_text(&self) -> String {
-        let mut text = String::new();
+        let mut text = self.origin.to_text() + "\n";
         let mut section = |title: &str, body: String| {
             let _ = writeln!(text, "{title}\n\n{body}");
         };
