@@ -141,9 +141,13 @@ impl Round {
         }))
     }
 
-    fn place_of(&self, peer: &PeerKey) -> Option<usize> {
+    /// The audit of the update of `peer`, whether or not the challenge picks it; `None` before the challenge.
+    fn panel_job(&self, run: &RunId, peer: &PeerKey, audit: &manifest::Audit) -> Option<Box<Job>> {
+        let (challenge, _) = self.challenge?;
+        let pick = challenge::panel_pick(&challenge, peer, audit)?;
         let mut headers = self.record.headers.iter();
-        headers.position(|signed| signed.header.peer == *peer)
+        let place = headers.position(|signed| signed.header.peer == *peer)?;
+        self.job(run, place, pick)
     }
 
     /// Whether it waits for its challenge or for audits.
@@ -465,14 +469,14 @@ impl Auditor {
         }
     }
 
-    /// Takes in an authentic verdict of the run.
-    fn hear(&mut self, signed: SignedVerdict) {
+    /// Takes in an authentic verdict of the run; whether the docket heard it, once for each.
+    fn hear(&mut self, signed: SignedVerdict) -> bool {
         use gradmesh_protocol::audit::docket::Unheard;
         let verdict = &signed.verdict;
         let heard = self.docket.hear(verdict);
-        if verdict.validator == self.me || (self.validates && heard.is_ok()) {
-            let gossip = Gossip::Verdict(Box::new(signed.clone())).encode(&self.run);
-            self.append(&AuditEntry::Verdict(gossip));
+        let is_heard = heard.is_ok();
+        if self.validates && is_heard {
+            self.remember(&signed);
         }
         match heard {
             Ok(effects) => {
@@ -490,6 +494,12 @@ impl Auditor {
                 tracing::debug!(validator = %verdict.validator.short(), %unheard, "a verdict is not heard");
             }
         }
+        is_heard
+    }
+
+    fn remember(&self, signed: &SignedVerdict) {
+        let gossip = Gossip::Verdict(Box::new(signed.clone())).encode(&self.run);
+        self.append(&AuditEntry::Verdict(gossip));
     }
 
     fn append(&self, entry: &AuditEntry) {
@@ -556,12 +566,7 @@ impl Auditor {
         let Some(round) = self.rounds.get_mut(&number) else {
             return;
         };
-        let pick = round
-            .challenge
-            .and_then(|(challenge, _)| challenge::panel_pick(&challenge, &peer, &self.audit));
-        let place = round.place_of(&peer);
-        let job = pick.and_then(|pick| round.job(&self.run, place?, pick));
-        if let Some(job) = job {
+        if let Some(job) = round.panel_job(&self.run, &peer, &self.audit) {
             round.left.insert(peer);
             self.queue.push_front(job);
             self.status.change_audit(|status| status.panels += 1);
@@ -824,7 +829,9 @@ impl Auditor {
         }
         let signed = verdict.sign(&self.keypair);
         self.seat();
-        self.hear(signed.clone());
+        if !self.hear(signed.clone()) {
+            self.remember(&signed);
+        }
         self.actions.push_back(Action::Publish(Box::new(signed)));
         self.finish(&job);
     }

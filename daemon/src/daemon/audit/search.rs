@@ -12,7 +12,7 @@
 //! are more than [`SEARCHES_MAX`].
 
 use gradmesh_protocol::audit::bisection::Bisection;
-use gradmesh_protocol::audit::challenge::{self, Pick};
+use gradmesh_protocol::audit::challenge::Pick;
 use gradmesh_protocol::audit::standing::Finding;
 use gradmesh_protocol::audit::verdict::{Check, Outcome};
 use gradmesh_protocol::key::PeerKey;
@@ -41,12 +41,7 @@ impl Auditor {
         if round.failed.get(&peer) != Some(finding) || finding.check != Check::Segment {
             return;
         }
-        let pick = round
-            .challenge
-            .and_then(|(challenge, _)| challenge::panel_pick(&challenge, &peer, &self.audit));
-        let place = round.place_of(&peer);
-        let job = pick.and_then(|pick| round.job(&self.run, place?, pick));
-        if let Some(job) = job {
+        if let Some(job) = round.panel_job(&self.run, &peer, &self.audit) {
             let search = Search {
                 bisection: Bisection::below(finding.segment),
                 audits: 0,
