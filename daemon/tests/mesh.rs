@@ -123,8 +123,8 @@ impl Mesh {
             trust.mode = "{trust}"
             trust.peers_min = {peers}
             trust.absent_rounds_max = 2
-            timing.deadline_floor_ms = 1500
-            timing.deadline_cap_ms = 8000
+            timing.deadline_floor_ms = 4000
+            timing.deadline_cap_ms = 20000
             timing.propose_ms = 3000
             timing.vote_ms = 500
             "#
@@ -376,10 +376,16 @@ fn survives_the_freezing_of_one(plan: &'static str) {
     let (survivors, victim) = ([0, 1], 2);
     mesh.wait_applied(&[0, 1, 2], 3);
     let name = mesh.name(victim);
-    mesh.wait("the victim in the middle of an exchange", |mesh| {
-        let phase = mesh.peers[&victim].status().map(|status| status.phase);
-        matches!(phase, Some(Phase::Exchanging | Phase::Deciding))
-    });
+    // Of two members, none may be missing.
+    mesh.wait(
+        "the victim, one of three, in the middle of an exchange",
+        |mesh| {
+            mesh.peers[&victim].status().is_some_and(|status| {
+                let exchanges = matches!(status.phase, Phase::Exchanging | Phase::Deciding);
+                exchanges && status.roster.len() == 3
+            })
+        },
+    );
     let frozen_in = mesh.status(victim).round;
     mesh.peers[&victim].signal("STOP");
     let frozen = Instant::now();
