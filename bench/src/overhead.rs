@@ -41,7 +41,7 @@
 //!     curve             before each round: {tokens, seconds, loss}, loss on fresh text at the shared parameters
 //! utilisation  null, or:
 //!   parameters, cost    {codec, peers, bits_per_parameter, encode_s_per_parameter, apply_s_per_parameter}, on one core here
-//!   cases               of each: {peers, mbit, round_trip_ms, compute_s, overlap, update_bytes, periods_s, computed_s,
+//!   cases               of each: {peers, mbit, round_trip_ms, mtu, compute_s, overlap, update_bytes, periods_s, computed_s,
 //!                       exchange_s, bound_s, bytes_per_peer, cpu_s, utilisation, utilisation_with_codec}
 //!   missing             of each case that was not measured: {case, reason}
 //! projection   null, or {setup: {peers, mbit, flops, round_tokens, steps, codec_cores}, basis: {fixed_s, stretch, rates}, formulas,
@@ -68,7 +68,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
-use gradmesh_bench::wan::Preset;
+use gradmesh_bench::wan::{MTU, Preset};
 use gradmesh_trainer::{Architecture, InnerOptimizer, model};
 use indicatif::{ProgressBar, ProgressStyle};
 use tempfile::TempDir;
@@ -151,9 +151,12 @@ pub(crate) struct Args {
     /// Computing in each of its rounds, emulated by a wait, in seconds
     #[arg(long, value_name = "S", default_value_t = 120.0, value_parser = positive)]
     compute_s: f64,
-    /// Rates of each peer's line in Mbit/s; the first one with and without overlap, the others with rounds of 10 s
+    /// Rates of each peer's line in Mbit/s; the first one with and without overlap, the others without and with rounds of 10 s
     #[arg(long, value_name = "MBIT", value_delimiter = ',', default_values_t = [100, 25, 400], value_parser = clap::value_parser!(u64).range(1..=10_000))]
     mbit: Vec<u64>,
+    /// Largest packets of the lines in bytes; all is measured with the first, the first rate without overlap with the others too
+    #[arg(long, value_name = "BYTES", value_delimiter = ',', default_values_t = [1500, 9000], value_parser = packet)]
+    mtu: Vec<u32>,
     /// Rounds that count of each
     #[arg(long, value_name = "R", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=100))]
     utilisation_rounds: u32,
@@ -197,6 +200,12 @@ fn positive(text: &str) -> Result<f64, String> {
     } else {
         Err(format!("{text} is not above 0"))
     }
+}
+
+fn packet(text: &str) -> Result<u32, String> {
+    let bytes = text.parse().ok().filter(|bytes| MTU.contains(bytes));
+    let (least, most) = MTU.into_inner();
+    bytes.ok_or_else(|| format!("{text:?} is no size from {least} to {most} bytes"))
 }
 
 /// Measures, prints, writes.
@@ -389,22 +398,33 @@ async fn measure(args: &Args, report: &mut Report, home: &Path) -> anyhow::Resul
     Ok(())
 }
 
-/// The first rate as asked for, without overlap and with it; how it depends on the rate, in short rounds.
+/// The first rate as asked for, without overlap and with it; how that depends on the rate and on the packets, in short rounds.
 fn cases(args: &Args) -> Vec<Case> {
-    let case = |mbit, compute_s, overlap| Case {
+    let (Some((&mbit, rates)), Some((&mtu, mtus))) =
+        (args.mbit.split_first(), args.mtu.split_first())
+    else {
+        return Vec::new();
+    };
+    let long = |overlap| Case {
         peers: args.utilisation_peers,
         mbit,
         round_trip_ms: ROUND_TRIP_MS,
-        compute_s,
+        mtu,
+        compute_s: args.compute_s,
         overlap,
         rounds: args.utilisation_rounds,
     };
-    let mut rates = args.mbit.iter();
-    let first = rates.next().into_iter();
-    let first = first.flat_map(|&mbit| [false, true].map(|o| case(mbit, args.compute_s, o)));
-    first
-        .chain(rates.map(|&mbit| case(mbit, SHORT_COMPUTE_S.min(args.compute_s), false)))
-        .collect()
+    let short = Case {
+        compute_s: SHORT_COMPUTE_S.min(args.compute_s),
+        ..long(false)
+    };
+    let mut cases = vec![long(false), long(true)];
+    cases.extend(mtus.iter().map(|&mtu| Case { mtu, ..long(false) }));
+    cases.extend(rates.iter().map(|&mbit| Case {
+        mbit,
+        ..short.clone()
+    }));
+    cases
 }
 
 /// Trains with one system.

@@ -123,6 +123,7 @@ fn line(text: &str) -> Result<(u64, u32), String> {
             mbit,
             round_trip_ms,
             sites: None,
+            mtu: None,
         }) => Ok((mbit, round_trip_ms)),
         _ => Err(format!(
             "{text:?} is no line: a rate from 1 to 100000 Mbit/s and a round trip of at most 10000 ms, such as 100mbit,50ms"

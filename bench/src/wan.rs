@@ -51,5 +51,5 @@ pub use nat::{TCP_IDLE, UDP_IDLE};
 pub use preset::{Preset, uniform};
 pub use relay::{RelayError, UdpRelay};
 pub use shaper::{Line, Shaper, Verdict};
-pub use topology::{HOSTS_MAX, Link, NatKind, Rate, SITES_MAX, Site, Topology, TopologyError};
+pub use topology::{HOSTS_MAX, Link, MTU, NatKind, Rate, SITES_MAX, Site, Topology, TopologyError};
 pub use tun::DEVICE;

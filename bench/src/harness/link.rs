@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::Context;
-use gradmesh_bench::wan::{Preset, Topology, uniform};
+use gradmesh_bench::wan::{MTU, Preset, Topology, uniform};
 
 /// What lies between the peers.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,6 +33,8 @@ pub(crate) enum Wide {
         round_trip_ms: u32,
         /// `None`: each peer is one.
         sites: Option<u32>,
+        /// Of the peers' devices, in bytes. `None`: that of Ethernet, 1500.
+        mtu: Option<u32>,
     },
 }
 
@@ -52,9 +54,12 @@ impl Wide {
                 mbit,
                 round_trip_ms,
                 sites,
+                mtu,
             } => {
                 let sites = sites.map_or(peers, |sites| sites as usize);
-                Ok(uniform(peers, sites, *mbit, (*round_trip_ms).into()))
+                let mut topology = uniform(peers, sites, *mbit, (*round_trip_ms).into());
+                topology.mtu = mtu.unwrap_or(topology.mtu);
+                Ok(topology)
             }
         }
     }
@@ -69,9 +74,11 @@ impl fmt::Display for Wide {
                 mbit,
                 round_trip_ms,
                 sites,
+                mtu,
             } => {
                 write!(f, "{mbit}mbit,{round_trip_ms}ms")?;
-                sites.map_or(Ok(()), |sites| write!(f, ",{sites}sites"))
+                sites.map_or(Ok(()), |sites| write!(f, ",{sites}sites"))?;
+                mtu.map_or(Ok(()), |mtu| write!(f, ",mtu{mtu}"))
             }
         }
     }
@@ -115,23 +122,29 @@ pub(crate) struct Site {
     pub(crate) peers: u32,
 }
 
-/// `100mbit,50ms` or `100mbit,50ms,2sites`.
+/// `100mbit,50ms`, then `,2sites` and `,mtu9000` as needed.
 fn uniform_named(text: &str) -> Option<Wide> {
-    let mut words = text.split(',');
+    let mut words = text.split(',').peekable();
     let mbit = words.next()?.strip_suffix("mbit")?.parse().ok()?;
     let round_trip_ms = words.next()?.strip_suffix("ms")?.parse().ok()?;
-    let sites = match words.next() {
+    let sites = match words.next_if(|word| word.ends_with("sites")) {
         None => None,
         Some(word) => Some(word.strip_suffix("sites")?.parse().ok()?),
+    };
+    let mtu = match words.next() {
+        None => None,
+        Some(word) => Some(word.strip_prefix("mtu")?.parse().ok()?),
     };
     let is_sound = (1..=100_000).contains(&mbit)
         && round_trip_ms <= 10_000
         && sites.is_none_or(|sites| (1..=128).contains(&sites))
+        && mtu.is_none_or(|mtu| MTU.contains(&mtu))
         && words.next().is_none();
     is_sound.then_some(Wide::Uniform {
         mbit,
         round_trip_ms,
         sites,
+        mtu,
     })
 }
 
@@ -204,6 +217,8 @@ mod tests {
             "wan:four-continents",
             "wan:100mbit,50ms",
             "wan:100mbit,50ms,2sites",
+            "wan:100mbit,50ms,mtu9000",
+            "wan:100mbit,50ms,2sites,mtu9000",
         ] {
             assert_eq!(text.parse::<Link>().unwrap().to_string(), text);
         }
@@ -220,6 +235,8 @@ mod tests {
             "wan:100mbit,-1ms",
             "wan:100mbit,50ms,0sites",
             "wan:100mbit,50ms,2sites,",
+            "wan:100mbit,50ms,mtu100",
+            "wan:100mbit,50ms,mtu9000,2sites",
             "lo",
         ] {
             assert!(text.parse::<Link>().is_err(), "{text}");

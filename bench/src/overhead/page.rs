@@ -92,9 +92,8 @@ fn not_computing(report: &Report) -> Figure {
 
 /// Utilisation over computing per round, for each rate that was measured.
 fn utilisation(report: &Report) -> Option<Figure> {
-    let cases = &report.utilisation.as_ref()?.cases;
     let mut series = Vec::new();
-    for measured in cases.iter().filter(|measured| !measured.case.overlap) {
+    for measured in report.exchanges() {
         for overlap in [false, true] {
             let exchange_s = measured.exchange_mean_s();
             let point =

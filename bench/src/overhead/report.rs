@@ -74,8 +74,8 @@ impl Missing {
     pub(super) fn name(case: &Case) -> String {
         let overlap = if case.overlap { ", overlap" } else { "" };
         format!(
-            "{} Mbit/s, {} s of computing{overlap}",
-            case.mbit, case.compute_s
+            "{} Mbit/s, packets of {} bytes, {} s of computing{overlap}",
+            case.mbit, case.mtu, case.compute_s
         )
     }
 }
@@ -101,13 +101,18 @@ impl Report {
         self.projection.as_ref()?.as_ref().ok()
     }
 
+    /// The cases whose exchanges are compared. With overlap one ends when training lets it, and says nothing about itself; and
+    /// all have packets as large as those of the first case.
+    pub(super) fn exchanges(&self) -> impl Iterator<Item = &Measured> {
+        let cases = self.utilisation.iter().flat_map(|all| &all.cases);
+        let mtu = cases.clone().next().map(|first| first.case.mtu);
+        cases.filter(move |m| !m.case.overlap && Some(m.case.mtu) == mtu)
+    }
+
     /// What exchanges took at the rates that were measured.
     pub(super) fn exchange(&self) -> Exchange {
-        let cases = self.utilisation.iter().flat_map(|all| &all.cases);
-        // With overlap an exchange ends when training lets it, and says nothing about itself.
-        let alone = cases.filter(|measured| !measured.case.overlap);
-        let points: Vec<(f64, f64)> = alone.map(|m| (m.bound_s(), m.exchange_mean_s())).collect();
-        Exchange::fit(&points)
+        let points = self.exchanges().map(|m| (m.bound_s(), m.exchange_mean_s()));
+        Exchange::fit(&points.collect::<Vec<_>>())
     }
 
     /// The loss to which times are compared: the user's, or the lowest that every system reached. `None` with fewer than two.
@@ -208,8 +213,9 @@ impl Report {
         rows.collect()
     }
 
-    pub(super) const UTILISATION_HEADS: [&str; 10] = [
+    pub(super) const UTILISATION_HEADS: [&str; 12] = [
         "Mbit/s",
+        "packet",
         "overlap",
         "computing s",
         "update MB",
@@ -217,6 +223,7 @@ impl Report {
         "bound s",
         "exchange s",
         "round s",
+        "cpu s",
         "computing %",
         "with codec %",
     ];
@@ -232,6 +239,7 @@ impl Report {
             let with_codec = measured.utilisation_with_codec(cost, self.parameters);
             vec![
                 case.mbit.to_string(),
+                case.mtu.to_string(),
                 if case.overlap { "yes" } else { "no" }.to_owned(),
                 number(Some(case.compute_s), 0),
                 number(Some(measured.update_bytes / 1e6), 2),
@@ -239,6 +247,7 @@ impl Report {
                 number(Some(measured.bound_s()), 2),
                 number((!case.overlap).then(|| measured.exchange_mean_s()), 2),
                 number(mean(&measured.periods_s), 2),
+                number(Some(measured.cpu_s), 1),
                 number(Some(measured.utilisation() * 100.0), 2),
                 number(Some(with_codec * 100.0), 2),
             ]
@@ -581,6 +590,7 @@ mod tests {
             peers: 8,
             mbit: 100,
             round_trip_ms: 50,
+            mtu: 1500,
             compute_s: 90.0,
             overlap: false,
             rounds: 1,
@@ -622,7 +632,9 @@ mod tests {
         let text = report.to_text();
         assert!(text.contains("cluster = compute + 10 steps"), "{text}");
         assert!(
-            text.contains("missing: utilisation, 100 Mbit/s, 90 s of computing: busy"),
+            text.contains(
+                "missing: utilisation, 100 Mbit/s, packets of 1500 bytes, 90 s of computing: busy"
+            ),
             "{text}"
         );
         let json = report.to_json();

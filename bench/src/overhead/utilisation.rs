@@ -31,6 +31,8 @@ pub(super) struct Case {
     pub(super) peers: u32,
     pub(super) mbit: u64,
     pub(super) round_trip_ms: u32,
+    /// Largest packet of the lines, in bytes.
+    pub(super) mtu: u32,
     /// Of a round, emulated by a wait.
     pub(super) compute_s: f64,
     pub(super) overlap: bool,
@@ -70,6 +72,7 @@ impl Case {
             mbit: self.mbit,
             round_trip_ms: self.round_trip_ms,
             sites: None,
+            mtu: Some(self.mtu),
         });
         let network = Network::make(&link, self.peers).await?;
         let mut left = (update_bytes * 8.0 / int8.bits) as u64;
@@ -174,6 +177,7 @@ impl Measured {
             "peers": case.peers,
             "mbit": case.mbit,
             "round_trip_ms": case.round_trip_ms,
+            "mtu": case.mtu,
             "compute_s": case.compute_s,
             "overlap": case.overlap,
             "update_bytes": self.update_bytes,
@@ -209,6 +213,7 @@ mod tests {
                 peers: 8,
                 mbit: 100,
                 round_trip_ms: 50,
+                mtu: 1500,
                 compute_s: 120.0,
                 overlap: false,
                 rounds: 2,

@@ -25,7 +25,7 @@ const DELAY_MAX: Duration = Duration::from_secs(60);
 const RATE_BITS: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000;
 
 /// Smallest and largest MTU of a host's device, in bytes: IPv4's minimum reassembly size, and what fits an IPv4 length.
-const MTU: std::ops::RangeInclusive<u32> = 576..=65_535;
+pub const MTU: std::ops::RangeInclusive<u32> = 576..=65_535;
 
 /// How fast a line sends, and how much may wait for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

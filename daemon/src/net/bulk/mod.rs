@@ -17,7 +17,7 @@
 //! | | | asks others, then again |
 //! | requests held until a blob is here | `requests_held_max`, `requests_held_per_peer_max` | answered "busy" (`held.rs`) |
 //! | requests of ours held at a peer | half of `streams_per_connection_max` | further ones wait, within their deadline |
-//! | fetches | `fetches_max` | further ones wait, within their deadline, in the order of asking |
+//! | fetches | `fetches_max` | further ones wait, within their deadline, for their turn (`admission.rs`) |
 //! | memory of a fetch | the caller's [`Length`] | [`Blame::OverCap`], [`Blame::OtherLength`] |
 //! | memory of all fetches | `fetch_bytes_max`, and what windows let peers send unasked | as for fetches |
 //! | connections whose delivery is looked at | as connections | - |
@@ -29,6 +29,7 @@
 //! | peers remembered without near road | 1024, for a minute | not remembered |
 //! | peers whose pulse is watched | the sources of fetches that callers wait for | - |
 
+mod admission;
 mod budget;
 mod capacity;
 mod fetch;
@@ -61,6 +62,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 use crate::blob::{BlobHash, BlobSource};
+use admission::Admission;
 use gauge::Gauge;
 use links::Links;
 use near::Near;
@@ -369,7 +371,7 @@ struct Inner {
     queues: held::Queues,
     incoming: Arc<Semaphore>,
     serving: Semaphore,
-    fetches: Semaphore,
+    fetches: Admission,
     /// In units of [`budget::UNIT_BYTES`].
     fetch_memory: Semaphore,
 }
@@ -436,7 +438,7 @@ impl Bulk {
             queues: held::Queues::default(),
             incoming: Arc::new(Semaphore::new(limits.connections_max)),
             serving: Semaphore::new(limits.streams_served_max),
-            fetches: Semaphore::new(limits.fetches_max),
+            fetches: Admission::new(limits.fetches_max),
             fetch_memory: budget::semaphore(limits.fetch_bytes_max),
         });
         tokio::spawn(serve::accept(Arc::clone(&inner)));

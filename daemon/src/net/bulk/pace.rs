@@ -21,7 +21,7 @@
 //!   the round trip of a whole epoch has grown by a margin, or three epochs brought less than a quarter more, or loss sets
 //!   in.
 //! - **Loss** of up to [`LOSS_MAX`] is the link's. More is a queue that does not hold the margin: that becomes smaller by
-//!   30%, and the rate is that of the epoch; with every epoch without, the margin grows by 5%.
+//!   20%, and the rate is that of the epoch; with every epoch without, the margin grows by 2% of what it is at most.
 //! - **The least round trip** is that of the last ten to twenty seconds. Every ten, all connections of a peer at once have
 //!   half of it in flight for an epoch, so that it can be seen without a queue.
 //!
@@ -42,10 +42,12 @@ use quinn_proto::RttEstimator;
 
 /// A guess: several turns of a scheduler.
 const EPOCH_MIN: Duration = Duration::from_millis(20);
-/// So that one loss is not much of an epoch.
-const EPOCH_PACKETS_MIN: u64 = 50;
+/// So that one loss is not much of an epoch. Of connections that share a line, those with a small part of it have long epochs,
+/// and must not be so slow to take their part that the others have had it all along: with 50 packets and a second, some of
+/// fourteen had a fifth of it for seconds (`pace/model.rs`).
+const EPOCH_PACKETS_MIN: u64 = 20;
 /// A link that carries fewer packets than that in this time has an epoch nonetheless.
-const EPOCH_MAX: Duration = Duration::from_secs(1);
+const EPOCH_MAX: Duration = Duration::from_millis(250);
 /// Epochs whose rates are remembered.
 const RATES: usize = 10;
 /// Bytes for the root of one byte a second: 10 ms of 100 Mbit/s, which is several turns of a busy host, and 3 ms of 1 Gbit/s,
@@ -328,9 +330,9 @@ impl Pace {
         let known = self.rate();
         if lossy {
             self.rates.clear();
-            self.ease *= 0.7;
+            self.ease *= 0.8;
         } else {
-            self.ease = (self.ease + 0.05).min(1.0);
+            self.ease = (self.ease + 0.02).min(1.0);
         }
         let flight = epoch.flight().filter(|_| !epoch.app_limited);
         // Else nobody knows what the link would have done with more.

@@ -42,6 +42,7 @@ use tokio::sync::SemaphorePermit;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
 
+use super::admission::Place;
 use super::pulse::{AtWork, LOOK_EVERY, Quiet};
 use super::{
     Blame, FetchError, FetchFailed, FetchReport, Fetched, Inner, Length, Order, PeerSource, budget,
@@ -70,7 +71,7 @@ pub(super) async fn fetch(inner: &Arc<Inner>, order: &Order<'_>) -> Result<Fetch
     let landing = inner.flights.fetch(order.hash);
     let mut board = Board::new(inner, order);
     let fetched = timeout_at(order.deadline, async {
-        let _permits = admit(inner, order.length).await?;
+        let _permits = admit(inner, order).await?;
         board.run().await
     })
     .await
@@ -99,15 +100,17 @@ pub(super) async fn fetch(inner: &Arc<Inner>, order: &Order<'_>) -> Result<Fetch
     }
 }
 
-/// Waits for a place among the fetches and for memory, in the order of asking, so that nobody starves. A blob longer
+/// Waits for a place among the fetches, and for memory in the order of places, so that nobody starves. A blob longer
 /// than the whole budget waits for all of it.
-async fn admit(
-    inner: &Inner,
-    length: Length,
-) -> Result<(SemaphorePermit<'_>, SemaphorePermit<'_>), FetchError> {
-    let place = inner.fetches.acquire().await;
-    let place = place.map_err(|_| FetchError::Stopped)?;
-    let units = budget::units(length.bytes_max()).min(budget::units(inner.limits.fetch_bytes_max));
+async fn admit<'a>(
+    inner: &'a Inner,
+    order: &Order<'_>,
+) -> Result<(Place, SemaphorePermit<'a>), FetchError> {
+    let first = order.sources.first().map(|source| source.peer);
+    let place = inner.fetches.enter(first).await;
+    let place = place.ok_or(FetchError::Stopped)?;
+    let units =
+        budget::units(order.length.bytes_max()).min(budget::units(inner.limits.fetch_bytes_max));
     let memory = inner.fetch_memory.acquire_many(units).await;
     Ok((place, memory.map_err(|_| FetchError::Stopped)?))
 }

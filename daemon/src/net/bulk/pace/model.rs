@@ -111,7 +111,10 @@ impl Model {
         };
         self.step = (self.link.turn_ms + late) / 1e3;
         self.now += self.step;
-        for flow in 0..self.flows.len() {
+        // Nobody is always the first to find room in the queue.
+        let first = (self.chance() * self.flows.len() as f64) as usize;
+        for place in 0..self.flows.len() {
+            let flow = (first + place) % self.flows.len();
             self.hear(flow);
             self.send_what_fits(flow);
         }
@@ -393,4 +396,40 @@ fn hosts_that_are_late_at_times_fill_a_long_link_all_the_same() {
     model.run(3.0);
     let then = model.run(30.0);
     assert!(then.share > 0.85, "{then:?}");
+}
+
+/// A line of one of several peers, both ends of which it fetches from over two connections each.
+fn shared() -> Link {
+    let bytes_per_s = 100.0 * MBIT;
+    Link {
+        bytes_per_s,
+        round_trip_ms: 50.0,
+        queue: bytes_per_s * 0.02,
+        bucket: 0.0,
+        loss: 0.0,
+        turn_ms: 1.0,
+        late_ms: 10.0,
+    }
+}
+
+#[test]
+fn many_connections_share_a_line_whose_queue_does_not_hold_their_margins() {
+    let mut model = Model::new(shared());
+    for _ in 1..14 {
+        model.add_flow();
+    }
+    let first = model.run(2.0);
+    assert!(first.share > 0.9, "{first:?}");
+    let each = model.run_each(10.0);
+    let total: f64 = each.iter().map(|flow| flow.share).sum();
+    assert!(total > 0.97, "{each:?}");
+    let fair = total / 14.0;
+    assert!(each.iter().all(|flow| flow.share > 0.6 * fair), "{each:?}");
+    assert!(each.iter().all(|flow| flow.lost < 0.06), "{each:?}");
+
+    // The line is for those that are left.
+    model.flows.truncate(2);
+    model.run(1.0);
+    let then = model.run(2.0);
+    assert!(then.share > 0.9, "{then:?}");
 }

@@ -45,7 +45,7 @@ async fn many_concurrent_fetches_share_one_connection_and_all_succeed_within_tig
     }
     let mut in_flight_max = 0;
     while let Some(fetched) = fetches.join_next().await {
-        in_flight_max = in_flight_max.max(8 - client.inner.fetches.available_permits());
+        in_flight_max = in_flight_max.max(8 - client.inner.fetches.places_free());
         assert_eq!(fetched.unwrap().unwrap().bytes, bytes);
         // One connection per peer is all the server admits, so a second one would have failed a fetch.
         assert_eq!(server.inner.incoming.available_permits(), 127);
