@@ -122,7 +122,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Rounds; a cluster does as many steps as they have together
-    #[arg(long, value_name = "R", default_value_t = 16, value_parser = clap::value_parser!(u32).range(2..=1000))]
+    #[arg(long, value_name = "R", default_value_t = 12, value_parser = clap::value_parser!(u32).range(2..=1000))]
     rounds: u32,
     /// Inner steps of a round
     #[arg(long, value_name = "H", default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -155,7 +155,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "MBIT", value_delimiter = ',', default_values_t = [100, 25, 400], value_parser = clap::value_parser!(u64).range(1..=10_000))]
     mbit: Vec<u64>,
     /// Largest packets of the lines in bytes; all is measured with the first, the first rate without overlap with the others too
-    #[arg(long, value_name = "BYTES", value_delimiter = ',', default_values_t = [1500, 9000], value_parser = packet)]
+    #[arg(long, value_name = "BYTES", value_delimiter = ',', default_values_t = [1500], value_parser = packet)]
     mtu: Vec<u32>,
     /// Rounds that count of each
     #[arg(long, value_name = "R", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=100))]

@@ -202,23 +202,6 @@ impl Links {
         noted.is_some_and(|at| at.elapsed() < FROZEN_FOR)
     }
 
-    /// Closes connections of our own that no fetch is using.
-    pub(super) fn close_idle(&self) {
-        self.lock().links.retain(|_, link| {
-            let line = link.slot.try_lock();
-            let idle = match line.as_deref() {
-                Ok(Line::Up(connection)) if connection.side().is_client() => {
-                    Some(connection).filter(|_| Arc::strong_count(&link.slot) == 1)
-                }
-                Ok(Line::Up(_) | Line::Failed { .. } | Line::Idle) | Err(_) => None,
-            };
-            if let Some(connection) = idle {
-                connection.close(CLOSE_UNUSED, b"");
-            }
-            idle.is_none()
-        });
-    }
-
     fn slot(&self, key: (PeerId, usize), links_max: usize) -> Option<Arc<Slot>> {
         let mut state = self.lock();
         let state = &mut *state;
@@ -275,7 +258,7 @@ fn links_max(inner: &Inner) -> usize {
 
 async fn connect(inner: &Arc<Inner>, peer: PeerId, addr: SocketAddr) -> Result<Connection, Blame> {
     let unreachable = |reason: String| Blame::Unreachable(reason);
-    let config = tls::client_config(&inner.keypair, peer, inner.transport())
+    let config = tls::client_config(&inner.keypair, peer, Arc::clone(&inner.transport))
         .map_err(|error| unreachable(error.to_string()))?;
     let connecting = inner
         .endpoint

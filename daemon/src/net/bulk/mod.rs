@@ -4,7 +4,8 @@
 //! A blob is named by its BLAKE3 hash. [`Bulk::fetch`] gets one from whoever has it and returns it only when the
 //! hash is right; the serving side answers from a [`BlobSource`]. Connections are authenticated on both ends by
 //! [`PeerId`] (`tls.rs`), carry one stream per request (`wire.rs`), are shared by all fetches, serve both directions
-//! whoever opened them, and end after [`BulkLimits::idle_timeout`] without use.
+//! whoever opened them, and last while both ends live: rounds are minutes apart, and a connection that is made anew for
+//! each has its rate to find.
 //!
 //! Decides nothing about who fetches what from whom, and stores nothing.
 //!
@@ -125,7 +126,7 @@ pub struct BulkLimits {
     pub overtake_after: Duration,
     /// In every window of this length a source must send at least 16 KiB, or all that is left.
     pub stall_window: Duration,
-    /// Time after which a connection without use is closed, and a dead one is given up.
+    /// Time after which a connection that nothing comes over is given up, and an unused near road closed.
     pub idle_timeout: Duration,
     /// The pipe that windows are sized for.
     pub pipe: PipeTarget,
@@ -349,8 +350,6 @@ struct Inner {
     endpoint: Endpoint,
     keypair: Keypair,
     transport: Arc<TransportConfig>,
-    /// Of connections made while this peer is behind NAT.
-    lasting_transport: Arc<TransportConfig>,
     behind_nat: AtomicBool,
     limits: BulkLimits,
     source: Arc<dyn BlobSource>,
@@ -376,16 +375,6 @@ struct Inner {
     fetch_memory: Semaphore,
 }
 
-impl Inner {
-    /// The settings of connections that this peer makes.
-    fn transport(&self) -> Arc<TransportConfig> {
-        Arc::clone(match self.behind_nat.load(Ordering::Relaxed) {
-            true => &self.lasting_transport,
-            false => &self.transport,
-        })
-    }
-}
-
 impl Bulk {
     /// Listens and serves blobs of `source` to the peers that `allow` admits. Must be called within a tokio runtime.
     ///
@@ -402,7 +391,6 @@ impl Bulk {
             _ => BulkError::Listen { addr, source },
         };
         let transport = Arc::new(transport::transport_config(&config.limits)?);
-        let lasting_transport = Arc::new(transport::lasting_transport_config(&config.limits)?);
         let server = tls::server_config(&config.keypair, Arc::clone(&transport))?;
         let socket = UdpSocket::bind(addr).map_err(listen_error)?;
         let buffers = transport::enlarge_buffers(&socket).map_err(listen_error)?;
@@ -421,7 +409,6 @@ impl Bulk {
             endpoint,
             keypair: config.keypair,
             transport,
-            lasting_transport,
             behind_nat: AtomicBool::new(false),
             limits,
             source,
@@ -486,13 +473,9 @@ impl Bulk {
         fetch::fetch(&self.inner, order).await
     }
 
-    /// Says whether nobody can connect to this peer. Connections that it makes then last, so that others can ask it over them.
+    /// Says whether nobody can connect to this peer. Others then ask it over the connections that it makes.
     pub fn set_behind_nat(&self, behind_nat: bool) {
-        let before = self.inner.behind_nat.swap(behind_nat, Ordering::Relaxed);
-        if behind_nat && !before {
-            // Those made so far would not last.
-            self.inner.links.close_idle();
-        }
+        self.inner.behind_nat.store(behind_nat, Ordering::Relaxed);
     }
 
     /// What [`Bulk::set_behind_nat`] said.

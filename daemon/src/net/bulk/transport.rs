@@ -27,7 +27,7 @@ const WINDOW_BYTES_MIN: u64 = 1024 * 1024;
 const WINDOW_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// What a peer may send over a connection before a fetch of ours uses it: requests, and nothing else worth keeping.
 const WINDOW_BYTES_UNUSED: u32 = 64 * 1024;
-/// NAT boxes forget a silent flow after 30 s or more, and so does the idle time-out: a lost packet may come twice before.
+/// NAT boxes forget a silent flow after 30 s or more, and so does the idle time-out: of two packets one may be lost before.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// What is asked of the kernel for either direction of the socket: 2 ms at 16 Gbit/s, or 32 ms at 1 Gbit/s. The kernel
 /// grants what `net.core.rmem_max` and `net.core.wmem_max` allow.
@@ -96,14 +96,7 @@ pub(super) fn transport_config(limits: &BulkLimits) -> Result<TransportConfig, T
         .mtu_discovery_config(Some(mtu))
         .congestion_controller_factory(congestion)
         .max_idle_timeout(Some(idle))
-        .keep_alive_interval(None::<Duration>);
-    Ok(transport)
-}
-
-/// The same for connections that last though nobody uses them.
-pub(super) fn lasting_transport_config(limits: &BulkLimits) -> Result<TransportConfig, TlsError> {
-    let mut transport = transport_config(limits)?;
-    transport.keep_alive_interval(Some(KEEP_ALIVE));
+        .keep_alive_interval(Some(KEEP_ALIVE));
     Ok(transport)
 }
 
@@ -146,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lasting_connection_is_heard_of_twice_before_it_would_end() {
+    fn an_unused_connection_is_heard_of_twice_before_it_would_end() {
         assert!(2 * KEEP_ALIVE < BulkLimits::default().idle_timeout);
     }
 
