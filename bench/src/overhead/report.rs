@@ -628,7 +628,7 @@ mod tests {
             })),
             ..report(Vec::new())
         };
-        assert_eq!(report.utilisation_cells()[0][8..], ["90.00", "88.24"]);
+        assert_eq!(report.utilisation_cells()[0][10..], ["90.00", "88.24"]);
         let text = report.to_text();
         assert!(text.contains("cluster = compute + 10 steps"), "{text}");
         assert!(
