@@ -405,10 +405,9 @@ fn shared() -> Link {
         bytes_per_s,
         round_trip_ms: 50.0,
         queue: bytes_per_s * 0.02,
-        bucket: 0.0,
         loss: 0.0,
-        turn_ms: 1.0,
         late_ms: 10.0,
+        ..long()
     }
 }
 
