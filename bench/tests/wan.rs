@@ -300,6 +300,61 @@ fn jumbo_frames_pass_whole() {
 }
 
 #[test]
+fn what_is_sent_or_arrives_in_one_piece_crosses_the_link_in_packets() {
+    const BYTES: usize = 2_000_000;
+    let _alone = alone();
+    if !root_lane("what_is_sent_or_arrives_in_one_piece_crosses_the_link_in_packets") {
+        return;
+    }
+    // Long enough that packets are handed over together.
+    let link = Link::delayed(Duration::from_millis(50));
+    let emulator = Emulator::start(&Topology::mesh(2, link)).unwrap();
+    let [one, other] = emulator.hosts() else {
+        panic!("two hosts");
+    };
+    let sender = bind(&one.namespace, one.address);
+    let receiver = bind(&other.namespace, other.address);
+    let to = receiver.local_addr().unwrap();
+    // Equal ones are joined, one that is shorter ends a piece, one that is longer begins another.
+    let lengths = [1472, 1472, 1472, 700, 1472, 700, 700, 1, 1472, 3];
+    for (tag, length) in (0..).zip(lengths) {
+        sender.send_to(&vec![tag; length], to).unwrap();
+    }
+    for (tag, length) in (0..).zip(lengths) {
+        let mut datagram = [0; 2000];
+        let bytes = receiver.recv(&mut datagram).unwrap();
+        assert_eq!(datagram[..bytes], vec![tag; length], "datagram {tag}");
+    }
+    let packets = emulator.counters().pairs[0][1].sent.packets;
+    assert_eq!(packets, lengths.len() as u64);
+
+    let listener = other
+        .namespace
+        .inside(|| TcpListener::bind((other.address, 0)))
+        .unwrap()
+        .unwrap();
+    let target = listener.local_addr().unwrap();
+    let mut outgoing = one
+        .namespace
+        .inside(|| TcpStream::connect(target))
+        .unwrap()
+        .unwrap();
+    let (mut incoming, _) = listener.accept().unwrap();
+    let sent: Vec<u8> = (0..BYTES).map(|at| (at * 31 >> 3) as u8).collect();
+    let mut received = vec![0; BYTES];
+    std::thread::scope(|scope| {
+        scope.spawn(|| outgoing.write_all(&sent).unwrap());
+        incoming.read_exact(&mut received).unwrap();
+    });
+    assert!(sent == received, "the stream was changed");
+    let counters = emulator.counters();
+    let there = counters.pairs[0][1].sent;
+    assert!(there.packets > BYTES as u64 / 1460, "{there:?}");
+    assert!(there.bytes <= 1500 * there.packets, "{there:?}");
+    assert_eq!(counters.hosts[0].overrun_packets, 0);
+}
+
+#[test]
 fn a_switch_of_veths_is_never_faster_than_its_rate_and_shares_a_receivers_port() {
     const BITS_PER_S: u64 = 100_000_000;
     const BYTES: usize = 2_000_000;

@@ -3,11 +3,19 @@
 //! Reads no clock and moves no byte. Many threads may use it at once; every line and link has its own lock, held for some
 //! ten nanoseconds.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::counters::{Counters, HostCounters, HostMeters, LatenessMeter, PairMeters};
 use super::shaper::{Line, Shaper, Verdict};
 use super::topology::{Link, Topology};
+
+/// Part of a link's delay that its packets may wait at the receiver, so that several are handed over together.
+const HOLD_OF_DELAY: u32 = 100;
+
+/// Longest such wait. Network cards gather what arrives for tens to hundreds of microseconds before they interrupt.
+const HOLD_MAX: Duration = Duration::from_micros(500);
 
 /// The links of one topology.
 #[derive(Debug)]
@@ -20,6 +28,8 @@ pub struct Fabric {
     links: Vec<Mutex<Shaper>>,
     /// One per sending host.
     lans: Vec<Mutex<Shaper>>,
+    /// Nanoseconds, as [`Fabric::hold_ns`]; row by row, as `links`; the diagonal is the lan.
+    holds: Vec<AtomicU64>,
     uplinks: Vec<Option<Mutex<Line>>>,
     downlinks: Vec<Option<Mutex<Line>>>,
     /// Row by row, as `links`; the diagonal is the lan.
@@ -43,16 +53,15 @@ impl Fabric {
                 .seed
                 .wrapping_add(0x9e37_79b9_7f4a_7c15u64.wrapping_mul(index as u64 + 1))
         };
+        let between = |pair: usize| match (pair / sites, pair % sites) {
+            (from, to) if from == to => topology.sites[from].lan.clone(),
+            (from, to) => topology.link(from, to),
+        };
         let links = (0..sites * sites)
-            .map(|pair| {
-                let (from, to) = (pair / sites, pair % sites);
-                let link = if from == to {
-                    Link::default()
-                } else {
-                    topology.link(from, to)
-                };
-                Mutex::new(Shaper::new(&link, seed(pair)))
-            })
+            .map(|pair| Mutex::new(Shaper::new(&between(pair), seed(pair))))
+            .collect();
+        let holds = (0..sites * sites)
+            .map(|pair| AtomicU64::new(hold_ns(&between(pair))))
             .collect();
         let lans = site_of
             .iter()
@@ -71,6 +80,7 @@ impl Fabric {
                 .collect(),
             host_names: topology.hosts().map(|(name, _, _)| name).collect(),
             links,
+            holds,
             lans,
             uplinks: topology
                 .sites
@@ -147,7 +157,16 @@ impl Fabric {
             from_site != to_site && from_site < self.sites() && to_site < self.sites(),
             "no link from site {from_site} to site {to_site}"
         );
-        lock(&self.links[from_site * self.sites() + to_site]).set_link(link);
+        let pair = from_site * self.sites() + to_site;
+        lock(&self.links[pair]).set_link(link);
+        self.holds[pair].store(hold_ns(link), Ordering::Relaxed);
+    }
+
+    /// Packets from one host to another are handed over at multiples of this time: a hundredth of the delay between them, at
+    /// most half a millisecond, at least a nanosecond.
+    pub fn hold_ns(&self, from: usize, to: usize) -> u64 {
+        let pair = self.site_of[from] * self.sites() + self.site_of[to];
+        self.holds[pair].load(Ordering::Relaxed)
     }
 
     pub(super) fn delivered(&self, from: usize, to: usize, bytes: usize, late_ns: u64) {
@@ -202,6 +221,12 @@ impl Fabric {
     fn pair(&self, from: usize, to: usize) -> &PairMeters {
         &self.pairs[self.site_of[from] * self.sites() + self.site_of[to]]
     }
+}
+
+/// As [`Fabric::hold_ns`] gives it.
+fn hold_ns(link: &Link) -> u64 {
+    let hold = (link.delay / HOLD_OF_DELAY).min(HOLD_MAX);
+    u64::try_from(hold.as_nanos()).unwrap_or(u64::MAX).max(1)
 }
 
 /// A thread that panicked in here left a number behind that is at worst a packet off.

@@ -12,7 +12,7 @@ use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_recv_buffer_s
 
 use super::counters::Counters;
 use super::fabric::Fabric;
-use super::router::{Received, Router, Wire};
+use super::router::{Flight, Received, Router, Wire};
 use super::topology::{Link, Topology, TopologyError};
 
 /// Most hosts of a relay: sockets grow with the square, and 1024 descriptors are a usual limit.
@@ -188,36 +188,48 @@ impl RelayWire {
 }
 
 impl Wire for RelayWire {
+    type Scratch = Box<[u8]>;
+
+    // One, so that an error is told of the datagram that it concerns.
+    const TOGETHER_MAX: usize = 1;
+
+    fn scratch(&self) -> Self::Scratch {
+        vec![0; DATAGRAM_BYTES_MAX].into()
+    }
+
     fn ports(&self) -> Vec<BorrowedFd<'_>> {
         self.seats.iter().map(|seat| seat.socket.as_fd()).collect()
     }
 
-    fn receive(&self, port: usize, buffer: &mut [u8]) -> io::Result<Received> {
+    fn receive(
+        &self,
+        port: usize,
+        scratch: &mut Self::Scratch,
+        take: &mut dyn FnMut(Received<'_>),
+    ) -> io::Result<()> {
         let seat = &self.seats[port];
-        let (bytes, source) = seat.socket.recv_from(buffer)?;
-        Ok(if source == self.endpoints[seat.viewer] {
+        let (bytes, source) = seat.socket.recv_from(scratch)?;
+        take(if source == self.endpoints[seat.viewer] {
             Received::Packet {
                 from: seat.viewer,
                 to: seat.seen,
-                bytes,
+                packet: &scratch[..bytes],
             }
         } else {
             Received::Unroutable {
                 from: seat.viewer,
                 bytes,
             }
-        })
-    }
-
-    fn deliver(&self, from: usize, to: usize, packet: &mut [u8]) -> io::Result<()> {
-        self.seat(to, from)
-            .socket
-            .send_to(&*packet, self.endpoints[to])?;
+        });
         Ok(())
     }
 
-    fn packet_bytes_max(&self) -> usize {
-        DATAGRAM_BYTES_MAX
+    fn deliver(&self, to: usize, packets: &[Flight], _: &mut Self::Scratch) -> io::Result<()> {
+        for flight in packets {
+            let socket = &self.seat(to, flight.from()).socket;
+            socket.send_to(flight.packet(), self.endpoints[to])?;
+        }
+        Ok(())
     }
 
     fn header_bytes(&self) -> usize {

@@ -1,7 +1,7 @@
 //! Carries packets from where they enter to where they arrive, when the [`Fabric`] says.
 //!
 //! One thread per group of hosts: it reads their devices in batches, asks the fabric for the time of arrival, keeps what is on
-//! the way in a heap, and hands over what is due. It sleeps in `epoll_pwait2` until the next packet is due, with a timer slack
+//! the way in a heap, and hands over what is due, all that is for one host together. It sleeps in `epoll_pwait2` until the next packet is due, with a timer slack
 //! of a nanosecond and, where allowed, the highest priority: an emulated network must not wait for the programs that use it.
 //!
 //! Packets of one host to another stay in order. Packets of different hosts that share a link may pass each other by as
@@ -25,8 +25,8 @@ use super::fabric::Fabric;
 /// Most bytes on the way in one router; more are dropped as by a full queue. 100 Gbit/s for 40 ms, a guess that is enough.
 const IN_FLIGHT_BYTES_MAX: usize = 512 << 20;
 
-/// Packets read from one device before the others have their turn and what is due is handed over: at some 2 us each well
-/// below a millisecond.
+/// Packets read from one device before the others have their turn and what is due is handed over, and packets handed over
+/// before devices are read again: at some 2 us each well below a millisecond.
 const BATCH_PACKETS: usize = 64;
 
 /// Threads at most; a thread carries several gigabits per second.
@@ -37,23 +37,40 @@ const WAKE: u64 = u64::MAX;
 
 /// What a router reads packets from and hands them to.
 pub(super) trait Wire: Send + Sync + 'static {
+    /// What a thread that reads and hands over keeps between calls.
+    type Scratch: Send + 'static;
+
+    /// Most packets that are handed over in one call.
+    const TOGETHER_MAX: usize;
+
+    /// For one thread.
+    fn scratch(&self) -> Self::Scratch;
+
     /// Descriptors to read, in nonblocking mode; the port is the index.
     fn ports(&self) -> Vec<BorrowedFd<'_>>;
 
-    /// Reads one packet into `buffer`, which has [`Wire::packet_bytes_max`] bytes.
+    /// Reads what lies at the front of a port, one packet or several that were sent at once, and passes it to `take`.
     ///
     /// # Errors
-    /// `WouldBlock` when there is none; any other error concerns this packet only.
-    fn receive(&self, port: usize, buffer: &mut [u8]) -> io::Result<Received>;
+    /// `WouldBlock` when there is none; any other error concerns only what was read.
+    fn receive(
+        &self,
+        port: usize,
+        scratch: &mut Self::Scratch,
+        take: &mut dyn FnMut(Received<'_>),
+    ) -> io::Result<()>;
 
-    /// Hands a packet over to host `to`.
+    /// Whether a packet is let in to host `to`; it may be changed on its way in.
+    fn admit(&self, _from: usize, _to: usize, _packet: &mut [u8]) -> bool {
+        true
+    }
+
+    /// Hands packets over to host `to`, at least one and at most [`Wire::TOGETHER_MAX`].
     ///
     /// # Errors
-    /// If its device does not take it, or what lies before it.
-    fn deliver(&self, from: usize, to: usize, packet: &mut [u8]) -> io::Result<()>;
-
-    /// Largest packet that can be read.
-    fn packet_bytes_max(&self) -> usize;
+    /// If its device does not take them.
+    fn deliver(&self, to: usize, packets: &[Flight], scratch: &mut Self::Scratch)
+    -> io::Result<()>;
 
     /// Bytes of headers that links count in addition to what is read.
     fn header_bytes(&self) -> usize;
@@ -61,12 +78,12 @@ pub(super) trait Wire: Send + Sync + 'static {
 
 /// What was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Received {
-    /// A packet in the first `bytes` of the buffer.
+pub(super) enum Received<'a> {
+    /// A packet.
     Packet {
         from: usize,
         to: usize,
-        bytes: usize,
+        packet: &'a [u8],
     },
     /// Something for nobody.
     Unroutable { from: usize, bytes: usize },
@@ -103,16 +120,20 @@ impl Router {
         let start = Instant::now();
         for index in 0..count {
             let carrier = Carrier {
-                index,
                 epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+                scratch: wire.scratch(),
                 wire: Arc::clone(&wire),
-                fabric: Arc::clone(&fabric),
-                mailboxes: Arc::clone(&mailboxes),
                 stop: Arc::clone(&stop),
-                start,
-                flights: BinaryHeap::new(),
-                serial: 0,
-                buffer: vec![0; wire.packet_bytes_max()].into_boxed_slice(),
+                due: Vec::with_capacity(BATCH_PACKETS),
+                air: Airspace {
+                    index,
+                    fabric: Arc::clone(&fabric),
+                    mailboxes: Arc::clone(&mailboxes),
+                    start,
+                    flights: BinaryHeap::new(),
+                    serial: 0,
+                    header_bytes: wire.header_bytes(),
+                },
             };
             carrier.watch(count)?;
             router.threads.push(
@@ -139,15 +160,30 @@ impl Drop for Router {
 }
 
 /// A packet on the way.
-struct Flight {
+pub(super) struct Flight {
+    /// When it is handed over, or enters the downlink.
+    release_ns: u64,
+    /// When it has passed what it has passed.
     due_ns: u64,
     /// Among packets of equal time the one that entered first leaves first.
     serial: u64,
     from: usize,
     to: usize,
-    /// The downlink is behind it, or the packet has yet to enter it at `due_ns`.
+    /// The downlink is behind it, or it has yet to enter it as of `due_ns`.
     through_downlink: bool,
     packet: Box<[u8]>,
+}
+
+impl Flight {
+    /// Who sent it.
+    pub(super) fn from(&self) -> usize {
+        self.from
+    }
+
+    /// As it lies on the wire.
+    pub(super) fn packet(&self) -> &[u8] {
+        &self.packet
+    }
 }
 
 impl PartialEq for Flight {
@@ -166,7 +202,8 @@ impl PartialOrd for Flight {
 
 impl Ord for Flight {
     fn cmp(&self, other: &Self) -> CmpOrdering {
-        (self.due_ns, self.serial).cmp(&(other.due_ns, other.serial))
+        let key = |flight: &Self| (flight.release_ns, flight.due_ns, flight.serial);
+        key(self).cmp(&key(other))
     }
 }
 
@@ -198,17 +235,14 @@ impl Mailbox {
 }
 
 /// One thread of the router.
-struct Carrier<W> {
-    index: usize,
+struct Carrier<W: Wire> {
     epoll: OwnedFd,
     wire: Arc<W>,
-    fabric: Arc<Fabric>,
-    mailboxes: Arc<[Mailbox]>,
+    scratch: W::Scratch,
     stop: Arc<AtomicBool>,
-    start: Instant,
-    flights: BinaryHeap<Reverse<Flight>>,
-    serial: u64,
-    buffer: Box<[u8]>,
+    air: Airspace,
+    /// What is handed over next; empty between calls.
+    due: Vec<Flight>,
 }
 
 impl<W: Wire> Carrier<W> {
@@ -216,7 +250,7 @@ impl<W: Wire> Carrier<W> {
     fn watch(&self, count: usize) -> io::Result<()> {
         let flags = epoll::EventFlags::IN;
         for (port, fd) in self.wire.ports().into_iter().enumerate() {
-            if port % count == self.index {
+            if port % count == self.air.index {
                 epoll::add(
                     &self.epoll,
                     fd,
@@ -225,7 +259,7 @@ impl<W: Wire> Carrier<W> {
                 )?;
             }
         }
-        let wake = &self.mailboxes[self.index].wake;
+        let wake = &self.air.mailbox().wake;
         epoll::add(&self.epoll, wake, epoll::EventData::new_u64(WAKE), flags)?;
         Ok(())
     }
@@ -243,7 +277,7 @@ impl<W: Wire> Carrier<W> {
             }
             for event in events.drain(..) {
                 match event.data.u64() {
-                    WAKE => self.empty_mailbox(),
+                    WAKE => self.air.empty_mailbox(),
                     port => {
                         self.read(port as usize);
                         self.hand_over_due();
@@ -253,48 +287,112 @@ impl<W: Wire> Carrier<W> {
         }
     }
 
-    fn now_ns(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
-    }
-
     fn read(&mut self, port: usize) {
-        let header_bytes = self.wire.header_bytes();
-        for _ in 0..BATCH_PACKETS {
-            match self.wire.receive(port, &mut self.buffer) {
-                Ok(Received::Packet { from, to, bytes }) => {
-                    let entered = self
-                        .fabric
-                        .enter(self.now_ns(), from, to, bytes + header_bytes);
-                    if let Some(due_ns) = entered {
-                        self.take_off(due_ns, from, to, bytes);
-                    }
+        let Self {
+            wire, scratch, air, ..
+        } = self;
+        let mut packets = 0;
+        while packets < BATCH_PACKETS {
+            let read = wire.receive(port, scratch, &mut |received| {
+                packets += 1;
+                match received {
+                    Received::Packet { from, to, packet } => air.take_off(from, to, packet),
+                    Received::Unroutable { from, bytes } => air.fabric.unroutable(from, bytes),
                 }
-                Ok(Received::Unroutable { from, bytes }) => self.fabric.unroutable(from, bytes),
-                // Nothing to read, or a device that is going away: the next event tells.
-                Err(_) => return,
+            });
+            // Nothing to read, or a device that is going away: the next event tells.
+            if read.is_err() {
+                return;
             }
         }
     }
 
-    /// The packet in the buffer is on the way.
-    fn take_off(&mut self, due_ns: u64, from: usize, to: usize, bytes: usize) {
+    /// Hands over what is due; how long until the next packet is, if there is one.
+    fn hand_over_due(&mut self) -> Option<Timespec> {
+        loop {
+            let now_ns = self.air.now_ns();
+            let wait_ns = self.air.land(now_ns, &mut self.due);
+            self.due.retain_mut(|flight| {
+                let admitted = self.wire.admit(flight.from, flight.to, &mut flight.packet);
+                if !admitted {
+                    self.air.arrived(flight, now_ns, false);
+                }
+                admitted
+            });
+            // Each sender's packets stay in their order.
+            self.due.sort_by_key(|flight| flight.to);
+            for together in self
+                .due
+                .chunk_by(|one, next| one.to == next.to)
+                .flat_map(|same_host| same_host.chunks(W::TOGETHER_MAX))
+            {
+                let to = together[0].to;
+                let taken = self.wire.deliver(to, together, &mut self.scratch);
+                for flight in together {
+                    self.air.arrived(flight, now_ns, taken.is_ok());
+                }
+            }
+            self.due.clear();
+            match wait_ns {
+                Some(0) => {}
+                Some(wait_ns) => {
+                    return Some(Timespec {
+                        tv_sec: (wait_ns / 1_000_000_000) as i64,
+                        tv_nsec: (wait_ns % 1_000_000_000) as _,
+                    });
+                }
+                None => return None,
+            }
+        }
+    }
+}
+
+/// What is on the way to the hosts of one thread.
+struct Airspace {
+    /// Of the thread.
+    index: usize,
+    fabric: Arc<Fabric>,
+    mailboxes: Arc<[Mailbox]>,
+    start: Instant,
+    flights: BinaryHeap<Reverse<Flight>>,
+    serial: u64,
+    header_bytes: usize,
+}
+
+impl Airspace {
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn mailbox(&self) -> &Mailbox {
+        &self.mailboxes[self.index]
+    }
+
+    /// A host sends a packet.
+    fn take_off(&mut self, from: usize, to: usize, packet: &[u8]) {
+        let bytes = packet.len() + self.header_bytes;
+        let Some(due_ns) = self.fabric.enter(self.now_ns(), from, to, bytes) else {
+            return;
+        };
         let owner = to % self.mailboxes.len();
         let mailbox = &self.mailboxes[owner];
-        if mailbox.in_flight_bytes.load(Ordering::Relaxed) + bytes
+        if mailbox.in_flight_bytes.load(Ordering::Relaxed) + packet.len()
             > IN_FLIGHT_BYTES_MAX / self.mailboxes.len()
         {
-            self.fabric
-                .overflowed(from, to, bytes + self.wire.header_bytes());
+            self.fabric.overflowed(from, to, bytes);
             return;
         }
-        mailbox.in_flight_bytes.fetch_add(bytes, Ordering::Relaxed);
+        mailbox
+            .in_flight_bytes
+            .fetch_add(packet.len(), Ordering::Relaxed);
         let flight = Flight {
+            release_ns: due_ns.next_multiple_of(self.fabric.hold_ns(from, to)),
             due_ns,
             serial: self.serial,
             from,
             to,
             through_downlink: false,
-            packet: self.buffer[..bytes].into(),
+            packet: packet.into(),
         };
         self.serial += 1;
         if owner == self.index {
@@ -310,7 +408,7 @@ impl<W: Wire> Carrier<W> {
     }
 
     fn empty_mailbox(&mut self) {
-        let mailbox = &self.mailboxes[self.index];
+        let mailbox = self.mailbox();
         rustix::io::read(&mailbox.wake, &mut [0; 8]).ok();
         let arrived = std::mem::take(&mut *mailbox.lock());
         for mut flight in arrived {
@@ -320,53 +418,55 @@ impl<W: Wire> Carrier<W> {
         }
     }
 
-    /// Hands over what is due; how long until the next packet is, if there is one.
-    fn hand_over_due(&mut self) -> Option<Timespec> {
+    /// Moves what is due into `due`, up to [`BATCH_PACKETS`]; how long until the next packet is, if there is one.
+    fn land(&mut self, now_ns: u64, due: &mut Vec<Flight>) -> Option<u64> {
         loop {
-            let due_ns = self.flights.peek()?.0.due_ns;
-            let now_ns = self.now_ns();
-            if due_ns > now_ns {
-                let wait_ns = due_ns - now_ns;
-                return Some(Timespec {
-                    tv_sec: (wait_ns / 1_000_000_000) as i64,
-                    tv_nsec: (wait_ns % 1_000_000_000) as _,
-                });
+            let wait_ns = self.flights.peek()?.0.release_ns.saturating_sub(now_ns);
+            if wait_ns > 0 || due.len() == BATCH_PACKETS {
+                return Some(wait_ns);
             }
-            let Reverse(flight) = self.flights.pop()?;
-            self.land(flight, now_ns);
+            let Reverse(mut flight) = self.flights.pop()?;
+            if !flight.through_downlink {
+                flight.through_downlink = true;
+                let bytes = flight.packet.len() + self.header_bytes;
+                match self
+                    .fabric
+                    .leave(flight.due_ns, flight.from, flight.to, bytes)
+                {
+                    Some(due_ns) => {
+                        let hold_ns = self.fabric.hold_ns(flight.from, flight.to);
+                        flight.release_ns = due_ns.next_multiple_of(hold_ns);
+                        flight.due_ns = due_ns;
+                    }
+                    None => {
+                        self.forget(&flight);
+                        continue;
+                    }
+                }
+                if flight.release_ns > now_ns {
+                    self.flights.push(Reverse(flight));
+                    continue;
+                }
+            }
+            due.push(flight);
         }
     }
 
-    fn land(&mut self, mut flight: Flight, now_ns: u64) {
-        let (from, to) = (flight.from, flight.to);
-        let bytes = flight.packet.len() + self.wire.header_bytes();
-        if !flight.through_downlink {
-            flight.through_downlink = true;
-            match self.fabric.leave(flight.due_ns, from, to, bytes) {
-                Some(due_ns) if due_ns > now_ns => {
-                    flight.due_ns = due_ns;
-                    self.flights.push(Reverse(flight));
-                    return;
-                }
-                Some(due_ns) => flight.due_ns = due_ns,
-                None => {
-                    self.forget(&flight);
-                    return;
-                }
-            }
+    /// A flight is over.
+    fn arrived(&self, flight: &Flight, now_ns: u64, taken: bool) {
+        let bytes = flight.packet.len() + self.header_bytes;
+        if taken {
+            let late_ns = now_ns.saturating_sub(flight.due_ns);
+            self.fabric
+                .delivered(flight.from, flight.to, bytes, late_ns);
+        } else {
+            self.fabric.refused(flight.from, flight.to, bytes);
         }
-        match self.wire.deliver(from, to, &mut flight.packet) {
-            Ok(()) => {
-                let late_ns = now_ns - flight.due_ns.min(now_ns);
-                self.fabric.delivered(from, to, bytes, late_ns);
-            }
-            Err(_) => self.fabric.refused(from, to, bytes),
-        }
-        self.forget(&flight);
+        self.forget(flight);
     }
 
     fn forget(&self, flight: &Flight) {
-        self.mailboxes[self.index]
+        self.mailbox()
             .in_flight_bytes
             .fetch_sub(flight.packet.len(), Ordering::Relaxed);
     }
