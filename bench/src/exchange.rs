@@ -80,8 +80,11 @@ use row::{Report, Row, Sample};
 const WARM_UP: u32 = 2;
 /// Elements of a tensor, all but the last: 16 MiB, a large layer.
 const TENSOR_ELEMENTS: u64 = 1 << 22;
-/// The least pause between two exchanges: long enough for two looks at the daemons.
-const PAUSE_MIN: Duration = Duration::from_millis(400);
+/// The least pause between two exchanges: long enough for several looks at the daemons.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+/// Longer still by this much for each element of each update that some daemon applies, so that all of them pause at the same
+/// time: the first begins to when it has applied its round, the last when it has, and they share the cores.
+const APPLY_S: f64 = 2e-9;
 /// Rounds that may be lost, in a case, to a machine that is busy otherwise.
 const LOST_MAX: u32 = 10;
 
@@ -242,13 +245,15 @@ impl Case<'_> {
     ) -> anyhow::Result<()> {
         let rounds = self.args.rounds;
         let turn_s: f64 = turns.iter().map(|turn| turn.round_s).sum();
+        let elements: u64 = self.elements.iter().sum();
+        let applied = elements as f64 * f64::from(self.peers).powi(2);
         let run = Run {
             elements: self.elements.clone(),
             codec: self.codec,
             plan: self.args.plan,
             peers: self.peers,
             // As long as the slowest of the warm-up rounds took, and half as long again.
-            pause: PAUSE_MIN + Duration::from_secs_f64(1.5 * turn_s),
+            pause: PAUSE_MIN + Duration::from_secs_f64(applied * APPLY_S + 1.5 * turn_s),
             overlap: false,
         };
         say(&format!(
