@@ -45,6 +45,7 @@
 //!   nodes_s, flow_s, nodes_bytes, flow_bytes
 //!                         predicted; nodes_shards: the shards that nodes had, as near as they can
 //!   missing               why nothing was measured; else null
+//! missing     why it ended before all was done: an error, or that it was interrupted; else null
 //! wall_s      how long it took
 //! ```
 
@@ -64,6 +65,8 @@ use anyhow::{Context, bail, ensure};
 use gradmesh_protocol::manifest::PlanKind;
 use gradmesh_protocol::plan::Plan;
 use gradmesh_trainer::model::{ModelConfig, elements};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::spawn_blocking;
 
 use crate::harness::link::Wide;
 use crate::harness::{self, CodecName};
@@ -78,7 +81,7 @@ const PEERS_MAX: u32 = 4096;
 const SITES_MAX: u32 = 64;
 
 /// `gradmesh-bench scale`
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Args {
     /// Numbers of peers, separated by commas
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [4, 16, 64, 256, 1024, 4096], value_parser = clap::value_parser!(u32).range(2..=i64::from(PEERS_MAX)))]
@@ -105,7 +108,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(2..=4096))]
     shards: Option<u32>,
     /// The most peers that are simulated node by node
-    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(long, value_name = "N", default_value_t = 4)]
     nodes_max: u32,
     /// Ask real daemons too, with 4 and 8 peers and a small model (root)
     #[arg(long)]
@@ -175,6 +178,38 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         overlap: args.overlap,
         shards: args.shards,
     };
+    let mut report = Report {
+        origin: Origin::here_and_now(),
+        setting,
+        rows: Vec::new(),
+        checks: Vec::new(),
+        missing: None,
+        wall_s: 0.0,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let outcome = runtime.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::select! {
+            outcome = predict(args, &mut report, began) => outcome,
+            _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted")),
+            _ = terminate.recv() => Err(anyhow::anyhow!("terminated")),
+        }
+    });
+    // What is being simulated ends with the process.
+    runtime.shutdown_background();
+    report.missing = outcome.as_ref().err().map(|error| format!("{error:#}"));
+    report.wall_s = began.elapsed().as_secs_f64();
+    let html = || report.to_html();
+    args.output
+        .write(report.to_text(), &report.to_json(), html)?;
+    outcome
+}
+
+/// Adds rows and checks to `report` as they come.
+async fn predict(args: &Args, report: &mut Report, began: Instant) -> anyhow::Result<()> {
     let mut places: Vec<(usize, usize)> = Vec::new();
     for &peers in &args.peers {
         for &sites in &args.sites {
@@ -184,24 +219,28 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             }
         }
     }
-    let mut report = Report {
-        origin: Origin::here_and_now(),
-        setting: setting.clone(),
-        rows: Vec::new(),
-        checks: Vec::new(),
-        wall_s: 0.0,
-    };
     for (peers, sites) in places {
-        report
-            .rows
-            .extend(rows(&setting, (peers, sites), args.nodes_max, began)?);
+        for (asked, kind) in [
+            (Plan::Gather, PlanKind::Gather),
+            (Plan::Reduce, PlanKind::Reduce),
+            (Plan::Hier, PlanKind::Hier),
+        ] {
+            // Sites of one peer have nothing to sum; they would gather.
+            if asked == Plan::Hier && sites == peers {
+                continue;
+            }
+            let (setting, nodes_max) = (report.setting.clone(), args.nodes_max);
+            let row =
+                spawn_blocking(move || row(&setting, (peers, sites), (asked, kind), nodes_max));
+            let row = row.await??;
+            say(began, &row.name());
+            report.rows.push(row);
+        }
     }
     if args.check {
-        report.checks = check::run(&setting, args.link, args.check_mb, began)?;
+        check::run(report, args.link, args.check_mb, began).await?;
     }
-    report.wall_s = began.elapsed().as_secs_f64();
-    let html = || report.to_html();
-    args.output.write(report.to_text(), &report.to_json(), html)
+    Ok(())
 }
 
 /// Over how many sites `peers` peers are spread.
@@ -213,34 +252,20 @@ fn sites_of(peers: u32, sites: u32) -> u32 {
     }
 }
 
-/// The rows of one number of peers in so many sites.
-fn rows(
+/// The row of one number of peers in so many sites, by the plan that is asked for.
+fn row(
     setting: &Setting,
     (peers, sites): (usize, usize),
+    (asked, kind): (Plan, PlanKind),
     nodes_max: u32,
-    began: Instant,
-) -> anyhow::Result<Vec<Row>> {
+) -> anyhow::Result<Row> {
     let chosen = setting.case(peers, sites, PlanKind::Auto)?;
     let options = chosen.options();
     let chosen = chosen.layout(&options, &chosen.roster(&options)).0.plan();
-    let mut rows = Vec::new();
-    for (asked, kind) in [
-        (Plan::Gather, PlanKind::Gather),
-        (Plan::Reduce, PlanKind::Reduce),
-        (Plan::Hier, PlanKind::Hier),
-    ] {
-        // Sites of one peer have nothing to sum; they would gather.
-        if asked == Plan::Hier && sites == peers {
-            continue;
-        }
-        let case = setting.case(peers, sites, kind)?;
-        let flow = flow::predict(&case);
-        let nodes = simulated(&case, nodes_max)?;
-        let row = Row::new(&case, asked, chosen, nodes, flow);
-        say(began, &row.name());
-        rows.push(row);
-    }
-    Ok(rows)
+    let case = setting.case(peers, sites, kind)?;
+    let flow = flow::predict(&case);
+    let nodes = simulated(&case, nodes_max)?;
+    Ok(Row::new(&case, asked, chosen, nodes, flow))
 }
 
 fn simulated(case: &Case, nodes_max: u32) -> anyhow::Result<Option<Figures>> {

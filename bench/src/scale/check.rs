@@ -4,19 +4,22 @@
 //! predictions are made for that model; the nodes' one with the nearest number of shards that they can have. A measured round
 //! begins when the slowest peer's update is out, as a predicted one does.
 
-use std::process::Command;
-use std::time::Instant;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use gradmesh_compression::TILE_ELEMENTS;
 use gradmesh_protocol::manifest::PlanKind;
 use gradmesh_protocol::plan::Plan;
+use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::task::spawn_blocking;
 
 use super::case::Setting;
 use super::figures::Figures;
+use super::table::Report;
 use super::{flow, name_of, nodes, say, this_program};
 use crate::report::median;
 
@@ -32,6 +35,8 @@ const CASES: [(usize, usize, Plan); 6] = [
 /// Tiles of a shard in `exchange`.
 const TILES_PER_SHARD: u64 = 64;
 const ROUNDS: u32 = 5;
+/// How often `exchange` is looked at.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// A prediction beside a measurement.
 #[derive(Debug, Clone, PartialEq)]
@@ -91,16 +96,17 @@ impl Measured {
     }
 }
 
-/// Predicts and measures all cases, with a model of `megabytes` of f32.
+/// Predicts and measures all cases, with a model of `megabytes` of f32, and adds them to the report.
 ///
 /// # Errors
 /// A prediction that is not to be had. What cannot be measured is noted.
-pub(super) fn run(
-    setting: &Setting,
+pub(super) async fn run(
+    report: &mut Report,
     link: (u64, u32),
     megabytes: u32,
     began: Instant,
-) -> anyhow::Result<Vec<Check>> {
+) -> anyhow::Result<()> {
+    let setting = report.setting.clone();
     let parameters = u64::from(megabytes) * 250_000;
     let tiles = parameters.div_ceil(TILE_ELEMENTS as u64);
     let shards = u32::try_from(tiles.div_ceil(TILES_PER_SHARD))?.max(1);
@@ -110,7 +116,6 @@ pub(super) fn run(
         shards: Some(shards),
         ..setting.clone()
     };
-    let mut checks = Vec::new();
     for (peers, sites, plan) in CASES {
         let kind = match plan {
             Plan::Gather => PlanKind::Gather,
@@ -119,16 +124,17 @@ pub(super) fn run(
         };
         let places = if sites == 0 { peers } else { sites };
         let flow = flow::predict(&with(shards).case(peers, places, kind)?);
-        let nodes = nodes::simulate(&with(nodes_shards).case(peers, places, kind)?)?;
+        let case = with(nodes_shards).case(peers, places, kind)?;
+        let nodes = spawn_blocking(move || nodes::simulate(&case)).await??;
         say(
             began,
             &format!("{peers} real peers in {places} sites by {}", name_of(plan)),
         );
-        let measured = measure(setting, link, megabytes, (peers, sites, plan));
+        let measured = measure(&setting, link, megabytes, (peers, sites, plan)).await;
         if let Err(error) = &measured {
             say(began, &format!("nothing was measured: {error:#}"));
         }
-        checks.push(Check {
+        report.checks.push(Check {
             peers,
             sites: places,
             plan,
@@ -140,10 +146,39 @@ pub(super) fn run(
             measured: measured.map_err(|error| format!("{error:#}")),
         });
     }
-    Ok(checks)
+    Ok(())
 }
 
-fn measure(
+/// `gradmesh-bench exchange`; who drops it ends it and waits until it has cleaned up.
+struct Exchange(Child);
+
+impl Exchange {
+    async fn wait(&mut self) -> anyhow::Result<()> {
+        let status = loop {
+            if let Some(status) = self.0.try_wait()? {
+                break status;
+            }
+            tokio::time::sleep(LOOK).await;
+        };
+        ensure!(status.success(), "gradmesh-bench exchange: {status}");
+        Ok(())
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if !matches!(self.0.try_wait(), Ok(None)) {
+            return;
+        }
+        if let Some(pid) = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw) {
+            // It may have ended by now, or been told by the terminal as well.
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        let _ = self.0.wait();
+    }
+}
+
+async fn measure(
     setting: &Setting,
     (mbit, round_trip_ms): (u64, u32),
     megabytes: u32,
@@ -165,7 +200,7 @@ fn measure(
     if sites > 0 {
         link += &format!(",{sites}sites");
     }
-    let status = Command::new(this_program()?)
+    let exchange = Command::new(this_program()?)
         .arg("exchange")
         .args(["--peers", &peers.to_string()])
         .args(["--mb", &megabytes.to_string()])
@@ -175,10 +210,10 @@ fn measure(
         .args(["--rounds", &ROUNDS.to_string()])
         .arg("--json")
         .arg(&answer)
-        .stdout(std::process::Stdio::null())
-        .status()
+        .stdout(Stdio::null())
+        .spawn()
         .context("gradmesh-bench exchange")?;
-    ensure!(status.success(), "gradmesh-bench exchange: {status}");
+    Exchange(exchange).wait().await?;
     let answer: Answer = serde_json::from_slice(&std::fs::read(&answer)?)?;
     let row = answer.results.into_iter().next().context("no result")?;
     if let Some(missing) = row.missing {

@@ -152,6 +152,8 @@ pub(super) struct Report {
     pub(super) setting: Setting,
     pub(super) rows: Vec<Row>,
     pub(super) checks: Vec<Check>,
+    /// Why not all was done.
+    pub(super) missing: Option<String>,
     pub(super) wall_s: f64,
 }
 
@@ -256,7 +258,7 @@ impl Report {
         self.checks.iter().map(line).collect()
     }
 
-    fn missing(&self) -> Vec<String> {
+    fn not_measured(&self) -> Vec<String> {
         let missing = self.checks.iter().filter_map(|check| {
             let why = check.measured.as_ref().err()?;
             Some(format!(
@@ -286,9 +288,12 @@ impl Report {
                 self.check_words(),
                 table(1, &CHECK_HEADS, &self.check_cells())
             );
-            for missing in self.missing() {
+            for missing in self.not_measured() {
                 text += &format!("{missing}\n");
             }
+        }
+        if let Some(missing) = &self.missing {
+            text += &format!("not complete: {missing}\n");
         }
         text + &format!("{:.1} s\n", self.wall_s)
     }
@@ -309,6 +314,7 @@ impl Report {
             },
             "results": self.rows.iter().map(|row| row.to_json(setting)).collect::<Vec<_>>(),
             "check": self.checks.iter().map(Check::to_json).collect::<Vec<_>>(),
+            "missing": self.missing,
             "wall_s": self.wall_s,
         })
     }
@@ -316,6 +322,9 @@ impl Report {
     pub(super) fn to_html(&self) -> String {
         let mut page = Page::new("Scale", &self.origin);
         page.paragraph(&self.words());
+        if let Some(missing) = &self.missing {
+            page.paragraph(&format!("Not complete: {missing}."));
+        }
         let setting = self.setting.clone();
         let waiting = |figures: &Figures| 100.0 * figures.waiting(&setting);
         for (heading, axis, scale, of) in [
@@ -364,7 +373,7 @@ impl Report {
             page.heading("Beside real daemons");
             page.paragraph(&self.check_words());
             page.table(1, &CHECK_HEADS, &self.check_cells());
-            for missing in self.missing() {
+            for missing in self.not_measured() {
                 page.paragraph(&missing);
             }
         }
@@ -443,6 +452,7 @@ mod tests {
                 measured: Err("no <root>".to_owned()),
             }],
             rows,
+            missing: Some("interrupted".to_owned()),
             wall_s: 1.0,
         }
     }
@@ -465,6 +475,7 @@ mod tests {
         assert_eq!(second["nodes"], Value::Null);
         assert_eq!(first["chosen"], true);
         assert_eq!(json["check"][0]["missing"], "no <root>");
+        assert_eq!(json["missing"], "interrupted");
         assert_eq!(json["check"][0]["seconds"], Value::Null);
         assert_eq!(json["version"], VERSION);
     }
