@@ -41,7 +41,7 @@ use crate::state_dir::StateDir;
 use crate::status::{Identity, StatusHandle, server};
 use crate::store::Store;
 use crate::subnet::{self, Gate, SubnetLink};
-use crate::worker::{Worker, WorkerConfig};
+use crate::worker::{Disk, Worker, WorkerConfig};
 use address::Connection;
 use bootstrap::Bootstrap;
 use driver::{Driver, Parts};
@@ -87,6 +87,8 @@ pub type Guise = Box<dyn FnOnce(Box<dyn Trainer>, GuiseParts) -> Box<dyn Trainer
 pub struct GuiseParts {
     /// The state directory.
     pub dir: PathBuf,
+    /// What is in it.
+    pub(crate) disk: Disk,
     /// The decisions.
     pub store: Arc<Store>,
     /// How theta is cut and its frames are encoded.
@@ -265,10 +267,7 @@ pub async fn run(options: DaemonOptions, mut stop: watch::Receiver<bool>) -> any
         validates: options.validates,
         settings,
     };
-    let (worker, standing, worker_events) =
-        tokio::task::spawn_blocking(move || Worker::start(config, options.guise))
-            .await
-            .context("the worker did not start")??;
+    let (worker, standing, worker_events) = Worker::start(config, options.guise).await?;
     status.set_identity(Identity {
         run: manifest.run().to_string(),
         name: manifest.name.clone(),

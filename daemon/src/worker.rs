@@ -13,6 +13,7 @@
 
 mod audit;
 pub(crate) mod disk;
+mod frames;
 mod training;
 mod work;
 
@@ -46,7 +47,7 @@ use gradmesh_trainer::torch::calibrate::device_class;
 use gradmesh_trainer::torch::device::{self, DeviceError};
 use gradmesh_trainer::torch::{TorchSettings, VersionError, set_threads, version_check};
 use gradmesh_trainer::{StateError, TrainError, Trainer};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::daemon::{Guise, GuiseParts};
 use crate::run_settings::RunSettings;
@@ -343,14 +344,14 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Loads libtorch, data and state, and starts the thread. Blocks until it stands, so call it where that is fine.
-    pub(crate) fn start(
+    /// Starts the thread, which has the priority of the calling one, and waits until it has loaded libtorch, data and state.
+    pub(crate) async fn start(
         config: WorkerConfig,
         guise: Option<Guise>,
     ) -> Result<(Worker, Standing, mpsc::Receiver<Event>), WorkerError> {
         let (commands, inbox) = std::sync::mpsc::sync_channel(COMMANDS_MAX);
         let (events, outbox) = mpsc::channel(EVENTS_MAX);
-        let (ready, stands) = std::sync::mpsc::sync_channel(1);
+        let (ready, stands) = oneshot::channel();
         let thread = std::thread::Builder::new()
             .name("worker".into())
             .spawn(move || {
@@ -367,7 +368,7 @@ impl Worker {
                 machine.run(&inbox);
             })
             .expect("the operating system starts a thread");
-        let standing = stands.recv().expect("the worker says how it stands")?;
+        let standing = stands.await.expect("the worker says how it stands")?;
         let worker = Worker {
             commands,
             thread: Some(thread),
@@ -499,6 +500,7 @@ impl Machine {
         if let Some(guise) = guise {
             let parts = GuiseParts {
                 dir: config.state_dir.path().to_owned(),
+                disk: disk.clone(),
                 store: Arc::clone(&config.store),
                 shape: Arc::clone(&shape),
                 me: config.me,

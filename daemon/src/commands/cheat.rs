@@ -16,7 +16,6 @@ use super::join::{self, Part};
 use crate::cli::{GlobalArgs, JoinArgs};
 use crate::daemon::GuiseParts;
 use crate::machine::MachineFile;
-use crate::worker::Disk;
 
 /// How often the states of one who withholds are looked for: far more often than a round is trained.
 const DELETE_EVERY: Duration = Duration::from_millis(20);
@@ -49,12 +48,11 @@ pub(super) async fn run(
 fn update_of_another(parts: &GuiseParts) -> Option<Vec<f32>> {
     let last = parts.store.decided().ok()??;
     let record = parts.store.decisions(last, 1).ok()?.pop()?;
-    let disk = Disk::open(&parts.dir).ok()?;
     record.headers.iter().find_map(|signed| {
         let header = &signed.header;
         let frames = header.update.frames.iter();
         let frames: Option<Vec<_>> = frames
-            .map(|frame| disk.read_frame(header.round, &frame.hash))
+            .map(|frame| parts.disk.read_frame(header.round, &frame.hash))
             .collect();
         let frames = frames.filter(|_| header.peer != parts.me)?;
         decode_update(&parts.shape, Stage::Update, &frames).ok()

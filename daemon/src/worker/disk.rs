@@ -5,10 +5,10 @@
 //! | `state/round-NNNNNN.state` | the shared state after a round: the leaves' contents, one after the other; behind them the length of each and their number, u32 little endian |
 //! | `residuals/HASH` | the residual of a shard that this peer owns |
 //! | `private.bin` | error feedback, inner optimizer state, and the own update in flight |
-//! | `frames/NNNNNN-HASH` | a frame of a round, own or fetched; the latter when the round has been applied |
+//! | `frames/NNNNNN.frames` | the frames of a round (`frames.rs`), own and fetched; the latter when the round has been applied |
 //!
-//! Every file appears whole or not at all to a process that was killed (written beside, renamed), and reaches the medium
-//! soon after: a thread syncs what was written, so that no round waits for it. A machine that loses power may find a file
+//! Every file but those of frames appears whole or not at all to a process that was killed (written beside, renamed), and
+//! reaches the medium soon after: a thread syncs what was written, so that no round waits for it. A machine that loses power may find a file
 //! of the last moments torn. That is noticed (frames and states are named by hashes) and mended from other peers.
 //!
 //! The shared state is written before the private one: after a crash between them the private state still names the round
@@ -19,7 +19,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use bytes::Bytes;
@@ -28,6 +29,7 @@ use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::{FrameRef, Stage, UpdateSummary, WorkCommitment};
 use gradmesh_protocol::manifest::RoundId;
 
+use super::frames::{FramePlace, Frames};
 use crate::store::record::{self, InFlight};
 
 /// The longest description of an update in flight: a frame reference is 40 bytes, and a header has at most 4096.
@@ -35,6 +37,11 @@ const IN_FLIGHT_BYTES_MAX: usize = 1 << 20;
 
 /// Files written and not yet synced. When there are more, the operating system syncs the rest in its own time.
 const UNSYNCED_MAX: usize = 256;
+
+/// Folders below the state directory.
+const STATES: &str = "state";
+const FRAMES: &str = "frames";
+const RESIDUALS: &str = "residuals";
 
 /// Extension of a file that is being written, behind a number of its own.
 const PARTIAL: &str = "partial";
@@ -93,43 +100,37 @@ pub(crate) struct PrivateFile {
     pub(crate) private: Vec<u8>,
 }
 
-/// The files of one peer's state. Clones share the thread that syncs; it ends with the last of them.
+/// The files of one peer's state, of which only one process at a time may have them open. Clones are the same files.
 #[derive(Clone, Debug)]
 pub(crate) struct Disk {
     dir: PathBuf,
-    written: SyncSender<File>,
+    frames: Frames,
+    syncer: Syncer,
 }
 
 impl Disk {
     /// The layout below `dir`; makes the folders.
     pub(crate) fn open(dir: &Path) -> Result<Disk, DiskError> {
-        let (written, unsynced) = sync_channel(UNSYNCED_MAX);
-        std::thread::Builder::new()
-            .name("sync".into())
-            .spawn(move || sync_all(&unsynced))
-            .map_err(io_error(dir))?;
-        let disk = Disk {
-            dir: dir.to_owned(),
-            written,
-        };
-        let folders = [disk.states(), disk.frames(), disk.residuals()];
-        for folder in folders.iter().chain([&disk.dir]) {
+        for folder in [dir, &dir.join(STATES), &dir.join(RESIDUALS)] {
             fs::create_dir_all(folder).map_err(io_error(folder))?;
             remove_partials(folder)?;
         }
-        Ok(disk)
+        let frames = dir.join(FRAMES);
+        fs::create_dir_all(&frames).map_err(io_error(&frames))?;
+        let syncer = Syncer::start().map_err(io_error(dir))?;
+        Ok(Disk {
+            dir: dir.to_owned(),
+            frames: Frames::open(frames, syncer.clone())?,
+            syncer,
+        })
     }
 
     fn states(&self) -> PathBuf {
-        self.dir.join("state")
-    }
-
-    fn frames(&self) -> PathBuf {
-        self.dir.join("frames")
+        self.dir.join(STATES)
     }
 
     fn residuals(&self) -> PathBuf {
-        self.dir.join("residuals")
+        self.dir.join(RESIDUALS)
     }
 
     fn private_path(&self) -> PathBuf {
@@ -244,9 +245,9 @@ impl Disk {
         }))
     }
 
-    /// The file of a frame.
-    pub(crate) fn frame_path(&self, round: RoundId, hash: &Hash) -> PathBuf {
-        self.frames().join(format!("{:06}-{hash}", round.0))
+    /// The file of a round's frames.
+    pub(crate) fn frames_path(&self, round: RoundId) -> PathBuf {
+        self.frames.path(round)
     }
 
     /// Writes a frame; one that is there already is left as it is.
@@ -256,36 +257,22 @@ impl Disk {
         hash: &Hash,
         bytes: &[u8],
     ) -> Result<(), DiskError> {
-        let path = self.frame_path(round, hash);
-        if path.exists() {
-            return Ok(());
-        }
-        self.write_whole(&path, |file| file.write_all(bytes))
+        self.frames.write(round, hash, bytes)
     }
 
     /// A frame, if it is here and whole.
     pub(crate) fn read_frame(&self, round: RoundId, hash: &Hash) -> Option<Bytes> {
-        read_named(&self.frame_path(round, hash), hash)
+        self.frames.read(round, hash)
     }
 
-    /// Every frame here: round, hash and length.
-    pub(crate) fn list_frames(&self) -> Result<Vec<(RoundId, Hash, u64)>, DiskError> {
-        let folder = self.frames();
-        let mut frames = Vec::new();
-        for entry in fs::read_dir(&folder).map_err(io_error(&folder))? {
-            let entry = entry.map_err(io_error(&folder))?;
-            let name = entry.file_name();
-            let parts = name.to_str().and_then(|name| name.split_once('-'));
-            let parsed = parts.and_then(|(round, hash)| {
-                Some((RoundId(round.parse().ok()?), Hash::from_hex(hash)?))
-            });
-            if let Some((round, hash)) = parsed {
-                let length = entry.metadata().map_err(io_error(&folder))?.len();
-                frames.push((round, hash, length));
-            }
-        }
-        frames.sort_unstable();
-        Ok(frames)
+    /// Where a frame lies, if it is here.
+    pub(crate) fn frame_place(&self, round: RoundId, hash: &Hash) -> Option<FramePlace> {
+        self.frames.place(round, hash)
+    }
+
+    /// Every frame here.
+    pub(crate) fn list_frames(&self) -> Vec<(RoundId, Hash)> {
+        self.frames.list()
     }
 
     /// The file of a residual.
@@ -344,20 +331,54 @@ impl Disk {
             .and_then(|()| fs::rename(&partial, path))
             .map_err(io_error(path))?;
         drop(writer);
-        // A thread that does not keep up is not waited for: the operating system writes the file by itself.
-        let _ = self.written.try_send(file);
+        self.syncer.ask(&Arc::new(file.into()));
         Ok(())
     }
 
     /// Deletes the frames of the rounds before `round`.
     pub(crate) fn release_frames_before(&self, round: RoundId) -> Result<(), DiskError> {
-        for (of, hash, _) in self.list_frames()? {
-            if of < round {
-                let path = self.frame_path(of, &hash);
-                fs::remove_file(&path).map_err(io_error(&path))?;
-            }
+        self.frames.release_before(round)
+    }
+}
+
+/// A file that may have to reach the medium.
+#[derive(Debug)]
+pub(super) struct Unsynced {
+    pub(super) file: File,
+    /// Whether the thread that syncs has been asked to and has not begun.
+    asked: AtomicBool,
+}
+
+impl From<File> for Unsynced {
+    fn from(file: File) -> Unsynced {
+        Unsynced {
+            file,
+            asked: AtomicBool::new(false),
         }
-        Ok(())
+    }
+}
+
+/// A thread that makes durable what was written. It ends with the last clone.
+#[derive(Clone, Debug)]
+pub(super) struct Syncer(SyncSender<Arc<Unsynced>>);
+
+impl Syncer {
+    /// # Errors
+    /// If threads run out.
+    pub(super) fn start() -> io::Result<Syncer> {
+        let (written, unsynced) = sync_channel(UNSYNCED_MAX);
+        std::thread::Builder::new()
+            .name("sync".into())
+            .spawn(move || sync_all(&unsynced))?;
+        Ok(Syncer(written))
+    }
+
+    /// Has what is in `file` now synced.
+    pub(super) fn ask(&self, file: &Arc<Unsynced>) {
+        if !file.asked.swap(true, Ordering::AcqRel) {
+            // A thread that does not keep up is not waited for: the operating system writes the file by itself.
+            let _ = self.0.try_send(Arc::clone(file));
+        }
     }
 }
 
@@ -395,10 +416,12 @@ fn split_leaves(mut content: Bytes) -> Option<Vec<Bytes>> {
     content.is_empty().then_some(leaves)
 }
 
-/// Makes what was written durable, until the last [`Disk`] is gone.
-fn sync_all(unsynced: &Receiver<File>) {
-    for file in unsynced {
-        if let Err(error) = file.sync_data() {
+/// Makes what was written durable, until the last [`Syncer`] is gone.
+fn sync_all(unsynced: &Receiver<Arc<Unsynced>>) {
+    for unsynced in unsynced {
+        // Before it begins, so that what is written meanwhile is asked for again.
+        unsynced.asked.store(false, Ordering::Release);
+        if let Err(error) = unsynced.file.sync_data() {
             tracing::warn!(%error, "a file of the state directory was not synced");
         }
     }
@@ -561,29 +584,19 @@ mod tests {
     }
 
     #[test]
-    fn equal_frames_are_written_at_the_same_time_and_halves_of_killed_processes_go() {
+    fn halves_of_killed_processes_go() {
         let temp = tempfile::tempdir().unwrap();
         let disk = Disk::open(temp.path()).unwrap();
-        let bytes = vec![7; 1 << 20];
-        let hash = Hash::of_content(&bytes);
-        std::thread::scope(|scope| {
-            for _ in 0..8 {
-                scope.spawn(|| disk.write_frame(RoundId(1), &hash, &bytes).unwrap());
-            }
-        });
-        assert_eq!(disk.list_frames().unwrap(), [(RoundId(1), hash, 1 << 20)]);
-
-        let half = disk
-            .frame_path(RoundId(2), &hash)
-            .with_extension("9.partial");
+        write_state(&disk, 1, &[&[1]]);
+        let half = disk.state_path(RoundId(2)).with_extension("9.partial");
         fs::write(&half, b"half").unwrap();
         let disk = Disk::open(temp.path()).unwrap();
         assert!(!half.exists());
-        assert_eq!(disk.list_frames().unwrap().len(), 1);
+        assert_eq!(disk.state_rounds().unwrap(), [RoundId(1)]);
     }
 
     #[test]
-    fn states_and_frames_are_kept_and_released_by_round() {
+    fn states_are_kept_by_round() {
         let temp = tempfile::tempdir().unwrap();
         let disk = Disk::open(temp.path()).unwrap();
         for round in [1, 2, 10] {
@@ -596,19 +609,5 @@ mod tests {
             leaves,
             [Bytes::from_static(&[1, 2]), Bytes::from_static(&[3])]
         );
-
-        let hash = Hash::of_content(b"frame");
-        disk.write_frame(RoundId(3), &hash, b"frame").unwrap();
-        disk.write_frame(RoundId(4), &hash, b"frame").unwrap();
-        assert_eq!(disk.list_frames().unwrap().len(), 2);
-        disk.release_frames_before(RoundId(4)).unwrap();
-        assert_eq!(disk.list_frames().unwrap(), [(RoundId(4), hash, 5)]);
-        assert_eq!(disk.read_frame(RoundId(3), &hash), None);
-        assert_eq!(
-            disk.read_frame(RoundId(4), &hash).as_deref(),
-            Some(&b"frame"[..])
-        );
-        fs::write(disk.frame_path(RoundId(4), &hash), b"frane").unwrap();
-        assert_eq!(disk.read_frame(RoundId(4), &hash), None);
     }
 }

@@ -23,6 +23,13 @@ struct Bench {
     _home: TempDir,
 }
 
+/// A started worker; its events come outside of any runtime.
+fn start(config: WorkerConfig) -> (Worker, Standing, mpsc::Receiver<Event>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let started = runtime.unwrap().block_on(Worker::start(config, None));
+    started.unwrap()
+}
+
 impl Bench {
     /// Steps take `step_ms`.
     fn new(step_ms: u64) -> Bench {
@@ -60,7 +67,7 @@ impl Bench {
             threads: 1,
             validates: false,
         };
-        let (worker, standing, events) = Worker::start(config.clone(), None).unwrap();
+        let (worker, standing, events) = start(config.clone());
         let mut bench = Bench {
             worker,
             events,
@@ -77,7 +84,7 @@ impl Bench {
     /// Ends the worker, and starts it again from what is on the disk.
     fn restart(self) -> Bench {
         self.worker.shutdown();
-        let (worker, _, events) = Worker::start(self.config.clone(), None).unwrap();
+        let (worker, _, events) = start(self.config.clone());
         Bench {
             worker,
             events,

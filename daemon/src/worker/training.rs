@@ -473,8 +473,8 @@ impl Machine {
         let frame = self.disk.read_frame(round, hash);
         frame.ok_or_else(|| {
             WorkerError::from(DiskError::Damaged {
-                path: self.disk.frame_path(round, hash),
-                reason: "an own frame is missing or was changed".into(),
+                path: self.disk.frames_path(round),
+                reason: format!("the own frame {hash} is missing or was changed"),
             })
         })
     }

@@ -221,7 +221,7 @@ impl Driver {
         hash: Hash,
         bytes: Bytes,
     ) -> anyhow::Result<()> {
-        self.serve_frame(round, hash, bytes.len() as u64)?;
+        self.serve_frame(round, hash)?;
         if let Err(full) = self.blobs.insert_verified(round.0, hash.0, bytes) {
             // It is on disk, which is slower but enough.
             tracing::debug!(%full, "frame kept on disk only");
@@ -267,9 +267,9 @@ impl Driver {
 
     /// What was fetched up to the round `applied` is on disk: whoever still wants it gets it from there.
     pub(super) fn on_written(&mut self, applied: RoundId) -> anyhow::Result<()> {
-        for Unwritten { round, hash, bytes } in self.behind.written() {
+        for Unwritten { round, hash, .. } in self.behind.written() {
             if round >= self.frames_from {
-                self.serve_frame(round, hash, bytes.len() as u64)?;
+                self.serve_frame(round, hash)?;
             }
         }
         self.blobs.release_before(applied.next().0);

@@ -31,8 +31,8 @@ impl Driver {
                 .register_file(file.blake3, path, 0, file.bytes)
                 .context("the data has more files than can be served")?;
         }
-        for (round, hash, length) in self.standing.disk.list_frames()? {
-            self.serve_frame(round, hash, length)?;
+        for (round, hash) in self.standing.disk.list_frames() {
+            self.serve_frame(round, hash)?;
         }
         if let Some(snapshot) = self.standing.snapshot.take() {
             self.serve_snapshot(snapshot)?;
@@ -102,14 +102,13 @@ impl Driver {
         self.blobs.forget_file(&work.feedback.after);
     }
 
-    pub(super) fn serve_frame(
-        &mut self,
-        round: RoundId,
-        hash: Hash,
-        length: u64,
-    ) -> anyhow::Result<()> {
-        let path = self.standing.disk.frame_path(round, &hash);
-        self.blobs.register_file(hash.0, path, 0, length)?;
+    /// Registers a frame that is on disk with the bulk plane; the worker may have deleted its round meanwhile.
+    pub(super) fn serve_frame(&mut self, round: RoundId, hash: Hash) -> anyhow::Result<()> {
+        let Some(place) = self.standing.disk.frame_place(round, &hash) else {
+            return Ok(());
+        };
+        self.blobs
+            .register_file(hash.0, place.path, place.offset, place.length)?;
         self.frames_on_disk.entry(round).or_default().push(hash);
         Ok(())
     }
