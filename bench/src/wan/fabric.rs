@@ -54,7 +54,7 @@ impl Fabric {
                 .wrapping_add(0x9e37_79b9_7f4a_7c15u64.wrapping_mul(index as u64 + 1))
         };
         let between = |pair: usize| match (pair / sites, pair % sites) {
-            (from, to) if from == to => topology.sites[from].lan.clone(),
+            (from, to) if from == to => topology.sites[from].lan,
             (from, to) => topology.link(from, to),
         };
         let links = (0..sites * sites)
