@@ -344,7 +344,7 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Starts the thread, which has the priority of the calling one, and waits until it has loaded libtorch, data and state.
+    /// Starts the thread and waits until it has loaded libtorch, data and state.
     pub(crate) async fn start(
         config: WorkerConfig,
         guise: Option<Guise>,

@@ -38,24 +38,11 @@ fn start(cli: Cli) -> anyhow::Result<()> {
         .init();
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .on_thread_start(yield_to_training)
         .build()
         .context("cannot start the runtime's threads")?
         // On this thread, so that a demo's peers are children of the main thread.
         .block_on(commands::run(cli, &settings))
 }
-
-/// Makes the calling thread, one of the network's, count less than the training thread, which keeps the priority of the main
-/// thread: where cores are scarce, an update that is made late holds up every peer, a byte that is received late only its round.
-#[cfg(target_os = "linux")]
-fn yield_to_training() {
-    // A third of the training thread's share. Always allowed; without it the daemon is as correct.
-    let _ = rustix::process::nice(5);
-}
-
-/// Elsewhere a priority is the process's.
-#[cfg(not(target_os = "linux"))]
-fn yield_to_training() {}
 
 /// Has the kernel kill this process when its parent, the demo, ends in whatever way.
 #[cfg(target_os = "linux")]
