@@ -81,7 +81,7 @@ const PEERS_MAX: u32 = 4096;
 const SITES_MAX: u32 = 64;
 
 /// `gradmesh-bench scale`
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Numbers of peers, separated by commas
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [4, 16, 64, 256, 1024, 4096], value_parser = clap::value_parser!(u32).range(2..=i64::from(PEERS_MAX)))]

@@ -303,6 +303,18 @@ mod tests {
     }
 
     #[test]
+    fn packets_are_held_for_a_hundredth_of_their_delay_and_never_long() {
+        let fabric = Fabric::new(&two_sites());
+        // Of 100 us and of 10 ms; then of none and of a second.
+        assert_eq!(fabric.hold_ns(0, 1), 1_000);
+        assert_eq!(fabric.hold_ns(0, 2), 100_000);
+        fabric.set_link(0, 1, &Link::default());
+        fabric.set_link(1, 0, &Link::delayed(Duration::from_secs(1)));
+        assert_eq!(fabric.hold_ns(0, 2), 1);
+        assert_eq!(fabric.hold_ns(2, 0), 500_000);
+    }
+
+    #[test]
     fn a_partition_comes_and_goes() {
         let fabric = Fabric::new(&two_sites());
         fabric.set_link(0, 1, &Link::severed());

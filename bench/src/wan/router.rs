@@ -1,8 +1,9 @@
 //! Carries packets from where they enter to where they arrive, when the [`Fabric`] says.
 //!
 //! One thread per group of hosts: it reads their devices in batches, asks the fabric for the time of arrival, keeps what is on
-//! the way in a heap, and hands over what is due, all that is for one host together. It sleeps in `epoll_pwait2` until the next packet is due, with a timer slack
-//! of a nanosecond and, where allowed, the highest priority: an emulated network must not wait for the programs that use it.
+//! the way in a heap, and hands over what is due, all that is for one host together. It sleeps in `epoll_pwait2` until the next
+//! packet is due, with a timer slack of a nanosecond and, where allowed, the highest priority: an emulated network must not
+//! wait for the programs that use it.
 //!
 //! Packets of one host to another stay in order. Packets of different hosts that share a link may pass each other by as
 //! much as two threads differ.

@@ -7,6 +7,7 @@
 //! What a killed process left half written is the last record of a file: it is longer than what is there, and goes when the
 //! file is opened again. A frame's bytes are checked against its hash whenever they are read.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io;
@@ -76,10 +77,8 @@ impl Frames {
         let path = self.path(round);
         let mut rounds = self.lock();
         let file = match rounds.entry(round) {
-            std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
-            std::collections::btree_map::Entry::Vacant(new) => {
-                new.insert(RoundFile::open(&path).map_err(io_error(&path))?)
-            }
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(RoundFile::open(&path).map_err(io_error(&path))?),
         };
         if file.places.contains_key(hash) {
             return Ok(());
