@@ -1,6 +1,11 @@
 //! Connections to peers, shared by all fetches: `connections_per_pipe` lines to each peer, of which one is being made
-//! at a time, and the number is bounded. Small blobs take the first line only. A peer that made the first connection
-//! itself is not dialled for further ones: it may be behind NAT.
+//! at a time, and the number is bounded. Small blobs take the first line only.
+//!
+//! A fetch uses a connection that this side has made, so that bytes of blobs go one way over it. quinn holds its
+//! acknowledgements back while it has more to send than the congestion window allows: where both ends send, each waits for
+//! the other, and with small windows until a time-out. Seen between eight peers on lines of 10 Mbit/s: windows that came
+//! round every 260 ms where a round trip takes 60. A connection that the peer made serves until there is one of our own,
+//! and for good where there can be none: the peer may be behind NAT. Such a peer holds one for that ([`Way::Held`]).
 //!
 //! **When full**: the least recently used connection that no fetch is using makes room; when all are in use, the
 //! fetch moves on to its next source.
@@ -19,6 +24,8 @@ use super::{Blame, Inner, serve, tls};
 /// For this long a failed attempt speaks for all fetches that waited for it, so that many fetches from a dead peer
 /// fail together and not one after the other.
 const FAILURE_SHARED: Duration = Duration::from_secs(1);
+/// While another connection serves, a failed attempt at one of ours is not repeated for this long.
+const DIALLED_AGAIN: Duration = Duration::from_secs(60);
 /// For this long a peer that froze is asked last.
 const FROZEN_FOR: Duration = Duration::from_secs(5);
 /// Peers noted as frozen.
@@ -36,10 +43,21 @@ pub(super) struct Links {
 
 #[derive(Debug, Default)]
 struct State {
-    links: HashMap<(PeerId, usize), Link>,
+    links: HashMap<(PeerId, Way), Link>,
     uses: u64,
     /// When a fetch last left a peer because nothing came.
     frozen: HashMap<PeerId, Instant>,
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Way {
+    /// Made by the peer.
+    Theirs,
+    /// Made for the peer, which cannot make one.
+    Held,
+    /// Made for fetches: a line of so many.
+    Ours(usize),
 }
 
 #[derive(Debug)]
@@ -73,9 +91,9 @@ pub(super) struct Lease {
 }
 
 impl Links {
-    /// A connection to `peer`, made now at `addr` if there is none. Waits for an attempt that is under way. `line`,
-    /// taken modulo the number of lines, spreads large transfers over several connections; where a further one cannot
-    /// be had, the first serves.
+    /// A connection for a fetch from `peer`. `line`, taken modulo the number of lines, spreads large transfers over several
+    /// connections; where that one is not there, another serves while it is made. Where there is none, this waits for one
+    /// to be made at `addr`, or for an attempt that is under way.
     pub(super) async fn lease(
         &self,
         inner: &Arc<Inner>,
@@ -83,35 +101,88 @@ impl Links {
         addr: SocketAddr,
         line: usize,
     ) -> Result<Lease, Blame> {
-        let first = self.lease_line(inner, peer, addr, 0).await?;
         let line = line % inner.limits.connections_per_pipe.max(1);
-        if line == 0 || first.connection.side().is_server() {
+        let up = |way| self.lease_up(inner, peer, way);
+        if let Some(ours) = up(Way::Ours(line)) {
+            return Ok(ours);
+        }
+        if let Some(other) = up(Way::Ours(0)).or_else(|| up(Way::Theirs)) {
+            self.dial_aside(inner, peer, addr, Way::Ours(line));
+            return Ok(other);
+        }
+        let first = self.lease_or_dial(inner, peer, addr, Way::Ours(0)).await?;
+        if line == 0 {
             return Ok(first);
         }
-        Ok(self
-            .lease_line(inner, peer, addr, line)
-            .await
-            .unwrap_or(first))
+        let further = self.lease_or_dial(inner, peer, addr, Way::Ours(line)).await;
+        Ok(further.unwrap_or(first))
     }
 
-    async fn lease_line(
+    /// Makes a connection to `peer` for it to use, unless there is one.
+    pub(super) async fn hold(
         &self,
         inner: &Arc<Inner>,
         peer: PeerId,
         addr: SocketAddr,
-        index: usize,
+    ) -> Result<(), Blame> {
+        let held = self.lease_or_dial(inner, peer, addr, Way::Held).await;
+        held.map(drop)
+    }
+
+    /// A connection that is there.
+    fn lease_up(&self, inner: &Inner, peer: PeerId, way: Way) -> Option<Lease> {
+        let slot = self.lock().used(&(peer, way))?;
+        let connection = match &*slot.try_lock().ok()? {
+            Line::Up(connection) if connection.close_reason().is_none() => connection.clone(),
+            Line::Up(_) | Line::Failed { .. } | Line::Idle => return None,
+        };
+        if way == Way::Theirs {
+            widen(inner, &connection);
+        }
+        Some(Lease {
+            connection,
+            reused: true,
+            _in_use: slot,
+        })
+    }
+
+    /// Makes a connection that nobody waits for, unless one is being made or that has failed not long ago.
+    fn dial_aside(&self, inner: &Arc<Inner>, peer: PeerId, addr: SocketAddr, way: Way) {
+        let Some(slot) = self.slot((peer, way), links_max(inner)) else {
+            return;
+        };
+        let due = slot.try_lock().is_ok_and(|line| match &*line {
+            Line::Failed {
+                at, addr: failed, ..
+            } => *failed != addr || at.elapsed() >= DIALLED_AGAIN,
+            Line::Up(_) | Line::Idle => true,
+        });
+        if due {
+            let inner = Arc::clone(inner);
+            tokio::spawn(async move {
+                let made = inner.links.lease_or_dial(&inner, peer, addr, way).await;
+                if let Err(blame) = made {
+                    tracing::debug!(%peer, %blame, "another connection has to serve");
+                }
+            });
+        }
+    }
+
+    async fn lease_or_dial(
+        &self,
+        inner: &Arc<Inner>,
+        peer: PeerId,
+        addr: SocketAddr,
+        way: Way,
     ) -> Result<Lease, Blame> {
         let slot = self
-            .slot((peer, index), links_max(inner))
+            .slot((peer, way), links_max(inner))
             .ok_or(Blame::NoRoom)?;
         let mut line = slot.lock().await;
         match &*line {
             Line::Up(connection) if connection.close_reason().is_none() => {
                 let connection = connection.clone();
                 drop(line);
-                if !connection.side().is_client() {
-                    widen(inner, &connection);
-                }
                 return Ok(Lease {
                     connection,
                     reused: true,
@@ -132,7 +203,7 @@ impl Links {
                 let (inner, served) = (Arc::clone(inner), connection.clone());
                 tokio::spawn(async move {
                     serve::serve(&inner, &served, peer).await;
-                    inner.links.ended(peer, index, &served);
+                    inner.links.ended(peer, way, &served);
                 });
                 Ok(Lease {
                     connection,
@@ -153,10 +224,9 @@ impl Links {
 
     /// Lets fetches use a connection that `peer` made, unless there is a live one.
     pub(super) fn adopt(&self, inner: &Inner, peer: PeerId, connection: &Connection) {
-        let Some(slot) = self.slot((peer, 0), links_max(inner)) else {
+        let Some(slot) = self.slot((peer, Way::Theirs), links_max(inner)) else {
             return;
         };
-        // A slot that is locked is being connected: that attempt wins.
         if let Ok(mut line) = slot.try_lock() {
             match &*line {
                 Line::Up(known) if known.close_reason().is_none() => {}
@@ -168,16 +238,16 @@ impl Links {
     }
 
     /// Drops the link whose `connection` has ended, so that links do not outnumber connections for long.
-    pub(super) fn ended(&self, peer: PeerId, index: usize, connection: &Connection) {
+    pub(super) fn ended(&self, peer: PeerId, way: Way, connection: &Connection) {
         let mut state = self.lock();
-        let ended = state.links.get(&(peer, index)).is_some_and(|link| {
+        let ended = state.links.get(&(peer, way)).is_some_and(|link| {
             Arc::strong_count(&link.slot) == 1
                 && link.slot.try_lock().is_ok_and(|line| {
                     matches!(&*line, Line::Up(up) if up.stable_id() == connection.stable_id())
                 })
         });
         if ended {
-            state.links.remove(&(peer, index));
+            state.links.remove(&(peer, way));
         }
     }
 
@@ -202,13 +272,10 @@ impl Links {
         noted.is_some_and(|at| at.elapsed() < FROZEN_FOR)
     }
 
-    fn slot(&self, key: (PeerId, usize), links_max: usize) -> Option<Arc<Slot>> {
+    fn slot(&self, key: (PeerId, Way), links_max: usize) -> Option<Arc<Slot>> {
         let mut state = self.lock();
-        let state = &mut *state;
-        state.uses += 1;
-        if let Some(link) = state.links.get_mut(&key) {
-            link.last_use = state.uses;
-            return Some(Arc::clone(&link.slot));
+        if let Some(slot) = state.used(&key) {
+            return Some(slot);
         }
         if state.links.len() >= links_max {
             state.evict()?;
@@ -228,6 +295,14 @@ impl Links {
 }
 
 impl State {
+    /// The slot of a link that there is; it has been used last from now on.
+    fn used(&mut self, key: &(PeerId, Way)) -> Option<Arc<Slot>> {
+        self.uses += 1;
+        let link = self.links.get_mut(key)?;
+        link.last_use = self.uses;
+        Some(Arc::clone(&link.slot))
+    }
+
     /// Closes the least recently used link that is not in use; `None` when all are.
     fn evict(&mut self) -> Option<()> {
         let (key, _) = self

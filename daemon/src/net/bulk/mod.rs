@@ -98,7 +98,7 @@ pub struct BulkConfig {
 pub struct BulkLimits {
     /// Connections in each direction. 128 owners and counterparts are more than any plan gives a peer.
     pub connections_max: usize,
-    /// Incoming connections of one peer: those of its fetches, and as many again while they replace the first.
+    /// Incoming connections of one peer: those of its fetches, one for us, and as many again while they replace the first.
     pub connections_per_peer_max: usize,
     /// Connections to one peer that a large blob is fetched over; small ones use the first only.
     pub connections_per_pipe: usize,
@@ -140,7 +140,7 @@ impl Default for BulkLimits {
     fn default() -> Self {
         Self {
             connections_max: 128,
-            connections_per_peer_max: 4,
+            connections_per_peer_max: 6,
             connections_per_pipe: 2,
             streams_per_connection_max: 16,
             streams_served_max: 256,
@@ -509,8 +509,7 @@ impl Bulk {
     /// Why there is no connection.
     pub async fn hold(&self, source: PeerSource) -> Result<(), Blame> {
         let links = &self.inner.links;
-        let lease = links.lease(&self.inner, source.peer, source.addr, 0).await;
-        lease.map(drop)
+        links.hold(&self.inner, source.peer, source.addr).await
     }
 
     /// Accepts no further connection, gives streams that are being served two seconds to end, closes all

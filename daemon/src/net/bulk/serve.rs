@@ -23,6 +23,7 @@ use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::held::{HELD_MAX, Standing};
+use super::links::Way;
 use super::pace::{self, Delivery};
 use super::wire::{Kind, REQUEST_BYTES, Request, Response, Status};
 use super::{CLOSE_DENIED, CLOSE_FULL, CLOSE_SLOW, Inner, tls};
@@ -88,7 +89,7 @@ async fn handshake(inner: &Arc<Inner>, incoming: Incoming) -> Result<(), quinn::
     // Requests of ours to this peer may use its connection: that reaches a peer behind NAT.
     inner.links.adopt(inner, peer, &connection);
     serve(inner, &connection, peer).await;
-    inner.links.ended(peer, 0, &connection);
+    inner.links.ended(peer, Way::Theirs, &connection);
     Ok(())
 }
 

@@ -7,6 +7,7 @@ mod nat;
 mod near;
 mod packed;
 mod parallel;
+mod ways;
 
 use std::collections::HashMap;
 use std::io::Write;
