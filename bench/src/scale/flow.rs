@@ -15,7 +15,7 @@
 //!
 //! - **headers**, owners' **lists**, the **proposal** and **votes**: everyone gets each once, from whoever made it, and a site gets
 //!   it once for each of its peers. So do the nodes of the simulator, and so does the daemon's gossip, which publishes to all
-//!   it is connected to; beyond [`CONNECTIONS`] receivers others pass on, six each.
+//!   it is connected to; beyond [`CONNECTIONS`] receivers others pass on, three each.
 //! - **frames**: rule `enters-once` of [`gradmesh_protocol::plan`] for updates under `gather` and for results; updates go
 //!   straight to each owner under `reduce` and `hier`. Each is asked for. Under `reduce` the second owner of a shard asks for the
 //!   result too: over a line that is full, it hears what the first one made before it has all inputs itself, as nodes show.
@@ -39,7 +39,7 @@ const QUESTION_BYTES: f64 = 48.0;
 /// Receivers that a daemon publishes to directly: its connections (`daemon/src/net/control/mod.rs`).
 const CONNECTIONS: usize = 256;
 /// To how many a receiver passes gossip on (`daemon/src/net/control/behaviour.rs`).
-const PASSED_ON: f64 = 6.0;
+const PASSED_ON: f64 = 3.0;
 
 /// Bytes and messages on all lines.
 struct Lines {

@@ -204,16 +204,20 @@ fn gossip(config: &ControlConfig) -> Result<gossipsub::Behaviour, String> {
         .max_transmit_size(config.limits.gossip_bytes_max + GOSSIP_ENVELOPE_BYTES)
         .heartbeat_initial_delay(Duration::from_millis(100))
         .heartbeat_interval(GOSSIP_HEARTBEAT)
-        // Up to seven peers mesh fully; of more, each keeps six links, between four and twelve.
-        .mesh_n(6)
-        .mesh_n_low(4)
-        .mesh_n_high(12)
-        .mesh_outbound_min(2)
+        // Whoever is connected to the author gets a message from it; it is passed on for those who are not, and every link
+        // that does so is a copy that all the others throw away.
         .flood_publish(true)
+        .mesh_n(3)
+        .mesh_n_low(2)
+        .mesh_n_high(4)
+        .mesh_outbound_min(1)
         .prune_backoff(GOSSIP_PRUNE_BACKOFF)
         .unsubscribe_backoff(Duration::from_secs(1))
         .history_length(GOSSIP_HISTORY)
-        .history_gossip(5)
+        // What the mesh may have lost is offered to two more, for a second.
+        .history_gossip(3)
+        .gossip_lazy(2)
+        .gossip_factor(0.1)
         .connection_handler_queue_len(GOSSIP_QUEUE_MAX)
         .publish_queue_duration(GOSSIP_QUEUE_TIMEOUT)
         .forward_queue_duration(GOSSIP_QUEUE_TIMEOUT)
