@@ -24,6 +24,8 @@ use crate::net::traffic;
 
 /// Packets taken from QUIC at once: one lock and one wake-up for all of them.
 const READ_PACKETS: usize = 32;
+/// Connections of old to one peer that a transfer may find dead one after the other: two lines, and the peer's own.
+const STALE_MAX: usize = 3;
 
 /// What a lane is to do.
 pub(super) struct Errand {
@@ -198,7 +200,8 @@ impl Errand {
     async fn transfer_quic(&mut self) -> Result<Ended, Blame> {
         let (peer, addr) = (self.source.peer, self.source.addr);
         let before = self.part.filled();
-        for again in [true, false] {
+        let mut stale_left = STALE_MAX;
+        loop {
             let inner = &self.inner;
             let lease = inner.links.lease(inner, peer, addr, self.line).await?;
             let pulse = Arc::clone(&self.pulse);
@@ -208,17 +211,16 @@ impl Errand {
                 ended = self.transfer_over(&lease) => ended,
                 () = pulse.stalls(window) => Err(Blame::Stalled),
             };
-            // A connection of old that breaks before the first byte is replaced once: its other end may have
-            // restarted.
+            // A connection of old that breaks before the first byte is replaced: its other end may have restarted.
             let stale = matches!(ended, Err(Blame::Died(_)))
                 && lease.reused
                 && lease.connection.close_reason().is_some()
                 && self.part.filled() == before;
-            if !(stale && again) {
+            if !stale || stale_left == 0 {
                 return ended;
             }
+            stale_left -= 1;
         }
-        Err(Blame::Died("connection was replaced twice".to_owned()))
     }
 
     async fn transfer_over(&mut self, lease: &Lease) -> Result<Ended, Blame> {
