@@ -3,9 +3,9 @@
 //!
 //! A blob is named by its BLAKE3 hash. [`Bulk::fetch`] gets one from whoever has it and returns it only when the
 //! hash is right; the serving side answers from a [`BlobSource`]. Connections are authenticated on both ends by
-//! [`PeerId`] (`tls.rs`), carry one stream per request (`wire.rs`), are shared by all fetches, serve both directions
-//! whoever opened them, and last while both ends live: rounds are minutes apart, and a connection that is made anew for
-//! each has its rate to find.
+//! [`PeerId`] (`tls.rs`), carry one stream per request (`wire.rs`), are shared by all fetches, and last while both ends live:
+//! rounds are minutes apart, and a connection that is made anew for each has its rate to find. Both ends of one may ask for
+//! blobs; where there is a choice, only the end that made it does (`links.rs`).
 //!
 //! Decides nothing about who fetches what from whom, and stores nothing.
 //!
