@@ -214,7 +214,7 @@ fn gossip(config: &ControlConfig) -> Result<gossipsub::Behaviour, String> {
         .prune_backoff(GOSSIP_PRUNE_BACKOFF)
         .unsubscribe_backoff(Duration::from_secs(1))
         .history_length(GOSSIP_HISTORY)
-        // What the mesh may have lost is offered to two more, for a second.
+        // What the mesh may have lost is offered for a second: to two others, or a tenth of them.
         .history_gossip(3)
         .gossip_lazy(2)
         .gossip_factor(0.1)
