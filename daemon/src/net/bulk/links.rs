@@ -118,6 +118,26 @@ impl Links {
         Ok(further.unwrap_or(first))
     }
 
+    /// The same after `dead` has turned out to be: made anew. Where the peer said by a stateless reset that it knows nothing
+    /// of that one, it has restarted, and the connection that it made is dead as well. That is forgotten here, since no reset
+    /// tells of it: the first connection ID of a client has no token for one (RFC 9000, section 10.3). One that the peer
+    /// makes from now on serves where ours fails.
+    pub(super) async fn renew(
+        &self,
+        inner: &Arc<Inner>,
+        peer: PeerId,
+        addr: SocketAddr,
+        line: usize,
+        dead: &Connection,
+    ) -> Result<Lease, Blame> {
+        if matches!(dead.close_reason(), Some(ConnectionError::Reset)) {
+            self.lock().links.remove(&(peer, Way::Theirs));
+        }
+        let line = line % inner.limits.connections_per_pipe.max(1);
+        let ours = self.lease_or_dial(inner, peer, addr, Way::Ours(line)).await;
+        ours.or_else(|blame| self.lease_up(inner, peer, Way::Theirs).ok_or(blame))
+    }
+
     /// Makes a connection to `peer` for it to use, unless there is one.
     pub(super) async fn hold(
         &self,

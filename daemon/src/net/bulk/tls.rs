@@ -28,6 +28,7 @@ use quinn::rustls::{
     SignatureScheme,
 };
 use quinn::{ClientConfig, Connection, EndpointConfig, ServerConfig, TransportConfig};
+use quinn_proto::HashedConnectionIdGenerator;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::transport::UDP_PAYLOAD_BYTES_MAX;
@@ -38,6 +39,8 @@ pub(super) const ALPN: &[u8] = b"gradmesh-bulk/1";
 pub(super) const SERVER_NAME: &str = "gradmesh";
 /// Domain of the key for stateless resets.
 const RESET_DOMAIN: &[u8] = b"gradmesh bulk stateless reset 1";
+/// Domain of the key that tells own connection IDs from others'.
+const CONNECTION_ID_DOMAIN: &[u8] = b"gradmesh bulk connection ID 1";
 
 /// The key pair or the certificates made from it were not accepted by the TLS library.
 #[derive(Debug, thiserror::Error)]
@@ -182,10 +185,16 @@ fn server_tls(keypair: &Keypair) -> Result<rustls::ServerConfig, TlsError> {
 }
 
 pub(super) fn endpoint_config(keypair: &Keypair) -> Result<EndpointConfig, TlsError> {
-    let secret = keypair
-        .derive_secret(RESET_DOMAIN)
-        .ok_or_else(|| TlsError::new("the node key has no secret part"))?;
+    let derive = |domain| {
+        let derived = keypair.derive_secret(domain);
+        derived.ok_or_else(|| TlsError::new("the node key has no secret part"))
+    };
+    let secret = derive(RESET_DOMAIN)?;
+    let ids = derive(CONNECTION_ID_DOMAIN)?;
+    // No reset is sent for an ID that this does not take for one of its own, so it must know those of an earlier start.
+    let ids = u64::from_le_bytes(std::array::from_fn(|byte| ids[byte]));
     let mut config = EndpointConfig::new(Arc::new(ResetKey(secret)));
+    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)));
     config
         .max_udp_payload_size(UDP_PAYLOAD_BYTES_MAX)
         .map_err(TlsError::new)?;

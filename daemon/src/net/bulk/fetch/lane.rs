@@ -24,8 +24,6 @@ use crate::net::traffic;
 
 /// Packets taken from QUIC at once: one lock and one wake-up for all of them.
 const READ_PACKETS: usize = 32;
-/// Connections of old to one peer that a transfer may find dead one after the other: two lines, and the peer's own.
-const STALE_MAX: usize = 3;
 
 /// What a lane is to do.
 pub(super) struct Errand {
@@ -200,26 +198,34 @@ impl Errand {
     async fn transfer_quic(&mut self) -> Result<Ended, Blame> {
         let (peer, addr) = (self.source.peer, self.source.addr);
         let before = self.part.filled();
-        let mut stale_left = STALE_MAX;
-        loop {
+        let lease = {
             let inner = &self.inner;
-            let lease = inner.links.lease(inner, peer, addr, self.line).await?;
-            let pulse = Arc::clone(&self.pulse);
-            let window = inner.limits.stall_window;
-            let ended = tokio::select! {
-                biased;
-                ended = self.transfer_over(&lease) => ended,
-                () = pulse.stalls(window) => Err(Blame::Stalled),
-            };
-            // A connection of old that breaks before the first byte is replaced: its other end may have restarted.
-            let stale = matches!(ended, Err(Blame::Died(_)))
-                && lease.reused
-                && lease.connection.close_reason().is_some()
-                && self.part.filled() == before;
-            if !stale || stale_left == 0 {
-                return ended;
-            }
-            stale_left -= 1;
+            inner.links.lease(inner, peer, addr, self.line).await?
+        };
+        let ended = self.transfer_watched(&lease).await;
+        // A connection of old that breaks before the first byte is replaced once: its other end may have restarted.
+        let stale = matches!(ended, Err(Blame::Died(_)))
+            && lease.reused
+            && lease.connection.close_reason().is_some()
+            && self.part.filled() == before;
+        if !stale {
+            return ended;
+        }
+        let anew = {
+            let (inner, dead) = (&self.inner, &lease.connection);
+            let anew = inner.links.renew(inner, peer, addr, self.line, dead);
+            anew.await?
+        };
+        drop(lease);
+        self.transfer_watched(&anew).await
+    }
+
+    async fn transfer_watched(&mut self, lease: &Lease) -> Result<Ended, Blame> {
+        let (pulse, window) = (Arc::clone(&self.pulse), self.inner.limits.stall_window);
+        tokio::select! {
+            biased;
+            ended = self.transfer_over(lease) => ended,
+            () = pulse.stalls(window) => Err(Blame::Stalled),
         }
     }
 

@@ -30,6 +30,64 @@ async fn each_of_two_peers_comes_to_fetch_over_connections_that_it_made() {
     assert!(lease(&she, at_his, 0).await.connection.side().is_client());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_was_killed_and_is_back_is_asked_though_every_connection_to_it_is_dead() {
+    // His in two parts, so that both lines are asked.
+    let (hers, his) = (pattern(MIB, 1), pattern(8 * MIB, 2));
+    let length = |bytes: &Bytes| Length::Exactly(bytes.len() as u64);
+    let (she, at_hers) = server_with(quic_only(), claims(hash_of(&hers), hers.clone()));
+    let keypair = Keypair::generate_ed25519();
+    let start = |listen| {
+        let source = claims(hash_of(&his), his.clone());
+        bulk_with(keypair.clone(), quic_only(), source, listen)
+    };
+    // With the runtime go all tasks, and nobody is told.
+    let process = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let he = {
+        let _here = process.enter();
+        start(loopback()).unwrap()
+    };
+    let at_his = PeerSource {
+        peer: keypair.public().to_peer_id(),
+        addr: he.local_addr(),
+    };
+    let asks = async move {
+        he.fetch(hash_of(&hers), length(&hers), &[at_hers], deadline())
+            .await
+    };
+    process.spawn(asks).await.unwrap().unwrap();
+    let end = deadline();
+    for line in [0, 1] {
+        while lease(&she, at_his, line)
+            .await
+            .connection
+            .side()
+            .is_server()
+        {
+            assert!(Instant::now() < end);
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+    process.shutdown_background();
+    let _he = loop {
+        match start(at_his.addr) {
+            Ok(he) => break he,
+            Err(BulkError::AddressInUse { .. }) if Instant::now() < end => {
+                sleep(Duration::from_millis(20)).await;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let fetched = she
+        .fetch(hash_of(&his), length(&his), &[at_his], deadline())
+        .await;
+    assert_eq!(fetched.unwrap().report.blamed, []);
+}
+
 async fn lease(bulk: &Bulk, source: PeerSource, line: usize) -> Lease {
     let links = &bulk.inner.links;
     let lease = links.lease(&bulk.inner, source.peer, source.addr, line);
