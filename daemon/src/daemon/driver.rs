@@ -165,6 +165,8 @@ pub(super) struct Driver {
     /// In a run with audits.
     auditor: Option<Auditor>,
     frames_from: RoundId,
+    /// Frames of rounds before this one are wanted no more.
+    wanted_from: watch::Sender<RoundId>,
     /// The frames that are registered as files, by round; those that leave the disk are forgotten.
     frames_on_disk: BTreeMap<RoundId, Vec<Hash>>,
     behind: Behind,
@@ -288,6 +290,7 @@ impl Driver {
             residuals,
             auditor,
             frames_from: RoundId::FOUNDING.next(),
+            wanted_from: watch::Sender::new(RoundId::FOUNDING),
             frames_on_disk: BTreeMap::new(),
             behind: Behind::default(),
             meter: Meter::default(),
@@ -346,6 +349,7 @@ impl Driver {
             if let Some(end) = self.end {
                 break Ok(end);
             }
+            self.end_fetches_of_rounds_applied();
             let wake = self.node.poll_timeout().map(|(due, _)| due);
             let wake = wake.map_or(self.clock + Duration::from_secs(3600), |due| {
                 self.clock + Duration::from_millis(due.0)
@@ -392,6 +396,16 @@ impl Driver {
         self.show();
         self.close().await;
         result.map(|_end| ())
+    }
+
+    /// What a slow line still brings of them would take from the next round's.
+    fn end_fetches_of_rounds_applied(&self) {
+        let first = self.node.applied().map_or(RoundId::FOUNDING, RoundId::next);
+        self.wanted_from.send_if_modified(|wanted_from| {
+            let later = first > *wanted_from;
+            *wanted_from = first.max(*wanted_from);
+            later
+        });
     }
 
     async fn close(self) {

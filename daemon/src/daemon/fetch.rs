@@ -18,6 +18,7 @@ use gradmesh_protocol::roster::Roster;
 use gradmesh_protocol::wire::{Request, Response};
 use gradmesh_trainer::data::DataManifest;
 use gradmesh_trainer::replica::Shape;
+use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
@@ -25,10 +26,8 @@ use super::rpc::Caller;
 use super::{peer_id, rpc};
 use crate::net::bulk::{Blame, Bulk, FetchFailed, FetchReport, Fetched, Length, Order, PeerSource};
 
-/// A frame that takes longer is asked for again, from the next source first. A guess: 18 MB over 10 Mbit/s.
-const FRAME_TIMEOUT: Duration = Duration::from_secs(20);
-/// The same for one leaf of a state or one data file.
-const PIECE_TIMEOUT: Duration = Duration::from_secs(120);
+/// A residual that takes longer is done without. A guess.
+const RESIDUAL_TIMEOUT: Duration = Duration::from_secs(120);
 /// Leaves or files on their way at once, over all sources.
 const PIECES_AT_ONCE: usize = 16;
 /// The longest leaf: a tile of theta and one of momentum, f32.
@@ -77,6 +76,9 @@ pub(super) enum FrameError {
     Fetch(#[from] FetchFailed),
     #[error(transparent)]
     Malformed(#[from] FrameFault),
+    /// Nobody wants it any more.
+    #[error("its round is over")]
+    Over,
     #[error("the task ended: {0}")]
     Task(#[from] JoinError),
 }
@@ -103,6 +105,19 @@ pub(super) async fn checked_frame(
     let checked = tokio::task::spawn_blocking(move || check(&shape, &id, &bytes));
     checked.await??;
     Ok(fetched)
+}
+
+/// What `fetched` gives, unless the round `of` of the frame is over before: frames of rounds before `wanted_from` are wanted no
+/// more.
+pub(super) async fn while_wanted<T>(
+    of: RoundId,
+    mut wanted_from: watch::Receiver<RoundId>,
+    fetched: impl Future<Output = Result<T, FrameError>>,
+) -> Result<T, FrameError> {
+    tokio::select! {
+        result = fetched => result,
+        Ok(_) = wanted_from.wait_for(|first| of < *first) => Err(FrameError::Over),
+    }
 }
 
 /// Whether `bytes`, whose hash is right, are the frame `id`.
@@ -158,16 +173,10 @@ async fn frame(
     elements: Option<Width>,
     sources: Sources,
 ) -> Result<Fetched, FetchFailed> {
-    let deadline = Instant::now() + FRAME_TIMEOUT;
     let order = Order {
         near: sources.near,
         elements,
-        ..Order::new(
-            frame.hash.0,
-            Length::Exactly(frame.bytes),
-            &sources.all,
-            deadline,
-        )
+        ..Order::new(frame.hash.0, Length::Exactly(frame.bytes), &sources.all)
     };
     let fetched = match bulk.fetch_order(&order).await {
         Ok(fetched) => fetched,
@@ -177,7 +186,7 @@ async fn frame(
                 return Err(failed);
             }
             let length = Length::AtMost(frame.bytes);
-            bulk.fetch(frame.hash.0, length, &claimants, deadline)
+            bulk.fetch_order(&Order::new(frame.hash.0, length, &claimants))
                 .await?
         }
     };
@@ -208,10 +217,10 @@ pub(super) async fn residual(
     bytes: u64,
     sources: Vec<PeerSource>,
 ) -> Option<Bytes> {
-    let deadline = Instant::now() + FRAME_TIMEOUT;
     let order = Order {
         elements: Some(Width::F32),
-        ..Order::new(hash.0, Length::Exactly(bytes), &sources, deadline)
+        deadline: Some(Instant::now() + RESIDUAL_TIMEOUT),
+        ..Order::new(hash.0, Length::Exactly(bytes), &sources)
     };
     Some(bulk.fetch_order(&order).await.ok()?.bytes)
 }
@@ -257,11 +266,10 @@ pub(super) async fn state(
             let (bulk, sources) = (bulk.clone(), contacts.sources(&order));
             let index = next;
             tasks.spawn(async move {
-                let deadline = Instant::now() + PIECE_TIMEOUT;
                 let length = Length::AtMost(LEAF_BYTES_MAX);
                 let order = Order {
                     elements: Some(Width::F32),
-                    ..Order::new(leaf.0, length, &sources, deadline)
+                    ..Order::new(leaf.0, length, &sources)
                 };
                 (index, bulk.fetch_order(&order).await)
             });
@@ -374,14 +382,10 @@ async fn data_file(
     {
         return Ok(());
     }
-    let deadline = Instant::now() + PIECE_TIMEOUT;
+    let sources = [source];
+    let order = Order::new(file.blake3, Length::Exactly(file.bytes), &sources);
     let fetched = bulk
-        .fetch(
-            file.blake3,
-            Length::Exactly(file.bytes),
-            &[source],
-            deadline,
-        )
+        .fetch_order(&order)
         .await
         .map_err(|failed| DataFetchError::File {
             path: file.path.clone(),
@@ -428,6 +432,24 @@ mod tests {
         let bulk = Bulk::spawn(config, source, Arc::new(|_| true)).unwrap();
         let addr = bulk.local_addr();
         (bulk, PeerSource { peer, addr })
+    }
+
+    #[tokio::test]
+    async fn a_fetch_lasts_until_its_round_is_over() {
+        let (applied, wanted_from) = watch::channel(RoundId(7));
+        let never = std::future::pending::<Result<(), FrameError>>();
+        let fetch = while_wanted(RoundId(7), wanted_from.clone(), never);
+        let mut fetch = Box::pin(fetch);
+        tokio::select! {
+            biased;
+            ended = &mut fetch => panic!("{ended:?}"),
+            () = std::future::ready(()) => {}
+        }
+        applied.send(RoundId(8)).unwrap();
+        assert!(matches!(fetch.await, Err(FrameError::Over)));
+        drop(applied);
+        let done = while_wanted(RoundId(8), wanted_from, async { Ok(3) });
+        assert_eq!(done.await.unwrap(), 3);
     }
 
     #[tokio::test]

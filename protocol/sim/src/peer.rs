@@ -871,7 +871,7 @@ impl Peer {
             Effect::Reduce(task) => self.reduce(outside, *task),
             Effect::Own(owned) => self.own(outside, owned),
             Effect::StopTraining(round) => self.stop_training(outside, round),
-            Effect::Fetch { frame, sources } => {
+            Effect::Fetch { frame, sources, .. } => {
                 self.fetch_frame(outside, frame, &sources, inputs);
             }
             Effect::Apply {

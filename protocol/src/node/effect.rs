@@ -189,8 +189,10 @@ pub enum Effect {
     /// error feedback. No answer.
     StopTraining(RoundId),
     /// Get a frame; answer with [`Input::FrameHeld`] (at once if it is at hand), [`Input::FrameFailed`] or
-    /// [`Input::FrameMalformed`].
+    /// [`Input::FrameMalformed`]. No answer is waited for once its round is applied.
     Fetch {
+        /// Of which it is.
+        round: RoundId,
         /// Which; more bytes than it says are refused.
         frame: FrameId,
         /// Who has it, best source first.

@@ -61,7 +61,7 @@ impl Frames {
         effects: &mut VecDeque<Effect>,
     ) -> Standing {
         let entry = self.entries.entry(frame).or_insert_with(|| {
-            effects.push_back(fetch(frame, &sources));
+            effects.push_back(fetch(round, frame, &sources));
             Entry {
                 round,
                 sources: sources.clone(),
@@ -133,7 +133,7 @@ impl Frames {
                 && until <= now
             {
                 entry.state = State::Asked { failures };
-                effects.push_back(fetch(*frame, &entry.sources));
+                effects.push_back(fetch(entry.round, *frame, &entry.sources));
             }
         }
     }
@@ -186,8 +186,9 @@ impl Entry {
     }
 }
 
-fn fetch(frame: FrameId, sources: &[PeerKey]) -> Effect {
+fn fetch(round: RoundId, frame: FrameId, sources: &[PeerKey]) -> Effect {
     Effect::Fetch {
+        round,
         frame,
         sources: sources.to_vec(),
     }
@@ -216,7 +217,7 @@ mod tests {
             let standing = frames.want(RoundId(1), frame(1), sources.clone(), &mut effects);
             assert_eq!(standing, Standing::Missing);
         }
-        assert_eq!(effects, [fetch(frame(1), &sources)]);
+        assert_eq!(effects, [fetch(RoundId(1), frame(1), &sources)]);
         effects.clear();
 
         frames.failed(Time(1000), &frame(1));
@@ -225,7 +226,7 @@ mod tests {
         assert_eq!(frames.next_retry(), Some(Time(1250)));
         frames.retry(Time(1250), &mut effects);
         let rotated = [sources[1], sources[0]];
-        assert_eq!(effects, [fetch(frame(1), &rotated)]);
+        assert_eq!(effects, [fetch(RoundId(1), frame(1), &rotated)]);
         frames.failed(Time(2000), &frame(1));
         assert_eq!(frames.next_retry(), Some(Time(2500)));
 
@@ -234,7 +235,7 @@ mod tests {
         effects.clear();
         frames.retry(Time(2500), &mut effects);
         let grown = [sources[0], sources[1], newcomer];
-        assert_eq!(effects, [fetch(frame(1), &grown)]);
+        assert_eq!(effects, [fetch(RoundId(1), frame(1), &grown)]);
 
         for failure in 3..=5 {
             assert!(!frames.is_hopeless(&frame(1)), "before failure {failure}");
@@ -262,6 +263,12 @@ mod tests {
             assert!(frames.malformed(&other));
         }
         assert!(frames.is_held(&good));
-        assert_eq!(effects, [fetch(wrong_shard, &[]), fetch(wrong_length, &[])]);
+        assert_eq!(
+            effects,
+            [
+                fetch(RoundId(1), wrong_shard, &[]),
+                fetch(RoundId(1), wrong_length, &[])
+            ]
+        );
     }
 }

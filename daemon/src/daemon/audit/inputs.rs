@@ -243,7 +243,8 @@ impl Source {
                     let deadline = Instant::now() + CHUNK_TIMEOUT;
                     let order = Order {
                         elements,
-                        ..Order::new(hash.0, Length::Exactly(bytes), &sources, deadline)
+                        deadline: Some(deadline),
+                        ..Order::new(hash.0, Length::Exactly(bytes), &sources)
                     };
                     (place, bulk.fetch_order(&order).await)
                 });

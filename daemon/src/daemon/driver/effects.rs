@@ -79,7 +79,11 @@ impl Driver {
                 self.meter.stop(round);
                 self.command(Command::StopTraining(round))?;
             }
-            Effect::Fetch { frame, sources } => self.fetch(frame, &sources),
+            Effect::Fetch {
+                round,
+                frame,
+                sources,
+            } => self.fetch(round, frame, &sources),
             Effect::Reduce(task) => self.reduce(task)?,
             Effect::Own(owned) => self.own(owned)?,
             Effect::Apply {
@@ -159,9 +163,9 @@ impl Driver {
         }
     }
 
-    pub(super) fn fetch(&mut self, frame: FrameId, sources: &[PeerKey]) {
-        let round = self.node.roster().round();
-        if let Some(bytes) = self.held_frame(round, &frame.hash) {
+    pub(super) fn fetch(&mut self, of: RoundId, frame: FrameId, sources: &[PeerKey]) {
+        let decided = self.node.roster().round();
+        if let Some(bytes) = self.held_frame(decided, &frame.hash) {
             match fetch::check(&self.standing.shape, &frame, &bytes) {
                 Ok(()) => self.inputs.push_back(Input::FrameHeld(frame)),
                 Err(fault) => self.refuse_frame(frame, &fault),
@@ -176,8 +180,10 @@ impl Driver {
         }
         let (bulk, shape) = (self.bulk.clone(), Arc::clone(&self.standing.shape));
         let round = self.node.applied().map_or(RoundId(0), RoundId::next);
+        let wanted_from = self.wanted_from.subscribe();
         self.tasks.spawn(async move {
-            let result = fetch::checked_frame(bulk, shape, frame, sources).await;
+            let fetched = fetch::checked_frame(bulk, shape, frame, sources);
+            let result = fetch::while_wanted(of, wanted_from, fetched).await;
             Done::Frame {
                 frame,
                 round,

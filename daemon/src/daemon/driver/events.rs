@@ -68,6 +68,11 @@ impl Driver {
                 result: Err(FrameError::Malformed(fault)),
                 ..
             } => self.refuse_frame(frame, &fault),
+            // The node waits for no answer.
+            Done::Frame {
+                result: Err(FrameError::Over),
+                ..
+            } => {}
             Done::Frame {
                 result: Err(error @ FrameError::Task(_)),
                 ..

@@ -17,15 +17,15 @@
 //! | streams being served | `streams_served_max`, `streams_served_per_peer_max` | answered "busy"; the fetching side |
 //! | | | asks others, then again |
 //! | requests held until a blob is here | `requests_held_max`, `requests_held_per_peer_max` | answered "busy" (`held.rs`) |
-//! | requests of ours held at a peer | half of `streams_per_connection_max` | further ones wait, within their deadline |
-//! | fetches | `fetches_max` | further ones wait, within their deadline, for their turn (`admission.rs`) |
+//! | requests of ours held at a peer | half of `streams_per_connection_max` | further ones wait |
+//! | fetches | `fetches_max` | further ones wait for their turn (`admission.rs`) |
 //! | memory of a fetch | the caller's [`Length`] | [`Blame::OverCap`], [`Blame::OtherLength`] |
 //! | memory of all fetches | `fetch_bytes_max`, and what windows let peers send unasked | as for fetches |
 //! | connections whose delivery is looked at | as connections | - |
 //! | peers remembered as frozen | 1024, for five seconds | not remembered |
 //! | near roads served | `connections_max`, eight of one peer | refused; the fetching side takes QUIC |
 //! | near roads in use | `connections_max` | the lane takes QUIC |
-//! | of them, to one peer | four | further lanes wait, within their deadline |
+//! | of them, to one peer | four | further lanes wait |
 //! | near roads kept idle | `connections_max`, four to one peer, for `idle_timeout` | the longest idle one is closed |
 //! | peers remembered without near road | 1024, for a minute | not remembered |
 //! | peers whose pulse is watched | the sources of fetches that callers wait for | - |
@@ -200,25 +200,22 @@ pub struct Order<'a> {
     pub near: usize,
     /// The numbers that the blob ends in, if so: on a slow link they may travel packed.
     pub elements: Option<Width>,
-    pub deadline: Instant,
+    /// Without one, the fetch goes on for as long as any source delivers; so does its wait for a place while others do. Over a
+    /// thin line that is long, and what has come by a deadline has come in vain.
+    pub deadline: Option<Instant>,
 }
 
 impl<'a> Order<'a> {
-    /// An order of bytes of no known kind, with no source in the own site.
+    /// An order of bytes of no known kind, with no source in the own site and no deadline.
     #[must_use]
-    pub fn new(
-        hash: BlobHash,
-        length: Length,
-        sources: &'a [PeerSource],
-        deadline: Instant,
-    ) -> Self {
+    pub fn new(hash: BlobHash, length: Length, sources: &'a [PeerSource]) -> Self {
         Self {
             hash,
             length,
             sources,
             near: 0,
             elements: None,
-            deadline,
+            deadline: None,
         }
     }
 }
@@ -461,8 +458,11 @@ impl Bulk {
         sources: &[PeerSource],
         deadline: Instant,
     ) -> Result<Fetched, FetchFailed> {
-        self.fetch_order(&Order::new(hash, length, sources, deadline))
-            .await
+        let order = Order {
+            deadline: Some(deadline),
+            ..Order::new(hash, length, sources)
+        };
+        self.fetch_order(&order).await
     }
 
     /// As [`Bulk::fetch`], for those who know more about the blob and its sources.

@@ -67,10 +67,10 @@ const CRAWL_FACTOR: f64 = 2.0;
 
 pub(super) async fn fetch(inner: &Arc<Inner>, order: &Order<'_>) -> Result<Fetched, FetchFailed> {
     // Before anything else is taken: who waits here holds up no fetch, on which others may wait.
-    let _ = timeout_at(order.deadline, held::wait(inner, order)).await;
+    let _ = within(order.deadline, held::wait(inner, order)).await;
     let landing = inner.flights.fetch(order.hash);
     let mut board = Board::new(inner, order);
-    let fetched = timeout_at(order.deadline, async {
+    let fetched = within(order.deadline, async {
         let _permits = admit(inner, order).await?;
         board.run().await
     })
@@ -97,6 +97,14 @@ pub(super) async fn fetch(inner: &Arc<Inner>, order: &Order<'_>) -> Result<Fetch
             metrics::counter!("gradmesh_bulk_fetches_total", "outcome" => "failed").increment(1);
             Err(FetchFailed { error, report })
         }
+    }
+}
+
+/// What `work` gives; `None` if it is not done by `deadline`.
+async fn within<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
+    match deadline {
+        Some(deadline) => timeout_at(deadline, work).await.ok(),
+        None => Some(work.await),
     }
 }
 

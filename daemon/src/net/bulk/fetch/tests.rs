@@ -26,7 +26,7 @@ fn mute() -> (UdpSocket, PeerSource) {
 
 /// A fetch of one byte that has a lane to the first of `sources`.
 fn board<'a>(inner: &'a Arc<Inner>, sources: &[PeerSource]) -> Board<'a> {
-    let order = Order::new([1; 32], Length::Exactly(1), sources, Instant::now());
+    let order = Order::new([1; 32], Length::Exactly(1), sources);
     let mut board = Board::new(inner, &order);
     board.start_over().unwrap();
     board.assign();

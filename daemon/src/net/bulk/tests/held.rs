@@ -40,7 +40,8 @@ fn fetching(
     tokio::spawn(async move {
         let order = Order {
             near,
-            ..Order::new(hash, length, &from, deadline())
+            deadline: Some(deadline()),
+            ..Order::new(hash, length, &from)
         };
         bulk.fetch_order(&order).await.unwrap()
     })

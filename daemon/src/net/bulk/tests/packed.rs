@@ -39,7 +39,8 @@ async fn numbers_arrive_as_they_are_from_memory_and_file_and_where_another_sourc
         for width in [Width::F32, Width::Bf16] {
             let order = Order {
                 elements: Some(width),
-                ..Order::new(hash, Length::Exactly(length), &sources, deadline())
+                deadline: Some(deadline()),
+                ..Order::new(hash, Length::Exactly(length), &sources)
             };
             let client = client_with(quic_only());
             let fetched = client.fetch_order(&order).await.unwrap();
