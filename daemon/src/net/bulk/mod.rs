@@ -18,7 +18,7 @@
 //! | | | asks others, then again |
 //! | requests held until a blob is here | `requests_held_max`, `requests_held_per_peer_max` | answered "busy" (`held.rs`) |
 //! | requests of ours held at a peer | half of `streams_per_connection_max` | further ones wait |
-//! | fetches | `fetches_max` | further ones wait for their turn (`admission.rs`) |
+//! | fetches | `fetches_max`, `fetches_per_source_max` | further ones wait for their turn (`admission.rs`) |
 //! | memory of a fetch | the caller's [`Length`] | [`Blame::OverCap`], [`Blame::OtherLength`] |
 //! | memory of all fetches | `fetch_bytes_max`, and what windows let peers send unasked | as for fetches |
 //! | connections whose delivery is looked at | as connections | - |
@@ -63,7 +63,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 use crate::blob::{BlobHash, BlobSource};
-use admission::Admission;
+use admission::{Admission, Bounds};
 use gauge::Gauge;
 use links::Links;
 use near::Near;
@@ -117,6 +117,8 @@ pub struct BulkLimits {
     pub unheard_max: Duration,
     /// Fetches in progress; further ones wait for their turn.
     pub fetches_max: usize,
+    /// Of them, fetches from one source: a connection's streams. An eighth of `fetch_bytes_max` bounds their bytes.
+    pub fetches_per_source_max: usize,
     /// Bytes of all blobs in progress; a fetch that does not fit waits for its turn.
     pub fetch_bytes_max: u64,
     /// Time for a handshake.
@@ -148,7 +150,8 @@ impl Default for BulkLimits {
             requests_held_max: 1024,
             requests_held_per_peer_max: 64,
             unheard_max: Duration::from_secs(2),
-            fetches_max: 64,
+            fetches_max: 256,
+            fetches_per_source_max: 16,
             fetch_bytes_max: 1 << 30,
             connect_timeout: Duration::from_secs(5),
             overtake_after: Duration::from_secs(1),
@@ -422,7 +425,11 @@ impl Bulk {
             queues: held::Queues::default(),
             incoming: Arc::new(Semaphore::new(limits.connections_max)),
             serving: Semaphore::new(limits.streams_served_max),
-            fetches: Admission::new(limits.fetches_max),
+            fetches: Admission::new(Bounds {
+                places: limits.fetches_max,
+                places_per_source: limits.fetches_per_source_max,
+                bytes_per_source: limits.fetch_bytes_max / 8,
+            }),
             fetch_memory: budget::semaphore(limits.fetch_bytes_max),
         });
         tokio::spawn(serve::accept(Arc::clone(&inner)));

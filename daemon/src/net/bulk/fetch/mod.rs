@@ -115,10 +115,10 @@ async fn admit<'a>(
     order: &Order<'_>,
 ) -> Result<(Place, SemaphorePermit<'a>), FetchError> {
     let first = order.sources.first().map(|source| source.peer);
-    let place = inner.fetches.enter(first).await;
+    let bytes = order.length.bytes_max();
+    let place = inner.fetches.enter(first, bytes).await;
     let place = place.ok_or(FetchError::Stopped)?;
-    let units =
-        budget::units(order.length.bytes_max()).min(budget::units(inner.limits.fetch_bytes_max));
+    let units = budget::units(bytes).min(budget::units(inner.limits.fetch_bytes_max));
     let memory = inner.fetch_memory.acquire_many(units).await;
     Ok((place, memory.map_err(|_| FetchError::Stopped)?))
 }
