@@ -113,6 +113,10 @@ pub(crate) struct Args {
     /// bench/examples/two-sites.toml, whose sites take a peer each in turn
     #[arg(long, value_name = "LINK", default_value = "loopback")]
     link: Link,
+    /// What each daemon declares that its link carries, in Mbit/s, so that owners have their shares from the first round on
+    /// [default: as measured, 100 until then]
+    #[arg(long, value_name = "MBIT")]
+    capacity: Option<u32>,
     /// Rounds that count, of each system
     #[arg(long, value_name = "R", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rounds: u32,
@@ -215,7 +219,10 @@ impl Case<'_> {
     async fn rounds(&self, ours: &mut Row, turns: &mut [Turn]) -> anyhow::Result<()> {
         // Dropped in the reverse order: processes, then their network, then their files.
         let home = TempDir::with_prefix("gradmesh-bench-")?;
-        let network = Network::make(&self.args.link, self.peers).await?;
+        let mut network = Network::make(&self.args.link, self.peers).await?;
+        for place in &mut network.places {
+            place.capacity_mbit = self.args.capacity;
+        }
         let turns = Turns(turns);
         for turn in turns.0.iter_mut() {
             self.warm_up(turn, &network, home.path()).await;

@@ -159,6 +159,7 @@ impl Daemon {
             .args(["--device", "cpu", "--threads", "1"])
             .args(["--parent-pid", &std::process::id().to_string()])
             .args(place.site.iter().flat_map(|site| ["--site", site]))
+            .args(place.capacity_mbit.map(|mbit| format!("--capacity={mbit}")))
             .env("HOME", home)
             .env_remove("XDG_CONFIG_HOME")
             .env_remove("XDG_DATA_HOME");

@@ -42,6 +42,8 @@ pub(crate) struct Place {
     pub(crate) interface: &'static str,
     /// The name of its site, where there are sites.
     pub(crate) site: Option<String>,
+    /// What a daemon here declares that its link carries, in Mbit/s; without it, it measures.
+    pub(crate) capacity_mbit: Option<u32>,
 }
 
 impl Place {
@@ -141,6 +143,7 @@ impl Network {
             address: Ipv4Addr::LOCALHOST,
             interface: "lo",
             site: None,
+            capacity_mbit: None,
         };
         self.places = vec![place; peers as usize];
         Ok(())
@@ -172,6 +175,7 @@ impl Network {
                 address,
                 interface: "eth0",
                 site: None,
+                capacity_mbit: None,
             });
         }
         Ok(())
@@ -202,6 +206,7 @@ impl Network {
                 address: host.address,
                 interface: WAN_INTERFACE,
                 site: Some(site.clone()),
+                capacity_mbit: None,
             });
         }
         self.emulator = Some(emulator);

@@ -2,7 +2,8 @@
 //!
 //! Their model is small, because all peers run on this machine, and its shards are those that `exchange` gives it. Both
 //! predictions are made for that model; the nodes' one with the nearest number of shards that they can have. A measured round
-//! begins when the slowest peer's update is out, as a predicted one does.
+//! begins when the slowest peer's update is out, as a predicted one does. Daemons declare what their lines carry, which predicted
+//! owners know as well: until all of them have measured it, which takes dozens of rounds, some own more than their share.
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -32,6 +33,8 @@ const CASES: [(usize, usize, Plan); 6] = [
     (8, 0, Plan::Reduce),
     (8, 2, Plan::Hier),
 ];
+/// The unit of [`Case::capacity`](super::case::Case::capacity).
+const UNIT_MBIT: u32 = 10;
 /// Tiles of a shard in `exchange`.
 const TILES_PER_SHARD: u64 = 64;
 const ROUNDS: u32 = 5;
@@ -125,12 +128,18 @@ pub(super) async fn run(
         let places = if sites == 0 { peers } else { sites };
         let flow = flow::predict(&with(shards).case(peers, places, kind)?);
         let case = with(nodes_shards).case(peers, places, kind)?;
+        let capacity = u32::from(case.capacity());
         let nodes = spawn_blocking(move || nodes::simulate(&case)).await??;
         say(
             began,
             &format!("{peers} real peers in {places} sites by {}", name_of(plan)),
         );
-        let measured = measure(&setting, link, megabytes, (peers, sites, plan)).await;
+        let network = Emulated {
+            link,
+            sites,
+            capacity_mbit: capacity * UNIT_MBIT,
+        };
+        let measured = measure(&setting, &network, megabytes, (peers, plan)).await;
         if let Err(error) = &measured {
             say(began, &format!("nothing was measured: {error:#}"));
         }
@@ -178,12 +187,26 @@ impl Drop for Exchange {
     }
 }
 
+/// Where daemons run.
+struct Emulated {
+    /// Mbit/s and round trip in ms.
+    link: (u64, u32),
+    /// 0: one for each peer.
+    sites: usize,
+    capacity_mbit: u32,
+}
+
 async fn measure(
     setting: &Setting,
-    (mbit, round_trip_ms): (u64, u32),
+    network: &Emulated,
     megabytes: u32,
-    (peers, sites, plan): (usize, usize, Plan),
+    (peers, plan): (usize, Plan),
 ) -> anyhow::Result<Measured> {
+    let Emulated {
+        link: (mbit, round_trip_ms),
+        sites,
+        capacity_mbit,
+    } = network;
     #[derive(Deserialize)]
     struct Answer {
         results: Vec<Row>,
@@ -197,7 +220,7 @@ async fn measure(
     let home = TempDir::with_prefix("gradmesh-bench-")?;
     let answer = home.path().join("exchange.json");
     let mut link = format!("wan:{mbit}mbit,{round_trip_ms}ms");
-    if sites > 0 {
+    if *sites > 0 {
         link += &format!(",{sites}sites");
     }
     let exchange = Command::new(this_program()?)
@@ -207,6 +230,7 @@ async fn measure(
         .args(["--codec", &setting.codec.to_string()])
         .args(["--plan", name_of(plan)])
         .args(["--link", &link])
+        .args(["--capacity", &capacity_mbit.to_string()])
         .args(["--rounds", &ROUNDS.to_string()])
         .arg("--json")
         .arg(&answer)
