@@ -44,7 +44,8 @@
 //!   bytes_per_peer        measured
 //!   nodes_s, flow_s, nodes_bytes, flow_bytes
 //!                         predicted; nodes_shards: the shards that nodes had, as near as they can
-//!   missing               why nothing was measured; else null
+//!   missing, nodes_missing
+//!                         why nothing was measured, or predicted by the nodes; else null
 //! missing     why it ended before all was done: an error, or that it was interrupted; else null
 //! wall_s      how long it took
 //! ```

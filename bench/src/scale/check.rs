@@ -3,7 +3,7 @@
 //! Their model is small, because all peers run on this machine, and its shards are those that `exchange` gives it. Both
 //! predictions are made for that model; the nodes' one with the nearest number of shards that they can have. A measured round
 //! begins when the slowest peer's update is out, as a predicted one does. Daemons declare what their lines carry, which predicted
-//! owners know as well: until all of them have measured it, which takes dozens of rounds, some own more than their share.
+//! owners know as well: in the first rounds some have measured it and others not, and own more than their share.
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -51,7 +51,8 @@ pub(super) struct Check {
     pub(super) shards: u32,
     pub(super) nodes_shards: u32,
     pub(super) flow: Figures,
-    pub(super) nodes: Figures,
+    /// Or why there is nothing.
+    pub(super) nodes: Result<Figures, String>,
     /// What daemons took, or why there is nothing.
     pub(super) measured: Result<Measured, String>,
 }
@@ -75,6 +76,7 @@ impl Check {
 
     pub(super) fn to_json(&self) -> Value {
         let measured = self.measured.as_ref().ok();
+        let nodes = self.nodes.as_ref().ok();
         json!({
             "peers": self.peers,
             "sites": self.sites,
@@ -84,9 +86,10 @@ impl Check {
             "nodes_shards": self.nodes_shards,
             "seconds": measured.map(|measured| &measured.seconds),
             "bytes_per_peer": measured.map(|measured| measured.bytes_per_peer),
-            "nodes_s": self.nodes.exchange_s,
+            "nodes_s": nodes.map(|nodes| nodes.exchange_s),
             "flow_s": self.flow.exchange_s,
-            "nodes_bytes": self.nodes.bytes_per_peer,
+            "nodes_bytes": nodes.map(|nodes| nodes.bytes_per_peer),
+            "nodes_missing": self.nodes.as_ref().err(),
             "flow_bytes": self.flow.bytes_per_peer,
             "missing": self.measured.as_ref().err(),
         })
@@ -102,7 +105,7 @@ impl Measured {
 /// Predicts and measures all cases, with a model of `megabytes` of f32, and adds them to the report.
 ///
 /// # Errors
-/// A prediction that is not to be had. What cannot be measured is noted.
+/// A case that does not exist. What cannot be predicted by the nodes, or measured, is noted.
 pub(super) async fn run(
     report: &mut Report,
     link: (u64, u32),
@@ -129,7 +132,10 @@ pub(super) async fn run(
         let flow = flow::predict(&with(shards).case(peers, places, kind)?);
         let case = with(nodes_shards).case(peers, places, kind)?;
         let capacity = u32::from(case.capacity());
-        let nodes = spawn_blocking(move || nodes::simulate(&case)).await??;
+        let nodes = spawn_blocking(move || nodes::simulate(&case)).await?;
+        if let Err(error) = &nodes {
+            say(began, &format!("no prediction by the nodes: {error:#}"));
+        }
         say(
             began,
             &format!("{peers} real peers in {places} sites by {}", name_of(plan)),
@@ -151,7 +157,7 @@ pub(super) async fn run(
             shards,
             nodes_shards,
             flow,
-            nodes,
+            nodes: nodes.map_err(|error| format!("{error:#}")),
             measured: measured.map_err(|error| format!("{error:#}")),
         });
     }

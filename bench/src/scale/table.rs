@@ -240,6 +240,7 @@ impl Report {
                 all.reduce(fold)
             };
             let bytes = |measured: &Measured| Some(measured.bytes_per_peer);
+            let nodes_s = check.nodes.as_ref().ok().map(|nodes| nodes.exchange_s);
             vec![
                 name_of(check.plan).to_owned(),
                 check.peers.to_string(),
@@ -249,8 +250,8 @@ impl Report {
                 number(seconds(f64::max), 2),
                 number(Some(check.flow.exchange_s), 2),
                 number(check.ratio(check.flow.exchange_s, Measured::seconds), 2),
-                number(Some(check.nodes.exchange_s), 2),
-                number(check.ratio(check.nodes.exchange_s, Measured::seconds), 2),
+                number(nodes_s, 2),
+                number(nodes_s.and_then(|s| check.ratio(s, Measured::seconds)), 2),
                 number(measured.and_then(bytes).map(|bytes| bytes / 1e6), 2),
                 number(check.ratio(check.flow.bytes_per_peer, bytes), 2),
             ]
@@ -448,7 +449,7 @@ mod tests {
                 shards: 96,
                 nodes_shards: 102,
                 flow,
-                nodes: flow,
+                nodes: Ok(flow),
                 measured: Err("no <root>".to_owned()),
             }],
             rows,
