@@ -68,6 +68,23 @@ fn quic_only() -> BulkLimits {
     }
 }
 
+/// What `start` gives for `addr` once the one that listened there before is gone.
+async fn once_free(
+    addr: SocketAddr,
+    start: impl Fn(SocketAddr) -> Result<Bulk, BulkError>,
+) -> Bulk {
+    let give_up = deadline();
+    loop {
+        match start(addr) {
+            Ok(bulk) => return bulk,
+            Err(BulkError::AddressInUse { .. }) if Instant::now() < give_up => {
+                sleep(Duration::from_millis(20)).await;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
 fn client_with(limits: BulkLimits) -> Bulk {
     let source = Arc::new(Claims::default());
     bulk_with(Keypair::generate_ed25519(), limits, source, loopback()).unwrap()
@@ -436,16 +453,7 @@ async fn fetch_survives_a_restart_of_its_source_on_the_same_address() {
         .unwrap();
     server.shutdown().await;
     drop(server);
-    let give_up = deadline();
-    let _server = loop {
-        match start(source.addr) {
-            Ok(server) => break server,
-            Err(BulkError::AddressInUse { .. }) if Instant::now() < give_up => {
-                sleep(Duration::from_millis(20)).await;
-            }
-            Err(error) => panic!("{error}"),
-        }
-    };
+    let _server = once_free(source.addr, start).await;
     let fetched = client
         .fetch(hash, Length::AtMost(MIB as u64), &[source], deadline())
         .await

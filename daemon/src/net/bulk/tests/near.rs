@@ -540,16 +540,7 @@ async fn shutdown_closes_near_roads_and_a_kept_one_is_replaced_after_a_restart()
     server.shutdown().await;
     assert!(is_closed(&mut idle).await);
     drop(server);
-    let give_up = deadline();
-    let server = loop {
-        match start(source.addr) {
-            Ok(server) => break server,
-            Err(BulkError::AddressInUse { .. }) if Instant::now() < give_up => {
-                sleep(Duration::from_millis(20)).await;
-            }
-            Err(error) => panic!("{error}"),
-        }
-    };
+    let server = once_free(source.addr, start).await;
     let fetched = client.fetch(hash, length, &[source], deadline()).await;
     let fetched = fetched.unwrap();
     assert_eq!(fetched.bytes, bytes);

@@ -81,15 +81,7 @@ async fn a_peer_that_was_killed_and_is_back_is_asked_though_every_connection_to_
         assert!(Instant::now() < end);
     }
     process.shutdown_background();
-    let _he = loop {
-        match start(at_his.addr) {
-            Ok(he) => break he,
-            Err(BulkError::AddressInUse { .. }) if Instant::now() < end => {
-                sleep(Duration::from_millis(20)).await;
-            }
-            Err(error) => panic!("{error}"),
-        }
-    };
+    let _he = once_free(at_his.addr, start).await;
     assert_eq!(asks().await.unwrap().report.blamed, []);
 }
 
