@@ -102,13 +102,14 @@ impl Links {
         line: usize,
     ) -> Result<Lease, Blame> {
         let line = line % inner.limits.connections_per_pipe.max(1);
-        let up = |way| self.lease_up(inner, peer, way);
-        if let Some(ours) = up(Way::Ours(line)) {
+        if let Some(ours) = self.lease_up(inner, peer, Way::Ours(line)).await {
             return Ok(ours);
         }
-        if let Some(other) = up(Way::Ours(0)).or_else(|| up(Way::Theirs)) {
-            self.dial_aside(inner, peer, addr, Way::Ours(line));
-            return Ok(other);
+        for other in [Way::Ours(0), Way::Theirs] {
+            if let Some(other) = self.lease_up(inner, peer, other).await {
+                self.dial_aside(inner, peer, addr, Way::Ours(line));
+                return Ok(other);
+            }
         }
         let first = self.lease_or_dial(inner, peer, addr, Way::Ours(0)).await?;
         if line == 0 {
@@ -134,8 +135,13 @@ impl Links {
             self.lock().links.remove(&(peer, Way::Theirs));
         }
         let line = line % inner.limits.connections_per_pipe.max(1);
-        let ours = self.lease_or_dial(inner, peer, addr, Way::Ours(line)).await;
-        ours.or_else(|blame| self.lease_up(inner, peer, Way::Theirs).ok_or(blame))
+        match self.lease_or_dial(inner, peer, addr, Way::Ours(line)).await {
+            Ok(ours) => Ok(ours),
+            Err(blame) => {
+                let theirs = self.lease_up(inner, peer, Way::Theirs).await;
+                theirs.ok_or(blame)
+            }
+        }
     }
 
     /// Makes a connection to `peer` for it to use, unless there is one.
@@ -149,13 +155,19 @@ impl Links {
         held.map(drop)
     }
 
-    /// A connection that is there.
-    fn lease_up(&self, inner: &Inner, peer: PeerId, way: Way) -> Option<Lease> {
+    /// A connection that is there. One of ours that is being made, or looked at by somebody else, is not waited for; the
+    /// peer's own is never held for longer than a look.
+    async fn lease_up(&self, inner: &Inner, peer: PeerId, way: Way) -> Option<Lease> {
         let slot = self.lock().used(&(peer, way))?;
-        let connection = match &*slot.try_lock().ok()? {
+        let line = match way {
+            Way::Theirs => slot.lock().await,
+            Way::Held | Way::Ours(_) => slot.try_lock().ok()?,
+        };
+        let connection = match &*line {
             Line::Up(connection) if connection.close_reason().is_none() => connection.clone(),
             Line::Up(_) | Line::Failed { .. } | Line::Idle => return None,
         };
+        drop(line);
         if way == Way::Theirs {
             widen(inner, &connection);
         }
