@@ -20,7 +20,7 @@ pub(super) struct Admission(Arc<Mutex<State>>);
 pub(super) struct Bounds {
     pub(super) places: usize,
     pub(super) places_per_source: usize,
-    /// Of all fetches from one source, unless there is only one.
+    /// Of all fetches from one source; one alone may have more.
     pub(super) bytes_per_source: u64,
 }
 
