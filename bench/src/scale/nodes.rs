@@ -79,7 +79,7 @@ pub(super) fn simulate(case: &Case) -> anyhow::Result<Figures> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::case::tests_setting;
+    use super::super::case::{Setting, tests_setting};
     use super::super::flow;
     use super::*;
     use gradmesh_protocol::manifest::PlanKind;
@@ -103,5 +103,21 @@ mod tests {
                 "{plan:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_site_whose_members_hear_of_a_frame_one_by_one_decides_too() {
+        // Over 20 Mbit/s an announcement comes to the members of a site later after one another than a question takes among them.
+        let setting = Setting {
+            parameters: 4_000_000,
+            codec: "dense-int8".parse().unwrap(),
+            bytes_per_s: 2_500_000,
+            shards: Some(27),
+            ..tests_setting()
+        };
+        let nodes = simulate(&setting.case(8, 2, PlanKind::Hier).unwrap()).unwrap();
+        println!("{nodes:?}");
+        // A sum of four enters the other site once: 4 MB of bf16 in 3.2 s, and the site's own leave over the other way.
+        assert!((3.0..6.0).contains(&nodes.exchange_s), "{nodes:?}");
     }
 }

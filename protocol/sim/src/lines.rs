@@ -150,6 +150,7 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peer::Wish;
     use gradmesh_protocol::hash::Hash;
     use gradmesh_protocol::manifest::SiteId;
 
@@ -186,7 +187,7 @@ mod tests {
             assert_eq!(lines.enter(up, blob(to)), None);
         }
         let ask = Parcel {
-            packet: Packet::AskBlob(0, Hash::ZERO),
+            packet: Packet::AskBlob(0, Hash::ZERO, Wish::Now),
             ..blob(9)
         };
         lines.enter(up, ask);

@@ -56,9 +56,18 @@ pub enum Packet {
     /// A response, encoded.
     Answer(Ticket, Arc<[u8]>),
     /// Asks for a blob by its hash.
-    AskBlob(Ticket, Hash),
+    AskBlob(Ticket, Hash, Wish),
     /// A blob; `None` if it is not there.
     Blob(Ticket, Option<Arc<[u8]>>),
+}
+
+/// When a blob is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// The answer comes at once.
+    Now,
+    /// The answer may wait for a frame that is on its way.
+    WhenItIsThere,
 }
 
 /// Something that will happen.
@@ -111,6 +120,8 @@ pub enum Timer {
     Summed(u64),
     /// A question is not answered in time.
     Unanswered(Ticket),
+    /// A frame is waited for here, of which this peer had not heard.
+    Unheard(Hash),
 }
 
 /// What all peers share: time, links and checks.
@@ -567,6 +578,7 @@ impl Peer {
             Timer::Worker(job) => self.job_done(outside, job),
             Timer::Summed(job) => self.summed(outside, job),
             Timer::Unanswered(ticket) => self.unanswered(outside, ticket),
+            Timer::Unheard(hash) => self.unheard(outside, &hash),
         }
     }
 
@@ -599,21 +611,18 @@ impl Peer {
                     outside.fail(from, "orderly", format!("sends a bad response: {error}"))
                 }
             },
-            Packet::AskBlob(ticket, hash) => {
+            Packet::AskBlob(ticket, hash, wish) => {
                 let liar = self.liar.as_ref();
                 let withheld = liar.is_some_and(|liar| liar.withholds(from) && !outside.calm);
                 if withheld && self.store.frames.contains_key(&hash) {
                     outside.coverage.meet(Situation::FrameWithheld);
                     return outside.send(self.place, from, Packet::Blob(ticket, None));
                 }
-                let blob = if self.admits(outside, from) {
-                    self.blob(outside, &hash)
-                } else {
-                    None
-                };
-                if blob.is_none() && self.admits(outside, from) && self.parks(from, ticket, &hash) {
-                    return;
+                let admits = self.admits(outside, from);
+                if admits && wish == Wish::WhenItIsThere {
+                    return self.hold(outside, from, ticket, hash);
                 }
+                let blob = admits.then(|| self.blob(outside, &hash)).flatten();
                 outside.send(self.place, from, Packet::Blob(ticket, blob));
             }
             Packet::Blob(ticket, blob) => self.blob_came(outside, ticket, blob),

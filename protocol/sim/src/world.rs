@@ -288,7 +288,7 @@ impl World {
                     Packet::Gossip(bytes) => ("gossip", bytes),
                     Packet::Ask(_, bytes) => ("a request", bytes),
                     Packet::Answer(_, bytes) => ("an answer", bytes),
-                    Packet::AskBlob(_, hash) => ("a wish for a blob", &hash.0),
+                    Packet::AskBlob(_, hash, _) => ("a wish for a blob", &hash.0),
                     Packet::Blob(_, blob) => ("a blob", blob.as_deref().unwrap_or_default()),
                 };
                 let gossip = match (&packet, outside.trace.is_read()) {

@@ -1,4 +1,8 @@
 //! Content-addressed bytes: frames and leaves of states, from whoever has them, checked against their hash.
+//!
+//! Rule `waits-end`, as in the daemon's bulk plane: whoever wants a frame of a peer in its own site first waits for it there,
+//! and is held as long as that peer fetches the frame, or is about to hear of it. Whoever only waits holds nobody, so that
+//! nobody waits in a circle. After that it asks one source after the other, and each answers at once.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -11,11 +15,13 @@ use gradmesh_protocol::node::{AppliedShard, Input};
 use gradmesh_protocol::wire::{Request, Response};
 use gradmesh_trainer::replica::StateImport;
 
-use super::{Outside, Packet, Peer, Ticket, state_in};
+use super::{Outside, Packet, Peer, Ticket, Timer, Wish, state_in};
 use crate::coverage::Situation;
 
 /// Askers that wait at once for a frame that is on its way here, at most.
 const PARKED_MAX: usize = 1024;
+/// How long an asker is held for a frame that nobody has told this peer of.
+const UNHEARD_US: u64 = 2_000_000;
 /// Times that each leaf is asked for, for each source.
 const LEAF_TRIES: usize = 3;
 
@@ -35,8 +41,17 @@ pub enum BlobPurpose {
 pub(super) struct FrameFetch {
     /// Those not asked yet.
     sources: VecDeque<usize>,
-    /// The one that was asked last.
-    asked: Option<usize>,
+    /// Whether it only waits for a peer of its site that may fetch the frame itself.
+    waits: bool,
+}
+
+/// How a frame comes here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Standing {
+    /// It is only waited for, at another peer.
+    Awaited,
+    /// It is fetched.
+    Coming,
 }
 
 /// A state on its way.
@@ -86,7 +101,7 @@ impl Peer {
                 self.store.residuals.get(hash)?.clone()
             }
             // It is no leaf, and to look for it among them takes long.
-            None if self.awaits(hash) => return None,
+            None if self.standing(hash).is_some() => return None,
             None => {
                 let genesis = outside.shape.genesis();
                 let states = self.store.snapshots.values().chain([genesis]);
@@ -106,29 +121,46 @@ impl Peer {
         Some(leaves.iter().map(|leaf| Hash::of_content(leaf)).collect())
     }
 
-    /// Whether `from` is to wait for a frame that is on its way here: so that each frame enters a site once. It is not, if
-    /// that peer itself was asked for it.
-    pub(super) fn parks(&mut self, from: usize, ticket: Ticket, hash: &Hash) -> bool {
-        let Some(running) = &mut self.running else {
-            return false;
+    /// Answers `from`, which waits for a frame, or lets it wait: so that each frame enters a site once. Rule `waits-end`.
+    pub(super) fn hold(&mut self, outside: &mut Outside, from: usize, ticket: Ticket, hash: Hash) {
+        let standing = self.standing(&hash);
+        let here = self.store.frames.contains_key(&hash);
+        let running = self.running.as_mut();
+        let Some(running) = running.filter(|r| r.parked.len() < PARKED_MAX) else {
+            return outside.send(self.place, from, Packet::Blob(ticket, None));
         };
-        let mut fetches = fetches_of(&running.frame_fetches, hash);
-        let comes = fetches.any(|fetch| fetch.asked != Some(from));
-        let room = running.parked.len() < PARKED_MAX;
-        if comes && room {
-            running.parked.push((*hash, from, ticket));
+        running.parked.push((hash, from, ticket));
+        match standing {
+            _ if here => self.unpark(outside, &hash),
+            Some(Standing::Coming) => {}
+            Some(Standing::Awaited) => self.unpark(outside, &hash),
+            None => {
+                let until = outside.now + UNHEARD_US;
+                self.set_timer(outside, until, Timer::Unheard(hash));
+            }
         }
-        comes && room
     }
 
-    /// Whether a frame with this hash is on its way here.
-    fn awaits(&self, hash: &Hash) -> bool {
-        let running = self.running.as_ref();
-        running.is_some_and(|r| fetches_of(&r.frame_fetches, hash).next().is_some())
+    /// Nobody is held any longer for a frame that this peer has not heard of.
+    pub(super) fn unheard(&mut self, outside: &mut Outside, hash: &Hash) {
+        if self.standing(hash).is_none() {
+            self.unpark(outside, hash);
+        }
     }
 
-    /// A frame is here, or cannot be had: those that wait for it are told.
-    fn unpark(&mut self, outside: &mut Outside, hash: &Hash) {
+    /// How the frame with this hash comes here, if it does.
+    fn standing(&self, hash: &Hash) -> Option<Standing> {
+        let running = self.running.as_ref()?;
+        let fetches = fetches_of(&running.frame_fetches, hash);
+        let standings = fetches.map(|fetch| match fetch.waits {
+            true => Standing::Awaited,
+            false => Standing::Coming,
+        });
+        standings.max()
+    }
+
+    /// Those that wait for a frame get it if it is here, and are told that it is not otherwise.
+    pub(super) fn unpark(&mut self, outside: &mut Outside, hash: &Hash) {
         let Some(running) = &mut self.running else {
             return;
         };
@@ -137,12 +169,13 @@ impl Peer {
             .partition(|(of, ..)| of == hash);
         running.parked = parked;
         let due: Vec<(Hash, usize, Ticket)> = due;
+        let options = outside.options.clone();
         for (_, to, ticket) in due {
-            let blob = self
-                .store
-                .frames
-                .get(hash)
-                .map(|frame| frame.clone().into());
+            let mut frame = self.store.frames.get(hash).cloned();
+            if let Some(frame) = &mut frame {
+                outside.network.corrupt(&options, frame);
+            }
+            let blob = frame.map(Arc::from);
             outside.send(self.place, to, Packet::Blob(ticket, blob));
         }
     }
@@ -167,13 +200,18 @@ impl Peer {
             });
             return;
         }
-        let sources = self.places(outside, sources).into();
+        let sources: VecDeque<usize> = self.places(outside, sources).into();
+        let site = |place: usize| outside.options.peers[place].link.site;
+        let first = sources.front().copied();
+        let entry = first.filter(|first| {
+            site(*first) == site(self.place) && outside.network.is_connected(self.place, *first)
+        });
         let Some(running) = &mut self.running else {
             return;
         };
         let fetch = FrameFetch {
             sources,
-            asked: None,
+            waits: entry.is_some(),
         };
         // A frame that was wanted in one round can be wanted in the next, when its author lies: it comes once.
         if running.frame_fetches.contains_key(&frame) {
@@ -189,8 +227,15 @@ impl Peer {
             let what = format!("more than {fetches_max} frames are on their way");
             return outside.fail(self.place, "bounded", what);
         }
-        if let Some(failed) = self.next_source(outside, frame) {
-            inputs.push_back(failed);
+        match entry {
+            Some(entry) => {
+                self.ask_for_frame(outside, entry, frame, Wish::WhenItIsThere);
+                // Rule `waits-end`: for what was unheard of until now.
+                if self.standing(&frame.hash) == Some(Standing::Awaited) {
+                    self.unpark(outside, &frame.hash);
+                }
+            }
+            None => inputs.extend(self.next_source(outside, frame)),
         }
     }
 
@@ -210,15 +255,11 @@ impl Peer {
     fn next_source(&mut self, outside: &mut Outside, frame: FrameId) -> Option<Input> {
         let running = self.running.as_mut()?;
         let fetch = running.frame_fetches.get_mut(&frame)?;
+        fetch.waits = false;
         let connected = |place: &usize| outside.network.is_connected(self.place, *place);
         while let Some(source) = fetch.sources.pop_front() {
             if connected(&source) {
-                fetch.asked = Some(source);
-                let ticket = self.ask(outside, source, |ticket| {
-                    Packet::AskBlob(ticket, frame.hash)
-                });
-                let running = self.running.as_mut()?;
-                running.blobs.insert(ticket, BlobPurpose::Frame(frame));
+                self.ask_for_frame(outside, source, frame, Wish::Now);
                 return None;
             }
         }
@@ -226,6 +267,14 @@ impl Peer {
         outside.coverage.meet(Situation::FrameFailed);
         self.unpark(outside, &frame.hash);
         Some(Input::FrameFailed(frame))
+    }
+
+    fn ask_for_frame(&mut self, outside: &mut Outside, of: usize, frame: FrameId, wish: Wish) {
+        let ask = |ticket| Packet::AskBlob(ticket, frame.hash, wish);
+        let ticket = self.ask(outside, of, ask);
+        if let Some(running) = &mut self.running {
+            running.blobs.insert(ticket, BlobPurpose::Frame(frame));
+        }
     }
 
     /// An awaited blob came, or did not.
@@ -392,7 +441,9 @@ impl Peer {
         let source = fetch.sources[(place + tries[place]) % fetch.sources.len()];
         tries[place] += 1;
         let hash = hashes[place];
-        let ticket = self.ask(outside, source, |ticket| Packet::AskBlob(ticket, hash));
+        let ticket = self.ask(outside, source, |ticket| {
+            Packet::AskBlob(ticket, hash, Wish::Now)
+        });
         if let Some(running) = &mut self.running {
             running.blobs.insert(ticket, BlobPurpose::Leaf(place));
         }

@@ -9,7 +9,7 @@ use gradmesh_protocol::node::{Input, OwnedShard, ReduceTask};
 use gradmesh_trainer::replica::{Contribution, Reduction};
 
 use super::bulk::BlobPurpose;
-use super::{Outside, Packet, Peer, Timer, state_in};
+use super::{Outside, Packet, Peer, Timer, Wish, state_in};
 use crate::coverage::Situation;
 
 /// What survives a crash of an owner's work.
@@ -118,7 +118,8 @@ impl Peer {
                 break;
             };
             if outside.network.is_connected(self.place, source) {
-                let ticket = self.ask(outside, source, |ticket| Packet::AskBlob(ticket, residual));
+                let ask = |ticket| Packet::AskBlob(ticket, residual, Wish::Now);
+                let ticket = self.ask(outside, source, ask);
                 if let Some(running) = &mut self.running {
                     running
                         .blobs
@@ -193,6 +194,7 @@ impl Peer {
                 }
                 self.store.frame_rounds.insert(hash, round);
                 self.store.frames.insert(hash, reduction.frame);
+                self.unpark(outside, &hash);
                 if lies {
                     outside.coverage.meet(Situation::SumFalsified);
                 }
