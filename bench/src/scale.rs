@@ -42,9 +42,10 @@
 //!   peers, sites, plan, parameters, shards
 //!   seconds               measured, per round (`gradmesh-bench exchange`)
 //!   bytes_per_peer        measured
+//!   work_seconds          measured over lines that hold nothing up: to be added to what is predicted
 //!   nodes_s, flow_s, nodes_bytes, flow_bytes
 //!                         predicted; nodes_shards: the shards that nodes had, as near as they can
-//!   missing, nodes_missing
+//!   missing, work_missing, nodes_missing
 //!                         why nothing was measured, or predicted by the nodes; else null
 //! missing     why it ended before all was done: an error, or that it was interrupted; else null
 //! wall_s      how long it took

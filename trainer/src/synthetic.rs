@@ -7,7 +7,7 @@
 //! round to round, and of nothing else. Each element moves by a value that is uniform in `±UPDATE_ABS_MAX`: the worst
 //! case for a codec, without the regularities of real updates. Reports have the constant loss [`LOSS`].
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -44,7 +44,7 @@ pub struct SyntheticConfig {
     model_type: String,
     /// Elements of each tensor.
     pub elements: Vec<usize>,
-    /// Pause of each step, in the place of computing. Default 0.
+    /// What each step takes, most of it a pause in the place of computing. Default 0.
     #[serde(default)]
     pub step_ms: u64,
 }
@@ -198,7 +198,7 @@ impl Trainer for SyntheticTrainer {
         VOCAB
     }
 
-    /// Sleeps `step_ms` for each step.
+    /// Takes `step_ms` for each step, most of which it sleeps.
     fn train(
         &mut self,
         theta: &[f32],
@@ -219,6 +219,7 @@ impl Trainer for SyntheticTrainer {
         let mut key = blake3::Hasher::new();
         for step in (task.first_step..).take(task.steps as usize) {
             let is_last = report.steps + 1 == task.steps;
+            let began = Instant::now();
             let batch = batches
                 .batch(step)
                 .map_err(|reason| TrainError::Source { step, reason })?;
@@ -230,7 +231,7 @@ impl Trainer for SyntheticTrainer {
                 // Before the pause, so that what is measured after it is the exchange alone.
                 self.train_to(theta, &key);
             }
-            std::thread::sleep(self.step);
+            std::thread::sleep(self.step.saturating_sub(began.elapsed()));
             report.steps += 1;
             report.tokens += batch.predictions();
             let told = StepReport {

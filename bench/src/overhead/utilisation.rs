@@ -46,7 +46,7 @@ pub(super) struct Measured {
     pub(super) case: Case,
     /// Of one update.
     pub(super) update_bytes: f64,
-    /// From one update of the slowest peer to its next.
+    /// From when the last peer has applied the round before until the last has applied this one.
     pub(super) periods_s: Vec<f64>,
     /// Computing in each of them, mean over the peers.
     pub(super) computed_s: Vec<f64>,
@@ -119,14 +119,12 @@ impl Case {
         for round in 1..=u64::from(self.rounds) + 1 {
             let seconds = seconds_of(&statuses, round)?;
             let most = |of: fn(&Seconds) -> f64| seconds.iter().map(of).fold(f64::MIN, f64::max);
-            let committed = most(|s| s.committed_at);
-            if let Some(last) = last.replace(committed) {
-                measured.periods_s.push(committed - last);
+            let applied = most(Seconds::applied_at);
+            if let Some(last) = last.replace(applied) {
+                measured.periods_s.push(applied - last);
                 let trained: f64 = seconds.iter().map(|s| s.train).sum();
                 measured.computed_s.push(trained / seconds.len() as f64);
-                measured
-                    .exchange_s
-                    .push(most(Seconds::applied_at) - committed);
+                measured.exchange_s.push(applied - most(|s| s.committed_at));
             }
         }
         Ok(measured)

@@ -2,7 +2,13 @@
 //!
 //! Their model is small, because all peers run on this machine, and its shards are those that `exchange` gives it. Both
 //! predictions are made for that model; the nodes' one with the nearest number of shards that they can have. A measured round
-//! begins when the slowest peer's update is out, as a predicted one does. Daemons declare what their lines carry, which predicted
+//! begins when the slowest peer's update is out, as a predicted one does.
+//!
+//! Rule `lines-and-work`: predictions know lines, and next to nothing of processors; here all peers share those of one machine.
+//! So the same daemons exchange the same updates over lines that hold nothing up as well. That is their *work*, which is added
+//! to what is predicted of the lines. The two can go on at the same time, so that the sum is more than it has to be.
+//!
+//! Daemons declare what their lines carry, which predicted
 //! owners know as well: in the first rounds some have measured it and others not, and own more than their share.
 
 use std::process::{Child, Command, Stdio};
@@ -38,6 +44,8 @@ const UNIT_MBIT: u32 = 10;
 /// Tiles of a shard in `exchange`.
 const TILES_PER_SHARD: u64 = 64;
 const ROUNDS: u32 = 5;
+/// Lines that hold nothing up: 10 Gbit/s, without latency.
+const NO_LINES: (u64, u32) = (10_000, 0);
 /// How often `exchange` is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -55,6 +63,8 @@ pub(super) struct Check {
     pub(super) nodes: Result<Figures, String>,
     /// What daemons took, or why there is nothing.
     pub(super) measured: Result<Measured, String>,
+    /// What they took over [`NO_LINES`], or why there is nothing.
+    pub(super) work: Result<Measured, String>,
 }
 
 /// What `exchange` says of a case.
@@ -65,13 +75,19 @@ pub(super) struct Measured {
 }
 
 impl Check {
-    /// Predicted over measured, of what `of` says of either.
-    pub(super) fn ratio(
-        &self,
-        predicted: f64,
-        of: impl Fn(&Measured) -> Option<f64>,
-    ) -> Option<f64> {
-        Some(predicted / of(self.measured.as_ref().ok()?)?)
+    /// The median of the seconds that daemons took.
+    pub(super) fn measured_s(&self) -> Option<f64> {
+        self.measured.as_ref().ok()?.seconds()
+    }
+
+    /// The median of those that they took over [`NO_LINES`].
+    pub(super) fn work_s(&self) -> Option<f64> {
+        self.work.as_ref().ok()?.seconds()
+    }
+
+    /// Rule `lines-and-work`, over measured: of what is predicted of the lines.
+    pub(super) fn ratio(&self, lines_s: f64) -> Option<f64> {
+        Some((lines_s + self.work_s()?) / self.measured_s()?)
     }
 
     pub(super) fn to_json(&self) -> Value {
@@ -86,18 +102,20 @@ impl Check {
             "nodes_shards": self.nodes_shards,
             "seconds": measured.map(|measured| &measured.seconds),
             "bytes_per_peer": measured.map(|measured| measured.bytes_per_peer),
+            "work_seconds": self.work.as_ref().ok().map(|work| &work.seconds),
             "nodes_s": nodes.map(|nodes| nodes.exchange_s),
             "flow_s": self.flow.exchange_s,
             "nodes_bytes": nodes.map(|nodes| nodes.bytes_per_peer),
             "nodes_missing": self.nodes.as_ref().err(),
             "flow_bytes": self.flow.bytes_per_peer,
             "missing": self.measured.as_ref().err(),
+            "work_missing": self.work.as_ref().err(),
         })
     }
 }
 
 impl Measured {
-    pub(super) fn seconds(&self) -> Option<f64> {
+    fn seconds(&self) -> Option<f64> {
         median(self.seconds.iter().copied())
     }
 }
@@ -140,15 +158,21 @@ pub(super) async fn run(
             began,
             &format!("{peers} real peers in {places} sites by {}", name_of(plan)),
         );
-        let network = Emulated {
-            link,
-            sites,
-            capacity_mbit: capacity * UNIT_MBIT,
+        let over = async |link| {
+            let network = Emulated {
+                link,
+                sites,
+                capacity_mbit: capacity * UNIT_MBIT,
+            };
+            let measured = measure(&setting, &network, megabytes, (peers, plan)).await;
+            measured.map_err(|error| {
+                say(began, &format!("nothing was measured: {error:#}"));
+                format!("{error:#}")
+            })
         };
-        let measured = measure(&setting, &network, megabytes, (peers, plan)).await;
-        if let Err(error) = &measured {
-            say(began, &format!("nothing was measured: {error:#}"));
-        }
+        let measured = over(link).await;
+        say(began, "the same over lines that hold nothing up");
+        let work = over(NO_LINES).await;
         report.checks.push(Check {
             peers,
             sites: places,
@@ -158,7 +182,8 @@ pub(super) async fn run(
             nodes_shards,
             flow,
             nodes: nodes.map_err(|error| format!("{error:#}")),
-            measured: measured.map_err(|error| format!("{error:#}")),
+            measured,
+            work,
         });
     }
     Ok(())

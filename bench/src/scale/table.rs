@@ -5,7 +5,7 @@ use gradmesh_protocol::plan::Plan;
 use serde_json::{Value, json};
 
 use super::case::{Case, Setting};
-use super::check::{Check, Measured};
+use super::check::Check;
 use super::figures::{Figures, Source};
 use super::name_of;
 use crate::origin::Origin;
@@ -177,17 +177,18 @@ const HEADS: [&str; 16] = [
 ];
 const NAMES: usize = 3;
 
-const CHECK_HEADS: [&str; 12] = [
+const CHECK_HEADS: [&str; 13] = [
     "plan",
     "peers",
     "sites",
     "measured s",
     "least",
     "most",
+    "work s",
     "flow s",
-    "flow/measured",
+    "flow+work/measured",
     "nodes s",
-    "nodes/measured",
+    "nodes+work/measured",
     "MB/peer",
     "flow/measured MB",
 ];
@@ -214,7 +215,8 @@ impl Report {
         let parameters = self.checks.first().map_or(0, |check| check.parameters);
         format!(
             "Real daemons in an emulated network of the same lines, with {parameters} parameters: medians of rounds from the \
-             last update ready to the last peer done, beside both predictions."
+             last update ready to the last peer done, beside both predictions. Work: the same over lines that hold nothing up, which is \
+             what the daemons and this machine's cores take; it is added to what is predicted of the lines."
         )
     }
 
@@ -239,21 +241,22 @@ impl Report {
                 let all = measured?.seconds.iter().copied();
                 all.reduce(fold)
             };
-            let bytes = |measured: &Measured| Some(measured.bytes_per_peer);
+            let bytes = measured.map(|measured| measured.bytes_per_peer);
             let nodes_s = check.nodes.as_ref().ok().map(|nodes| nodes.exchange_s);
             vec![
                 name_of(check.plan).to_owned(),
                 check.peers.to_string(),
                 check.sites.to_string(),
-                number(measured.and_then(Measured::seconds), 2),
+                number(check.measured_s(), 2),
                 number(seconds(f64::min), 2),
                 number(seconds(f64::max), 2),
+                number(check.work_s(), 2),
                 number(Some(check.flow.exchange_s), 2),
-                number(check.ratio(check.flow.exchange_s, Measured::seconds), 2),
+                number(check.ratio(check.flow.exchange_s), 2),
                 number(nodes_s, 2),
-                number(nodes_s.and_then(|s| check.ratio(s, Measured::seconds)), 2),
-                number(measured.and_then(bytes).map(|bytes| bytes / 1e6), 2),
-                number(check.ratio(check.flow.bytes_per_peer, bytes), 2),
+                number(nodes_s.and_then(|s| check.ratio(s)), 2),
+                number(bytes.map(|bytes| bytes / 1e6), 2),
+                number(bytes.map(|bytes| check.flow.bytes_per_peer / bytes), 2),
             ]
         };
         self.checks.iter().map(line).collect()
@@ -451,6 +454,7 @@ mod tests {
                 flow,
                 nodes: Ok(flow),
                 measured: Err("no <root>".to_owned()),
+                work: Err("no <root>".to_owned()),
             }],
             rows,
             missing: Some("interrupted".to_owned()),
