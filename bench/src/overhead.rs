@@ -16,7 +16,7 @@
 //!
 //! ```text
 //! benchmark    "overhead"
-//! version      1
+//! version      2
 //! machine      {cpu, cores, commit, date, debug_assertions}; null where the system does not tell
 //! config       {peers, rounds, steps_per_round, batch_sequences, sequence_tokens, learning_rate, parameters, tokens, link,
 //!               two_sites_link, cluster_link, sources: where the figures of named networks come from}
@@ -41,8 +41,8 @@
 //!     curve             before each round: {tokens, seconds, loss}, loss on fresh text at the shared parameters
 //! utilisation  null, or:
 //!   parameters, cost    {codec, peers, bits_per_parameter, encode_s_per_parameter, apply_s_per_parameter}, on one core here
-//!   cases               of each: {peers, mbit, round_trip_ms, mtu, compute_s, overlap, update_bytes, periods_s, computed_s,
-//!                       exchange_s, bound_s, bytes_per_peer, cpu_s, utilisation, utilisation_with_codec}
+//!   cases               of each: {peers, mbit, round_trip_ms, mtu, compute_s, dilation, overlap, update_bytes, periods_s,
+//!                       computed_s, exchange_s, bound_s, bytes_per_peer, cpu_s, utilisation, utilisation_with_codec}
 //!   missing             of each case that was not measured: {case, reason}
 //! projection   null, or {setup: {peers, mbit, flops, round_tokens, steps, codec_cores}, basis: {fixed_s, stretch, rates}, formulas,
 //!              models: of each {model, parameters, compute_s, bytes_per_peer, exchange_s, codec_s, utilisation,
@@ -157,6 +157,11 @@ pub(crate) struct Args {
     /// Largest packets of the lines in bytes; all is measured with the first, the first rate without overlap with the others too
     #[arg(long, value_name = "BYTES", value_delimiter = ',', default_values_t = [1500], value_parser = packet)]
     mtu: Vec<u32>,
+    /// How many times slower than they should be lines and computing are, so that this machine's cores, which all peers share,
+    /// count for as many times more: times are divided by it; all is measured with the first, the first rate without overlap with
+    /// the others too
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1], value_parser = clap::value_parser!(u32).range(1..=100))]
+    dilation: Vec<u32>,
     /// Rounds that count of each
     #[arg(long, value_name = "R", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=100))]
     utilisation_rounds: u32,
@@ -398,11 +403,14 @@ async fn measure(args: &Args, report: &mut Report, home: &Path) -> anyhow::Resul
     Ok(())
 }
 
-/// The first rate as asked for, without overlap and with it; how that depends on the rate and on the packets, in short rounds.
+/// The first rate as asked for, without overlap and with it; how that depends on packets, on dilation and on the rate, the last in
+/// short rounds.
 fn cases(args: &Args) -> Vec<Case> {
-    let (Some((&mbit, rates)), Some((&mtu, mtus))) =
-        (args.mbit.split_first(), args.mtu.split_first())
-    else {
+    let (Some((&mbit, rates)), Some((&mtu, mtus)), Some((&dilation, dilations))) = (
+        args.mbit.split_first(),
+        args.mtu.split_first(),
+        args.dilation.split_first(),
+    ) else {
         return Vec::new();
     };
     let long = |overlap| Case {
@@ -411,6 +419,7 @@ fn cases(args: &Args) -> Vec<Case> {
         round_trip_ms: ROUND_TRIP_MS,
         mtu,
         compute_s: args.compute_s,
+        dilation,
         overlap,
         rounds: args.utilisation_rounds,
     };
@@ -420,6 +429,10 @@ fn cases(args: &Args) -> Vec<Case> {
     };
     let mut cases = vec![long(false), long(true)];
     cases.extend(mtus.iter().map(|&mtu| Case { mtu, ..long(false) }));
+    cases.extend(dilations.iter().map(|&dilation| Case {
+        dilation,
+        ..long(false)
+    }));
     cases.extend(rates.iter().map(|&mbit| Case {
         mbit,
         ..short.clone()

@@ -16,7 +16,7 @@ use crate::origin::Origin;
 use crate::report::table;
 
 /// Changes when a field of the JSON changes its meaning or goes; a field more does not.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// A measurement, or what there is of it.
 pub(super) struct Report {
@@ -73,8 +73,12 @@ impl Missing {
 
     pub(super) fn name(case: &Case) -> String {
         let overlap = if case.overlap { ", overlap" } else { "" };
+        let dilation = match case.dilation {
+            1 => String::new(),
+            dilation => format!(", dilated by {dilation}"),
+        };
         format!(
-            "{} Mbit/s, packets of {} bytes, {} s of computing{overlap}",
+            "{} Mbit/s, packets of {} bytes, {} s of computing{dilation}{overlap}",
             case.mbit, case.mtu, case.compute_s
         )
     }
@@ -102,11 +106,12 @@ impl Report {
     }
 
     /// The cases whose exchanges are compared. With overlap one ends when training lets it, and says nothing about itself; and
-    /// all have packets as large as those of the first case.
+    /// all have the packets and the dilation of the first case.
     pub(super) fn exchanges(&self) -> impl Iterator<Item = &Measured> {
         let cases = self.utilisation.iter().flat_map(|all| &all.cases);
-        let mtu = cases.clone().next().map(|first| first.case.mtu);
-        cases.filter(move |m| !m.case.overlap && Some(m.case.mtu) == mtu)
+        let kind = |measured: &Measured| (measured.case.mtu, measured.case.dilation);
+        let first = cases.clone().next().map(kind);
+        cases.filter(move |m| !m.case.overlap && Some(kind(m)) == first)
     }
 
     /// What exchanges took at the rates that were measured.
@@ -213,9 +218,10 @@ impl Report {
         rows.collect()
     }
 
-    pub(super) const UTILISATION_HEADS: [&str; 12] = [
+    pub(super) const UTILISATION_HEADS: [&str; 13] = [
         "Mbit/s",
         "packet",
+        "dilation",
         "overlap",
         "computing s",
         "update MB",
@@ -240,6 +246,7 @@ impl Report {
             vec![
                 case.mbit.to_string(),
                 case.mtu.to_string(),
+                case.dilation.to_string(),
                 if case.overlap { "yes" } else { "no" }.to_owned(),
                 number(Some(case.compute_s), 0),
                 number(Some(measured.update_bytes / 1e6), 2),
@@ -592,6 +599,7 @@ mod tests {
             round_trip_ms: 50,
             mtu: 1500,
             compute_s: 90.0,
+            dilation: 1,
             overlap: false,
             rounds: 1,
         };
@@ -628,7 +636,7 @@ mod tests {
             })),
             ..report(Vec::new())
         };
-        assert_eq!(report.utilisation_cells()[0][10..], ["90.00", "88.24"]);
+        assert_eq!(report.utilisation_cells()[0][11..], ["90.00", "88.24"]);
         let text = report.to_text();
         assert!(text.contains("cluster = compute + 10 steps"), "{text}");
         assert!(

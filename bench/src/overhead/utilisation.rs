@@ -4,6 +4,11 @@
 //! A model of this size does not fit on this machine eight times, so each daemon holds one whose dense int8 update has the
 //! bytes of the sparse update of P parameters: a byte for each of its elements. What encoding and applying P parameters would
 //! cost on one core of this machine is measured apart ([`super::cost`]) and added to a second figure.
+//!
+//! All peers and the network share the cores of this machine, which several machines would not. *Dilation* by N tells what comes
+//! of that (Gupta et al., "To Infinity and Beyond: Time-Warped Network Emulation", NSDI 2006): lines are N times slower,
+//! latencies and computing N times longer, and the times that are told are divided by N. So the cores are N times as fast for all
+//! else. Clocks of daemons are not stretched: heartbeats and repeated headers take N times their share of the lines.
 
 use std::path::Path;
 use std::time::Duration;
@@ -35,6 +40,8 @@ pub(super) struct Case {
     pub(super) mtu: u32,
     /// Of a round, emulated by a wait.
     pub(super) compute_s: f64,
+    /// See the module documentation; 1 is none. The other fields are those of what is emulated.
+    pub(super) dilation: u32,
     pub(super) overlap: bool,
     /// Rounds that count, after one that does not.
     pub(super) rounds: u32,
@@ -54,7 +61,7 @@ pub(super) struct Measured {
     pub(super) exchange_s: Vec<f64>,
     /// Received by a peer in a round, headers included.
     pub(super) bytes_per_peer: f64,
-    /// Of all peers in a round.
+    /// Of all peers in a round, not divided by the dilation.
     pub(super) cpu_s: f64,
 }
 
@@ -68,9 +75,16 @@ impl Case {
         say: &mut dyn FnMut(&str),
     ) -> anyhow::Result<Measured> {
         let home = TempDir::with_prefix("gradmesh-bench-")?;
+        let dilation = self.dilation;
+        let dilated = f64::from(dilation);
+        ensure!(
+            self.mbit.is_multiple_of(dilation.into()),
+            "{} Mbit/s dilated by {dilation} are no whole Mbit/s",
+            self.mbit
+        );
         let link = Link::Wan(Wide::Uniform {
-            mbit: self.mbit,
-            round_trip_ms: self.round_trip_ms,
+            mbit: self.mbit / u64::from(dilation),
+            round_trip_ms: self.round_trip_ms * dilation,
             sites: None,
             mtu: Some(self.mtu),
         });
@@ -86,7 +100,7 @@ impl Case {
             codec: CodecName::DENSE_INT8,
             plan: Plan::Gather,
             peers: self.peers,
-            pause: Duration::from_secs_f64(self.compute_s),
+            pause: Duration::from_secs_f64(self.compute_s * dilated),
             overlap: self.overlap,
         };
         let mut mesh = Mesh::start_synthetic(&run, gradmesh, &network.places, home.path()).await?;
@@ -121,10 +135,12 @@ impl Case {
             let most = |of: fn(&Seconds) -> f64| seconds.iter().map(of).fold(f64::MIN, f64::max);
             let applied = most(Seconds::applied_at);
             if let Some(last) = last.replace(applied) {
-                measured.periods_s.push(applied - last);
+                let exchange_s = applied - most(|s| s.committed_at);
                 let trained: f64 = seconds.iter().map(|s| s.train).sum();
-                measured.computed_s.push(trained / seconds.len() as f64);
-                measured.exchange_s.push(applied - most(|s| s.committed_at));
+                let trained_s = trained / seconds.len() as f64;
+                measured.periods_s.push((applied - last) / dilated);
+                measured.computed_s.push(trained_s / dilated);
+                measured.exchange_s.push(exchange_s / dilated);
             }
         }
         Ok(measured)
@@ -177,6 +193,7 @@ impl Measured {
             "round_trip_ms": case.round_trip_ms,
             "mtu": case.mtu,
             "compute_s": case.compute_s,
+            "dilation": case.dilation,
             "overlap": case.overlap,
             "update_bytes": self.update_bytes,
             "periods_s": self.periods_s,
@@ -213,6 +230,7 @@ mod tests {
                 round_trip_ms: 50,
                 mtu: 1500,
                 compute_s: 120.0,
+                dilation: 1,
                 overlap: false,
                 rounds: 2,
             },
