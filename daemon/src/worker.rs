@@ -3,17 +3,12 @@
 //! It owns the trainer and the replica, takes [`Command`]s in order from a bounded channel, between two inner steps if it
 //! trains ([`training`]), and answers with [`Event`]s. It knows no network: frames come in as bytes and go out as bytes.
 //!
-//! Rule `save-behind`: state and private state are written after the event that they belong to, so that no round waits for
-//! the disk, and not more often than every [`SAVE_PERIOD`], or [`SAVE_PERIOD_WRITES`] times what a write takes. A peer
-//! that is killed finds a state some rounds old, and applies the stored decisions since from the frames on its disk, or from
-//! others where it was killed before they were written (rule `frames-behind` of `daemon/behind.rs`); what its own update of
-//! those rounds left in the error feedback is then as it was saved. An own frame is written before it
-//! is published, an epoch's state before it is offered.
-//!
+//! What survives it is written behind ([`save`]).
 
 mod audit;
 pub(crate) mod disk;
 mod frames;
+mod save;
 mod training;
 mod work;
 
@@ -21,7 +16,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -59,6 +54,7 @@ pub(crate) use audit::{
 };
 pub(crate) use disk::{Disk, DiskError};
 use disk::{Pending, PrivateFile};
+use save::{Behind, Content, SAVE_IDLE, Wanted};
 use training::Training;
 use work::Archive;
 pub(crate) use work::KeptWork;
@@ -74,11 +70,6 @@ pub(crate) const CORPUS_BYTES_MAX: u64 = 4 << 30;
 pub(crate) const MICRO_BATCH: usize = 64;
 /// Held-out windows that a checkpoint's loss is measured on: some thousand tokens, so that its error is about 0.02 nats.
 const HELD_OUT_WINDOWS: u64 = 64;
-/// Rounds that are shorter than this share one write of the state.
-const SAVE_PERIOD: Duration = Duration::from_secs(2);
-/// The least time between two writes, in times of what the last one took: writing takes no more than 2% of all time,
-/// however large the state and slow the disk. A guess at what nobody notices.
-const SAVE_PERIOD_WRITES: u32 = 50;
 /// Epoch states kept on disk: the newest one is on offer, the one before may still be on its way to somebody.
 const SNAPSHOTS_KEPT: usize = 2;
 
@@ -397,6 +388,8 @@ enum Work {
     Command(Command),
     /// Inner steps.
     Training,
+    /// What is due to be written.
+    Saving,
 }
 
 struct Machine {
@@ -442,29 +435,6 @@ impl OwnOutcome {
             frames: &self.frames,
             accepted: &self.accepted,
         }
-    }
-}
-
-/// A file that is written behind what it holds (rule `save-behind`).
-#[derive(Clone, Copy, Debug, Default)]
-struct Behind {
-    changed: bool,
-    /// When the next write may begin.
-    not_before: Option<Instant>,
-}
-
-impl Behind {
-    fn is_due(&self) -> bool {
-        let rested = self.not_before.is_none_or(|then| Instant::now() >= then);
-        self.changed && rested
-    }
-
-    /// A write that began at `began` has ended.
-    fn written_since(&mut self, began: Instant) {
-        let took = began.elapsed();
-        let rest = SAVE_PERIOD.max(took.saturating_mul(SAVE_PERIOD_WRITES));
-        self.changed = false;
-        self.not_before = Instant::now().checked_add(rest);
     }
 }
 
@@ -559,13 +529,11 @@ impl Machine {
             let done = match work {
                 Work::Command(command) => self.perform(command),
                 Work::Training => self.go_on_training(inbox),
+                Work::Saving => self.save(Behind::is_due).map(|()| None),
             };
-            let done = done.and_then(|event| {
-                let heard = event.is_none_or(|event| self.events.blocking_send(event).is_ok());
-                self.save_behind()?;
-                Ok(heard)
-            });
-            match done {
+            let heard =
+                |event: Option<Event>| event.is_none_or(|e| self.events.blocking_send(e).is_ok());
+            match done.map(heard) {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) => {
@@ -575,7 +543,7 @@ impl Machine {
             }
         }
         let folded = self.stop_training(RoundId(u64::MAX));
-        if let Err(error) = folded.and_then(|()| self.save()) {
+        if let Err(error) = folded.and_then(|()| self.save(Behind::has_changed)) {
             tracing::warn!(%error, "the last state was not written; it is made anew from the decisions");
         }
     }
@@ -585,7 +553,19 @@ impl Machine {
         if let Some(command) = self.waiting.take() {
             return Some(Work::Command(command));
         }
+        let files = [&self.state_file, &self.private_file];
+        if files.iter().any(|file| file.is_overdue()) {
+            return Some(Work::Saving);
+        }
         if !self.is_training() {
+            // A file that is not due yet is written after the next command.
+            if files.iter().any(|file| file.is_due()) {
+                return match inbox.recv_timeout(SAVE_IDLE) {
+                    Ok(command) => Some(Work::Command(command)),
+                    Err(RecvTimeoutError::Timeout) => Some(Work::Saving),
+                    Err(RecvTimeoutError::Disconnected) => None,
+                };
+            }
             return inbox.recv().ok().map(Work::Command);
         }
         match inbox.try_recv() {
@@ -595,25 +575,27 @@ impl Machine {
         }
     }
 
-    /// Rule `save-behind`. The state goes first.
-    fn save_behind(&mut self) -> Result<(), WorkerError> {
-        if self.state_file.is_due() {
-            self.write_state()?;
-        }
-        if self.private_file.is_due() {
-            self.write_private()?;
-        }
-        Ok(())
+    /// Of the two files, those that `wants` says. The private one has the trainer's inner state.
+    fn wanted(&self, wants: fn(&Behind) -> bool) -> Result<Wanted, WorkerError> {
+        let inner = wants(&self.private_file).then(|| self.trainer.inner_state());
+        Ok(Wanted {
+            state: wants(&self.state_file),
+            inner: inner.transpose()?,
+        })
     }
 
-    /// Writes what has changed, due or not.
-    fn save(&mut self) -> Result<(), WorkerError> {
-        if self.state_file.changed {
-            self.write_state()?;
-        }
-        if self.private_file.changed {
-            self.write_private()?;
-        }
+    /// Writes the files that `wants` says, before anything else.
+    fn save(&mut self, wants: fn(&Behind) -> bool) -> Result<(), WorkerError> {
+        let wanted = self.wanted(wants)?;
+        let content = Content {
+            disk: &self.disk,
+            replica: &self.replica,
+            applied: self.applied,
+            snapshots: &self.snapshots,
+            pending: self.pending.as_ref(),
+        };
+        let written = content.write(&wanted)?;
+        written.note(&mut self.state_file, &mut self.private_file);
         Ok(())
     }
 
@@ -692,12 +674,13 @@ impl Machine {
             self.carried = Some(carried);
         }
         self.applied = Some(round);
-        (self.state_file.changed, self.private_file.changed) = (true, true);
+        self.state_file.change();
+        self.private_file.change();
         let state_root = self.replica.state_root();
         let (mut snapshot, mut checkpoint) = (None, None);
         if ends_epoch {
             self.keep_snapshot(round)?;
-            self.save()?;
+            self.save(Behind::has_changed)?;
             snapshot = Some(self.snapshot(round));
             checkpoint = Some(self.write_checkpoint(round, state_root)?);
         }
@@ -797,8 +780,9 @@ impl Machine {
         self.settle_pending(pending)?;
         self.snapshots.clear();
         self.keep_snapshot(round)?;
-        (self.state_file.changed, self.private_file.changed) = (true, true);
-        self.save()?;
+        self.state_file.change();
+        self.private_file.change();
+        self.save(Behind::has_changed)?;
         let snapshot = self.snapshot(round);
         Ok(Event::Adopted { round, snapshot })
     }
@@ -821,29 +805,6 @@ impl Machine {
                 Ok(())
             }
         }
-    }
-
-    fn write_state(&mut self) -> Result<(), WorkerError> {
-        let Some(round) = self.applied else {
-            return Ok(());
-        };
-        let (began, replica) = (Instant::now(), &self.replica);
-        let leaves = 0..replica.leaf_count();
-        self.disk
-            .write_state(round, leaves.filter_map(|index| replica.leaf_parts(index)))?;
-        let mut keep = self.snapshots.clone();
-        keep.push(round);
-        self.disk.retain_states(&keep)?;
-        self.state_file.written_since(began);
-        Ok(())
-    }
-
-    fn write_private(&mut self) -> Result<(), WorkerError> {
-        let began = Instant::now();
-        let private = self.replica.save_private(&self.trainer.inner_state()?);
-        self.disk.write_private(self.pending.as_ref(), &private)?;
-        self.private_file.written_since(began);
-        Ok(())
     }
 
     /// Keeps the state after `round` and the frames since the oldest state that is kept.

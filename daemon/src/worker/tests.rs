@@ -309,20 +309,3 @@ fn an_update_is_encoded_when_that_is_asked_for_and_no_sooner() {
     let applied = bench.next();
     assert!(matches!(applied, Event::Applied { .. }), "{applied:?}");
 }
-
-#[test]
-fn a_file_that_takes_long_to_write_is_written_less_often() {
-    let mut file = Behind {
-        changed: true,
-        not_before: None,
-    };
-    assert!(file.is_due());
-    let took = Duration::from_secs(3);
-    let began = Instant::now().checked_sub(took).unwrap();
-    file.written_since(began);
-    let rest = took * SAVE_PERIOD_WRITES;
-    assert!(file.not_before >= began.checked_add(took + rest));
-    assert!(!file.is_due());
-    file.changed = true;
-    assert!(!file.is_due());
-}

@@ -5,6 +5,8 @@
 //! middle of the next round's training that way: it waits for one step at most, and holds training up for as long as
 //! applying takes.
 //!
+//! What is due to be written is written beside the inner steps (rule `save-behind` of `save.rs`).
+//!
 //! Rule `land-in-flight`: when the state after a round is here while the next one is trained from a start of its own, the
 //! local parameters move by what the replica's start (theta, less the drift where updates are of some shards) has become less
 //! that start, and the steps that are left go on from there. The update stays what the steps did; only those before were done without what others had learnt. Training that is over stays as it is.
@@ -18,6 +20,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::thread;
 
 use bytes::Bytes;
 use gradmesh_protocol::audit::segment::data_hash;
@@ -30,6 +33,7 @@ use gradmesh_trainer::work::{WorkState, zero_inner};
 use gradmesh_trainer::{StepReport, TrainReport, TrainTask};
 
 use super::disk::{DiskError, Pending};
+use super::save::{Behind, Content, Wanted, Written};
 use super::work::{KeptFeedback, KeptWork, Recording};
 use super::{Command, Event, Machine, WorkerError, micronats};
 
@@ -156,9 +160,12 @@ impl Machine {
         let Some(mut training) = self.training.take() else {
             return Ok(None);
         };
+        let wanted = self.wanted(Behind::is_due)?;
+        let mut saved = Ok(Written::default());
         let trained = self
             .begin_recording(&mut training)
-            .and_then(|()| self.inner_steps(&mut training, inbox));
+            .and_then(|()| self.inner_steps(&mut training, inbox, &wanted, &mut saved));
+        saved?.note(&mut self.state_file, &mut self.private_file);
         if let Err(error) = trained {
             return Ok(Some(Event::TrainingFailed {
                 round: training.round,
@@ -169,10 +176,13 @@ impl Machine {
         self.encode_if_due()
     }
 
+    /// What is `wanted` is written meanwhile; `saved` is what became of it.
     fn inner_steps(
         &mut self,
         training: &mut Training,
         inbox: &Receiver<Command>,
+        wanted: &Wanted,
+        saved: &mut Result<Written, DiskError>,
     ) -> Result<(), WorkerError> {
         let settings = &self.config.settings;
         let windows = self.corpus.windows(settings.sequence_tokens)?;
@@ -229,9 +239,23 @@ impl Machine {
             (None, Some(start)) => Cow::Borrowed(&**start),
             (None, None) => self.replica.start(),
         };
-        let report = self
-            .trainer
-            .train(&from, &task, &mut source, &mut keep_going)?;
+        let content = Content {
+            disk: &self.disk,
+            replica: &self.replica,
+            applied: self.applied,
+            snapshots: &self.snapshots,
+            pending: self.pending.as_ref(),
+        };
+        let trainer = &mut self.trainer;
+        let report = thread::scope(|scope| {
+            let writes = || *saved = content.write(wanted);
+            if !wanted.is_nothing()
+                && let Err(error) = thread::Builder::new().spawn_scoped(scope, writes)
+            {
+                tracing::warn!(%error, "nothing is saved while this round is trained");
+            }
+            trainer.train(&from, &task, &mut source, &mut keep_going)
+        })?;
         let local = self.trainer.take_local();
         training.note(report, local);
         if training.steps_done() == segment_end {
@@ -334,7 +358,7 @@ impl Machine {
         };
         let summary = Box::new(pending.summary.clone());
         self.pending = Some(pending);
-        self.private_file.changed = true;
+        self.private_file.change();
         Ok(Some(Event::Update {
             round,
             summary,
@@ -464,7 +488,7 @@ impl Machine {
         let start = training.start;
         let start = start.unwrap_or_else(|| self.replica.start().into_owned());
         self.replica.fold(&start, &local)?;
-        self.private_file.changed = true;
+        self.private_file.change();
         Ok(())
     }
 
