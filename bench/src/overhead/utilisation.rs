@@ -76,7 +76,6 @@ impl Case {
     ) -> anyhow::Result<Measured> {
         let home = TempDir::with_prefix("gradmesh-bench-")?;
         let dilation = self.dilation;
-        let dilated = f64::from(dilation);
         ensure!(
             self.mbit.is_multiple_of(dilation.into()),
             "{} Mbit/s dilated by {dilation} are no whole Mbit/s",
@@ -100,7 +99,7 @@ impl Case {
             codec: CodecName::DENSE_INT8,
             plan: Plan::Gather,
             peers: self.peers,
-            pause: Duration::from_secs_f64(self.compute_s * dilated),
+            pause: Duration::from_secs_f64(self.compute_s * f64::from(dilation)),
             overlap: self.overlap,
         };
         let mut mesh = Mesh::start_synthetic(&run, gradmesh, &network.places, home.path()).await?;
@@ -129,20 +128,9 @@ impl Case {
                 / f64::from(self.peers),
             cpu_s: (after.cpu_s - before.cpu_s) / rounds,
         };
-        let mut last = None;
-        for round in 1..=u64::from(self.rounds) + 1 {
-            let seconds = seconds_of(&statuses, round)?;
-            let most = |of: fn(&Seconds) -> f64| seconds.iter().map(of).fold(f64::MIN, f64::max);
-            let applied = most(Seconds::applied_at);
-            if let Some(last) = last.replace(applied) {
-                let exchange_s = applied - most(|s| s.committed_at);
-                let trained: f64 = seconds.iter().map(|s| s.train).sum();
-                let trained_s = trained / seconds.len() as f64;
-                measured.periods_s.push((applied - last) / dilated);
-                measured.computed_s.push(trained_s / dilated);
-                measured.exchange_s.push(exchange_s / dilated);
-            }
-        }
+        let rounds = 1..=u64::from(self.rounds) + 1;
+        let seconds: anyhow::Result<Vec<_>> = rounds.map(|r| seconds_of(&statuses, r)).collect();
+        measured.note(&seconds?);
         Ok(measured)
     }
 }
@@ -162,6 +150,24 @@ fn seconds_of(statuses: &[Status], round: u64) -> anyhow::Result<Vec<Seconds>> {
 }
 
 impl Measured {
+    /// Takes in what the daemons say of each round; of the first one, only when it ended.
+    fn note(&mut self, rounds: &[Vec<Seconds>]) {
+        let dilated = f64::from(self.case.dilation);
+        let most = |seconds: &[Seconds], of: fn(&Seconds) -> f64| {
+            seconds.iter().map(of).fold(f64::MIN, f64::max)
+        };
+        for pair in rounds.windows(2) {
+            let [before, round] = pair else { continue };
+            let applied = most(round, Seconds::applied_at);
+            let period_s = applied - most(before, Seconds::applied_at);
+            let exchange_s = applied - most(round, |s| s.committed_at);
+            let trained: f64 = round.iter().map(|s| s.train).sum();
+            self.periods_s.push(period_s / dilated);
+            self.computed_s.push(trained / round.len() as f64 / dilated);
+            self.exchange_s.push(exchange_s / dilated);
+        }
+    }
+
     /// Share of the time in which a peer computes.
     pub(super) fn utilisation(&self) -> f64 {
         let computed: f64 = self.computed_s.iter().sum();
@@ -221,25 +227,57 @@ pub(super) fn predicted(compute_s: f64, exchange_s: f64, overlap: bool) -> f64 {
 mod tests {
     use super::*;
 
-    #[test]
-    fn utilisation_is_computing_over_everything() {
-        let measured = Measured {
+    fn measured(dilation: u32) -> Measured {
+        Measured {
             case: Case {
                 peers: 8,
                 mbit: 100,
                 round_trip_ms: 50,
                 mtu: 1500,
                 compute_s: 120.0,
-                dilation: 1,
+                dilation,
                 overlap: false,
                 rounds: 2,
             },
             update_bytes: 12.5e6,
+            periods_s: Vec::new(),
+            computed_s: Vec::new(),
+            exchange_s: Vec::new(),
+            bytes_per_peer: 0.0,
+            cpu_s: 0.0,
+        }
+    }
+
+    #[test]
+    fn a_round_is_from_the_last_to_apply_the_one_before_to_the_last_to_apply_it() {
+        let seconds = |committed_at: f64, exchange: f64| Seconds {
+            train: 120.0,
+            encode: 1.0,
+            exchange,
+            decide: 1.0,
+            apply: 1.0,
+            hidden: 0.0,
+            committed_at,
+        };
+        // The exchange of the first round takes long, and counts for nothing.
+        let rounds = [
+            vec![seconds(121.0, 60.0), seconds(122.0, 60.0)],
+            vec![seconds(305.0, 10.0), seconds(306.0, 8.0)],
+        ];
+        let mut measured = measured(2);
+        measured.note(&rounds);
+        assert_eq!(measured.periods_s, [(317.0 - 184.0) / 2.0]);
+        assert_eq!(measured.computed_s, [60.0]);
+        assert_eq!(measured.exchange_s, [(317.0 - 306.0) / 2.0]);
+    }
+
+    #[test]
+    fn utilisation_is_computing_over_everything() {
+        let measured = Measured {
             periods_s: vec![130.0, 110.0],
             computed_s: vec![120.0, 90.0],
             exchange_s: vec![10.0, 8.0],
-            bytes_per_peer: 0.0,
-            cpu_s: 0.0,
+            ..measured(1)
         };
         assert_eq!(measured.utilisation(), 0.875);
         // 7 updates of a second each.

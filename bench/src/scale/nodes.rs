@@ -117,7 +117,7 @@ mod tests {
         };
         let nodes = simulate(&setting.case(8, 2, PlanKind::Hier).unwrap()).unwrap();
         println!("{nodes:?}");
-        // A sum of four enters the other site once: 4 MB of bf16 in 3.2 s, and the site's own leave over the other way.
-        assert!((3.0..6.0).contains(&nodes.exchange_s), "{nodes:?}");
+        // A sum of four enters the other site once: 4.1 MB at 2.3 MB/s, 1.8 s. A second time it would be 3.6 s.
+        assert!((1.8..3.0).contains(&nodes.exchange_s), "{nodes:?}");
     }
 }

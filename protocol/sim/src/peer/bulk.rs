@@ -131,13 +131,12 @@ impl Peer {
         };
         running.parked.push((hash, from, ticket));
         match standing {
-            _ if here => self.unpark(outside, &hash),
-            Some(Standing::Coming) => {}
-            Some(Standing::Awaited) => self.unpark(outside, &hash),
-            None => {
+            Some(Standing::Coming) if !here => {}
+            None if !here => {
                 let until = outside.now + UNHEARD_US;
                 self.set_timer(outside, until, Timer::Unheard(hash));
             }
+            _ => self.unpark(outside, &hash),
         }
     }
 
