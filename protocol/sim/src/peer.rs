@@ -619,7 +619,8 @@ impl Peer {
                     return outside.send(self.place, from, Packet::Blob(ticket, None));
                 }
                 let admits = self.admits(outside, from);
-                if admits && wish == Wish::WhenItIsThere {
+                let here = self.store.frames.contains_key(&hash);
+                if admits && !here && wish == Wish::WhenItIsThere {
                     return self.hold(outside, from, ticket, hash);
                 }
                 let blob = admits.then(|| self.blob(outside, &hash)).flatten();

@@ -121,22 +121,18 @@ impl Peer {
         Some(leaves.iter().map(|leaf| Hash::of_content(leaf)).collect())
     }
 
-    /// Answers `from`, which waits for a frame, or lets it wait: so that each frame enters a site once. Rule `waits-end`.
+    /// Lets `from` wait for a frame that is not here, if it may: so that each frame enters a site once. Rule `waits-end`.
     pub(super) fn hold(&mut self, outside: &mut Outside, from: usize, ticket: Ticket, hash: Hash) {
         let standing = self.standing(&hash);
-        let here = self.store.frames.contains_key(&hash);
+        let may_wait = |parked: usize| standing != Some(Standing::Awaited) && parked < PARKED_MAX;
         let running = self.running.as_mut();
-        let Some(running) = running.filter(|r| r.parked.len() < PARKED_MAX) else {
+        let Some(running) = running.filter(|r| may_wait(r.parked.len())) else {
             return outside.send(self.place, from, Packet::Blob(ticket, None));
         };
         running.parked.push((hash, from, ticket));
-        match standing {
-            Some(Standing::Coming) if !here => {}
-            None if !here => {
-                let until = outside.now + UNHEARD_US;
-                self.set_timer(outside, until, Timer::Unheard(hash));
-            }
-            _ => self.unpark(outside, &hash),
+        if standing.is_none() {
+            let until = outside.now + UNHEARD_US;
+            self.set_timer(outside, until, Timer::Unheard(hash));
         }
     }
 
