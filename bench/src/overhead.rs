@@ -160,7 +160,7 @@ pub(crate) struct Args {
     /// How many times slower than they should be lines and computing are, so that this machine's cores, which all peers share,
     /// count for as many times more: times are divided by it; all is measured with the first, the first rate without overlap with
     /// the others too
-    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1], value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 2], value_parser = clap::value_parser!(u32).range(1..=100))]
     dilation: Vec<u32>,
     /// Rounds that count of each
     #[arg(long, value_name = "R", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=100))]
