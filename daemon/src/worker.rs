@@ -54,7 +54,7 @@ pub(crate) use audit::{
 };
 pub(crate) use disk::{Disk, DiskError};
 use disk::{Pending, PrivateFile};
-use save::{Behind, Content, SAVE_IDLE, Wanted};
+use save::{Behind, Durable, SAVE_IDLE, Wanted};
 use training::Training;
 use work::Archive;
 pub(crate) use work::KeptWork;
@@ -394,19 +394,13 @@ enum Work {
 
 struct Machine {
     config: WorkerConfig,
-    disk: Disk,
+    durable: Durable,
     trainer: Box<dyn Trainer>,
-    replica: Replica,
     corpus: Corpus,
     device: String,
-    applied: Option<RoundId>,
-    /// The own update that is in flight.
-    pending: Option<Pending>,
     training: Option<Training>,
     /// What a training was interrupted for.
     waiting: Option<Command>,
-    /// Epoch states on disk, oldest first.
-    snapshots: Vec<RoundId>,
     state_file: Behind,
     private_file: Behind,
     archive: Archive,
@@ -484,15 +478,17 @@ impl Machine {
         let (archive, work) = Archive::open(config.state_dir.path(), parameters, &tiles)?;
         let mut machine = Machine {
             device: class,
-            disk,
+            durable: Durable {
+                disk,
+                replica,
+                applied,
+                snapshots: Vec::new(),
+                pending: None,
+            },
             trainer,
-            replica,
             corpus,
-            applied,
-            pending: None,
             training: None,
             waiting: None,
-            snapshots: Vec::new(),
             state_file: Behind::default(),
             private_file: Behind::default(),
             archive,
@@ -503,15 +499,15 @@ impl Machine {
         };
         machine.carried = machine.newest_decided()?;
         machine.settle_pending(pending)?;
-        machine.snapshots = machine.disk.state_rounds()?;
-        if machine.snapshots.is_empty() {
+        machine.durable.snapshots = machine.durable.disk.state_rounds()?;
+        if machine.durable.snapshots.is_empty() {
             // The state before any round needs no file: whoever wants it makes it from the seed.
-            machine.snapshots.push(RoundId::FOUNDING);
+            machine.durable.snapshots.push(RoundId::FOUNDING);
         }
         let snapshot = applied.map(|round| machine.snapshot(round));
         let standing = Standing {
             genesis_root,
-            applied: applied.map(|round| (round, machine.replica.state_root())),
+            applied: applied.map(|round| (round, machine.durable.replica.state_root())),
             parameters: parameters as u64,
             parameters_dense: parameters_dense(&shape),
             device: choice.why,
@@ -519,7 +515,7 @@ impl Machine {
             shape,
             snapshot,
             work,
-            disk: machine.disk.clone(),
+            disk: machine.durable.disk.clone(),
         };
         Ok((machine, standing))
     }
@@ -558,15 +554,14 @@ impl Machine {
             return Some(Work::Saving);
         }
         if !self.is_training() {
-            // A file that is not due yet is written after the next command.
-            if files.iter().any(|file| file.is_due()) {
-                return match inbox.recv_timeout(SAVE_IDLE) {
-                    Ok(command) => Some(Work::Command(command)),
-                    Err(RecvTimeoutError::Timeout) => Some(Work::Saving),
-                    Err(RecvTimeoutError::Disconnected) => None,
-                };
-            }
-            return inbox.recv().ok().map(Work::Command);
+            let Some(wait) = files.iter().filter_map(|file| file.due_in()).min() else {
+                return inbox.recv().ok().map(Work::Command);
+            };
+            return match inbox.recv_timeout(wait.max(SAVE_IDLE)) {
+                Ok(command) => Some(Work::Command(command)),
+                Err(RecvTimeoutError::Timeout) => Some(Work::Saving),
+                Err(RecvTimeoutError::Disconnected) => None,
+            };
         }
         match inbox.try_recv() {
             Ok(command) => Some(Work::Command(command)),
@@ -587,14 +582,7 @@ impl Machine {
     /// Writes the files that `wants` says, before anything else.
     fn save(&mut self, wants: fn(&Behind) -> bool) -> Result<(), WorkerError> {
         let wanted = self.wanted(wants)?;
-        let content = Content {
-            disk: &self.disk,
-            replica: &self.replica,
-            applied: self.applied,
-            snapshots: &self.snapshots,
-            pending: self.pending.as_ref(),
-        };
-        let written = content.write(&wanted)?;
+        let written = self.durable.write(&wanted)?;
         written.note(&mut self.state_file, &mut self.private_file);
         Ok(())
     }
@@ -647,7 +635,10 @@ impl Machine {
         let round = record.decision.round;
         self.release_theta()?;
         self.keep_start(round);
-        let own = self.pending.take_if(|pending| pending.round <= round);
+        let own = self
+            .durable
+            .pending
+            .take_if(|pending| pending.round <= round);
         let own = own
             .map(|pending| self.own_outcome(&pending, Some(record)))
             .transpose()?;
@@ -666,17 +657,18 @@ impl Machine {
                 residuals: shard.residuals.clone(),
             })
             .collect();
-        self.replica
+        self.durable
+            .replica
             .apply(&shards, own.as_ref().map(OwnOutcome::update), groups)
             .map_err(|source| WorkerError::Apply { round, source })?;
         self.land(round);
         if let Some(carried) = Carried::of(record, &self.config.me) {
             self.carried = Some(carried);
         }
-        self.applied = Some(round);
+        self.durable.applied = Some(round);
         self.state_file.change();
         self.private_file.change();
-        let state_root = self.replica.state_root();
+        let state_root = self.durable.replica.state_root();
         let (mut snapshot, mut checkpoint) = (None, None);
         if ends_epoch {
             self.keep_snapshot(round)?;
@@ -752,7 +744,7 @@ impl Machine {
         if self.config.settings.audit.is_none() {
             return Ok(None);
         }
-        let mut end = self.applied.unwrap_or_default().0;
+        let mut end = self.durable.applied.unwrap_or_default().0;
         while end > 0 {
             let first = end.saturating_sub(RECORDS_AT_ONCE - 1);
             let count = u32::try_from(end - first + 1).unwrap_or(u32::MAX);
@@ -770,15 +762,15 @@ impl Machine {
     fn replace(&mut self, round: RoundId, mut replica: Replica) -> Result<Event, WorkerError> {
         // Whatever is trained is not trained from this state.
         self.stop_training(RoundId(u64::MAX))?;
-        let private = self.replica.save_private(&[]);
+        let private = self.durable.replica.save_private(&[]);
         if let Err(error) = replica.restore_private(&private) {
             tracing::warn!(%error, "error feedback starts anew");
         }
-        self.replica = replica;
-        self.applied = Some(round);
-        let pending = self.pending.take();
+        self.durable.replica = replica;
+        self.durable.applied = Some(round);
+        let pending = self.durable.pending.take();
         self.settle_pending(pending)?;
-        self.snapshots.clear();
+        self.durable.snapshots.clear();
         self.keep_snapshot(round)?;
         self.state_file.change();
         self.private_file.change();
@@ -792,14 +784,14 @@ impl Machine {
         let Some(pending) = pending else {
             return Ok(());
         };
-        if Some(pending.round) > self.applied {
-            self.pending = Some(pending);
+        if Some(pending.round) > self.durable.applied {
+            self.durable.pending = Some(pending);
             return Ok(());
         }
         let record = self.config.store.decisions(pending.round, 1)?.pop();
         let round = pending.round;
         match self.own_outcome(&pending, record.as_ref()) {
-            Ok(own) => Ok(self.replica.settle(own.update())?),
+            Ok(own) => Ok(self.durable.replica.settle(own.update())?),
             Err(error) => {
                 tracing::warn!(%round, %error, "what the round left out of the own update is lost");
                 Ok(())
@@ -809,23 +801,28 @@ impl Machine {
 
     /// Keeps the state after `round` and the frames since the oldest state that is kept.
     fn keep_snapshot(&mut self, round: RoundId) -> Result<(), WorkerError> {
-        self.snapshots.retain(|kept| *kept < round);
-        self.snapshots.push(round);
-        let surplus = self.snapshots.len().saturating_sub(SNAPSHOTS_KEPT);
-        self.snapshots.drain(..surplus);
-        if let Some(oldest) = self.snapshots.first() {
-            self.disk.release_frames_before(oldest.next())?;
+        self.durable.snapshots.retain(|kept| *kept < round);
+        self.durable.snapshots.push(round);
+        let surplus = self.durable.snapshots.len().saturating_sub(SNAPSHOTS_KEPT);
+        self.durable.snapshots.drain(..surplus);
+        if let Some(oldest) = self.durable.snapshots.first() {
+            self.durable.disk.release_frames_before(oldest.next())?;
         }
         Ok(())
     }
 
     fn snapshot(&self, round: RoundId) -> Snapshot {
-        let replica = &self.replica;
+        let replica = &self.durable.replica;
         let lengths = (0..replica.leaf_count()).filter_map(|index| replica.leaf_bytes(index));
         Snapshot {
             round,
-            path: self.disk.state_path(round),
-            frames_from: self.snapshots.first().map_or(round, |kept| *kept).next(),
+            path: self.durable.disk.state_path(round),
+            frames_from: self
+                .durable
+                .snapshots
+                .first()
+                .map_or(round, |kept| *kept)
+                .next(),
             leaves: replica.leaves().into_iter().zip(lengths).collect(),
         }
     }
@@ -851,6 +848,7 @@ impl Machine {
             round: round.0,
             state_root: root.to_string(),
             residual_leaves: self
+                .durable
                 .replica
                 .residual_leaves()
                 .iter()
@@ -860,7 +858,7 @@ impl Machine {
         checkpoint::write(
             &path,
             &self.config.settings.model,
-            self.replica.theta(),
+            self.durable.replica.theta(),
             Precision::F32,
             Some(&provenance),
         )?;
@@ -875,7 +873,7 @@ impl Machine {
             .ok()?;
         let indices: Vec<u64> = (0..windows.held_out().min(HELD_OUT_WINDOWS)).collect();
         let batch = windows.validation_batch(&indices).ok()?;
-        match self.trainer.loss(self.replica.theta(), &batch) {
+        match self.trainer.loss(self.durable.replica.theta(), &batch) {
             Ok(loss) => Some(loss),
             Err(error) => {
                 tracing::warn!(%error, "no held-out loss");

@@ -189,13 +189,13 @@ impl Machine {
     /// Notes the shared parameters as the start of `round`, if work is audited here.
     pub(super) fn keep_start(&mut self, round: RoundId) {
         if self.config.validates {
-            let theta = self.replica.theta();
+            let theta = self.durable.replica.theta();
             let roots = match self.starts.last_key_value() {
                 Some((_, (_, known))) => PublicRoots {
                     theta: theta_root(theta),
                     ..*known
                 },
-                None => PublicRoots::of(self.replica.shape(), theta),
+                None => PublicRoots::of(self.durable.replica.shape(), theta),
             };
             self.starts.insert(round, (theta.into(), roots));
             while self.starts.len() > STARTS_KEPT {
@@ -219,7 +219,7 @@ impl Machine {
         let ground = Ground {
             audit,
             dtype: dtype(settings.precision),
-            shape: self.replica.shape(),
+            shape: self.durable.replica.shape(),
             windows: windows.map_err(|error| AuditError::Data(error.to_string()))?,
             batch_sequences: settings.batch_sequences,
             steps_per_round: settings.steps_per_round,

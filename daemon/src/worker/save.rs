@@ -43,9 +43,15 @@ impl Behind {
         self.changed.is_some()
     }
 
+    /// How long it is until it is to be written, if it has changed.
+    pub(super) fn due_in(&self) -> Option<Duration> {
+        let rest = |then: Instant| then.saturating_duration_since(Instant::now());
+        let rest = self.not_before.map_or(Duration::ZERO, rest);
+        self.has_changed().then_some(rest)
+    }
+
     pub(super) fn is_due(&self) -> bool {
-        let rested = self.not_before.is_none_or(|then| Instant::now() >= then);
-        self.has_changed() && rested
+        self.due_in() == Some(Duration::ZERO)
     }
 
     /// Whether it is due, and has not been written for long.
@@ -94,18 +100,19 @@ impl Written {
     }
 }
 
-/// What the files hold, apart from the machine, which may train meanwhile.
-pub(super) struct Content<'a> {
-    pub(super) disk: &'a Disk,
-    pub(super) replica: &'a Replica,
+/// What the files hold, and the disk. No training changes it, so that it is written beside one.
+pub(super) struct Durable {
+    pub(super) disk: Disk,
+    pub(super) replica: Replica,
     /// The round that the replica is after.
     pub(super) applied: Option<RoundId>,
-    /// Epoch states on disk.
-    pub(super) snapshots: &'a [RoundId],
-    pub(super) pending: Option<&'a Pending>,
+    /// Epoch states on disk, oldest first.
+    pub(super) snapshots: Vec<RoundId>,
+    /// The own update that is in flight.
+    pub(super) pending: Option<Pending>,
 }
 
-impl Content<'_> {
+impl Durable {
     /// Writes what is wanted, the state first. A state before any round is none.
     pub(super) fn write(&self, wanted: &Wanted) -> Result<Written, DiskError> {
         let mut written = Written::default();
@@ -121,7 +128,7 @@ impl Content<'_> {
         if let Some(inner) = &wanted.inner {
             let began = Instant::now();
             let private = self.replica.save_private(inner);
-            self.disk.write_private(self.pending, &private)?;
+            self.disk.write_private(self.pending.as_ref(), &private)?;
             written.private = Some((began, Instant::now()));
         }
         Ok(written)
@@ -144,8 +151,10 @@ mod tests {
             file.not_before,
             ended.checked_add(took * SAVE_PERIOD_WRITES)
         );
+        assert_eq!(file.due_in(), None);
         file.change();
         assert!(file.has_changed() && !file.is_due());
+        assert!(file.due_in() <= Some(took * SAVE_PERIOD_WRITES));
     }
 
     #[test]

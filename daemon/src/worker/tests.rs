@@ -1,6 +1,6 @@
 //! The worker by itself: training and applying take turns.
 
-use std::fs;
+use std::{fs, thread};
 
 use gradmesh_compression::decode;
 use gradmesh_protocol::agreement::CommitCertificate;
@@ -13,12 +13,14 @@ use tempfile::TempDir;
 use super::*;
 
 const STEPS: u32 = 50;
+const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A worker that stands after the founding round.
+/// A worker, and what it says.
 struct Bench {
     worker: Worker,
     events: mpsc::Receiver<Event>,
     shape: Arc<Shape>,
+    disk: Disk,
     config: WorkerConfig,
     _home: TempDir,
 }
@@ -31,13 +33,20 @@ fn start(config: WorkerConfig) -> (Worker, Standing, mpsc::Receiver<Event>) {
 }
 
 impl Bench {
-    /// Steps take `step_ms`.
+    /// Stands after the founding round. Steps take `step_ms`.
     fn new(step_ms: u64) -> Bench {
         Bench::with(step_ms, |_| {})
     }
 
-    /// With these changes to the manifest.
+    /// The same with these changes to the manifest.
     fn with(step_ms: u64, change: impl FnOnce(&mut Manifest)) -> Bench {
+        let mut bench = Bench::before_any_round(step_ms, change);
+        bench.apply(RoundId::FOUNDING, &[]);
+        bench.applied();
+        bench
+    }
+
+    fn before_any_round(step_ms: u64, change: impl FnOnce(&mut Manifest)) -> Bench {
         let home = tempfile::tempdir().unwrap();
         let data_dir = home.path().join("text");
         fs::create_dir(&data_dir).unwrap();
@@ -68,26 +77,24 @@ impl Bench {
             validates: false,
         };
         let (worker, standing, events) = start(config.clone());
-        let mut bench = Bench {
+        Bench {
             worker,
             events,
             shape: standing.shape,
+            disk: standing.disk,
             config,
             _home: home,
-        };
-        bench.apply(RoundId::FOUNDING, &[]);
-        let applied = bench.next();
-        assert!(matches!(applied, Event::Applied { .. }), "{applied:?}");
-        bench
+        }
     }
 
     /// Ends the worker, and starts it again from what is on the disk.
     fn restart(self) -> Bench {
         self.worker.shutdown();
-        let (worker, _, events) = start(self.config.clone());
+        let (worker, standing, events) = start(self.config.clone());
         Bench {
             worker,
             events,
+            disk: standing.disk,
             ..self
         }
     }
@@ -98,6 +105,21 @@ impl Bench {
 
     fn next(&mut self) -> Event {
         self.events.blocking_recv().expect("the worker goes on")
+    }
+
+    /// The next that it says is that a round is applied.
+    fn applied(&mut self) {
+        let applied = self.next();
+        assert!(matches!(applied, Event::Applied { .. }), "{applied:?}");
+    }
+
+    /// Waits until the state after `round` is on the disk.
+    fn wait_state(&self, round: u64) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.disk.state_rounds().unwrap().contains(&RoundId(round)) {
+            assert!(Instant::now() < deadline, "round {round} is not saved");
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     fn train(&self, round: u64, start: Start) {
@@ -279,8 +301,7 @@ fn what_is_learnt_outside_a_rounds_fragment_goes_with_its_turn_and_outlives_a_re
             .fold(0.0f32, |most, value| most.max(value.abs()));
         largest.push(most);
         bench.apply_of(RoundId(round), shard, &frames);
-        let applied = bench.next();
-        assert!(matches!(applied, Event::Applied { .. }), "{applied:?}");
+        bench.applied();
     }
     // A round of the synthetic model moves each element by up to 0.01, and some of thousands by nearly that: an update that had
     // the drift of one round less would not reach so far.
@@ -306,6 +327,27 @@ fn an_update_is_encoded_when_that_is_asked_for_and_no_sooner() {
     }
     // Applying comes first in the queue, so that an update that nobody asked for would be before its event.
     bench.apply(RoundId(1), &[]);
-    let applied = bench.next();
-    assert!(matches!(applied, Event::Applied { .. }), "{applied:?}");
+    bench.applied();
+}
+
+#[test]
+fn a_state_is_written_beside_a_step_of_the_training() {
+    // Longer than the patience: a state that is written after the step is none.
+    let mut bench = Bench::before_any_round(600_000, |_| {});
+    // The word to train is there when the round is applied, so that the worker is not idle.
+    bench.apply(RoundId::FOUNDING, &[]);
+    bench.train(1, Start::State);
+    bench.applied();
+    bench.wait_state(0);
+}
+
+#[test]
+fn states_are_written_while_nobody_asks_for_anything() {
+    let mut bench = Bench::new(0);
+    for round in 0..2 {
+        // The second is not due at first.
+        bench.wait_state(round);
+        bench.apply(RoundId(round + 1), &[]);
+        bench.applied();
+    }
 }

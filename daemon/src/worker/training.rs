@@ -33,7 +33,7 @@ use gradmesh_trainer::work::{WorkState, zero_inner};
 use gradmesh_trainer::{StepReport, TrainReport, TrainTask};
 
 use super::disk::{DiskError, Pending};
-use super::save::{Behind, Content, Wanted, Written};
+use super::save::{Behind, Wanted, Written};
 use super::work::{KeptFeedback, KeptWork, Recording};
 use super::{Command, Event, Machine, WorkerError, micronats};
 
@@ -112,7 +112,12 @@ impl Machine {
     }
 
     pub(super) fn begin_training(&mut self, round: RoundId, seed: Hash, steps: u32, start: &Start) {
-        if self.pending.as_ref().is_some_and(|own| own.round == round) {
+        if self
+            .durable
+            .pending
+            .as_ref()
+            .is_some_and(|own| own.round == round)
+        {
             // Made before a restart, and never published as far as the journal knows.
             return;
         }
@@ -135,7 +140,7 @@ impl Machine {
 
     /// The replica's start minus the own update of the round before `round`, if there is one; its frames are on disk.
     fn start_ahead(&self, round: RoundId, frames: &[FrameId]) -> Vec<f32> {
-        let without = || self.replica.start().into_owned();
+        let without = || self.durable.replica.start().into_owned();
         let (Some(first), Some(last)) = (frames.first(), frames.last()) else {
             return without();
         };
@@ -145,7 +150,7 @@ impl Machine {
         let own = own.map(|frame| self.own_frame(in_flight, &frame.hash));
         let start = own
             .collect::<Result<Vec<Bytes>, WorkerError>>()
-            .and_then(|own| Ok(self.replica.start_ahead(stage, shards, &own)?));
+            .and_then(|own| Ok(self.durable.replica.start_ahead(stage, shards, &own)?));
         start.unwrap_or_else(|error| {
             tracing::warn!(%round, %error, "training ahead starts without the update in flight");
             without()
@@ -237,18 +242,11 @@ impl Machine {
         let from = match (&training.done, &training.start) {
             (Some(done), _) => Cow::Borrowed(&*done.local),
             (None, Some(start)) => Cow::Borrowed(&**start),
-            (None, None) => self.replica.start(),
+            (None, None) => self.durable.replica.start(),
         };
-        let content = Content {
-            disk: &self.disk,
-            replica: &self.replica,
-            applied: self.applied,
-            snapshots: &self.snapshots,
-            pending: self.pending.as_ref(),
-        };
-        let trainer = &mut self.trainer;
+        let (durable, trainer) = (&self.durable, &mut self.trainer);
         let report = thread::scope(|scope| {
-            let writes = || *saved = content.write(wanted);
+            let writes = || *saved = durable.write(wanted);
             if !wanted.is_nothing()
                 && let Err(error) = thread::Builder::new().spawn_scoped(scope, writes)
             {
@@ -270,7 +268,7 @@ impl Machine {
         stage: Stage,
         shards: Range<usize>,
     ) -> Result<Option<Event>, WorkerError> {
-        let made = self.pending.as_ref();
+        let made = self.durable.pending.as_ref();
         if let Some(made) = made.filter(|own| (own.round, own.stage) == (round, stage)) {
             let summary = Box::new(made.summary.clone());
             let frames = summary.frames.iter();
@@ -310,6 +308,7 @@ impl Machine {
             .map(|_| self.feedback(round, "feedback-before"));
         let before = before.transpose()?;
         let update = self
+            .durable
             .replica
             .update_of(shards, start.as_deref(), &local, stage);
         let update = match update {
@@ -329,7 +328,7 @@ impl Machine {
         let mut frames = Vec::with_capacity(update.frames.len());
         for bytes in &update.frames {
             let hash = Hash::of_content(bytes);
-            self.disk.write_frame(round, &hash, bytes)?;
+            self.durable.disk.write_frame(round, &hash, bytes)?;
             frames.push(FrameRef {
                 hash,
                 bytes: bytes.len() as u64,
@@ -357,7 +356,7 @@ impl Machine {
             },
         };
         let summary = Box::new(pending.summary.clone());
-        self.pending = Some(pending);
+        self.durable.pending = Some(pending);
         self.private_file.change();
         Ok(Some(Event::Update {
             round,
@@ -373,7 +372,7 @@ impl Machine {
         let Some(recording) = training.recording.as_mut().filter(|r| r.is_new()) else {
             return Ok(());
         };
-        let theta = self.replica.start().into_owned();
+        let theta = self.durable.replica.start().into_owned();
         let mut state = WorkState {
             inner: self.trainer.inner_state()?,
             theta,
@@ -392,10 +391,10 @@ impl Machine {
         let before = self
             .carried
             .filter(|carried| carried.whole && carried.round.next() == training.round);
-        if before.is_some_and(|before| before.feedback != self.replica.feedback_root()) {
+        if before.is_some_and(|before| before.feedback != self.durable.replica.feedback_root()) {
             // After a crash: what was saved is older than what was committed to.
             tracing::warn!(round = %training.round, "error feedback starts anew: it is not what was committed to");
-            self.replica.forget_feedback();
+            self.durable.replica.forget_feedback();
         }
         self.archive
             .note_state(training.round, recording, &state, None)?;
@@ -433,10 +432,10 @@ impl Machine {
 
     /// Writes the error feedback as it is.
     fn feedback(&self, round: RoundId, name: &str) -> Result<(PathBuf, Vec<Hash>), WorkerError> {
-        let path = self
-            .archive
-            .note_feedback(round, name, &self.replica.feedback_values())?;
-        Ok((path, self.replica.feedback_leaves().to_vec()))
+        let path =
+            self.archive
+                .note_feedback(round, name, &self.durable.replica.feedback_values())?;
+        Ok((path, self.durable.replica.feedback_leaves().to_vec()))
     }
 
     /// The update of a training that is recorded is encoded.
@@ -477,7 +476,7 @@ impl Machine {
     /// Rule `land-in-flight`: `round` is applied.
     pub(super) fn land(&mut self, round: RoundId) {
         if let Some(training) = self.training.as_mut().filter(|t| t.round == round.next()) {
-            training.land(&self.replica.start());
+            training.land(&self.durable.replica.start());
         }
     }
 
@@ -486,18 +485,18 @@ impl Machine {
             return Ok(());
         };
         let start = training.start;
-        let start = start.unwrap_or_else(|| self.replica.start().into_owned());
-        self.replica.fold(&start, &local)?;
+        let start = start.unwrap_or_else(|| self.durable.replica.start().into_owned());
+        self.durable.replica.fold(&start, &local)?;
         self.private_file.change();
         Ok(())
     }
 
     /// A frame of an own update, from disk.
     pub(super) fn own_frame(&self, round: RoundId, hash: &Hash) -> Result<Bytes, WorkerError> {
-        let frame = self.disk.read_frame(round, hash);
+        let frame = self.durable.disk.read_frame(round, hash);
         frame.ok_or_else(|| {
             WorkerError::from(DiskError::Damaged {
-                path: self.disk.frames_path(round),
+                path: self.durable.disk.frames_path(round),
                 reason: format!("the own frame {hash} is missing or was changed"),
             })
         })
