@@ -18,7 +18,7 @@ use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::key::PeerKey;
 use gradmesh_protocol::manifest::{
     self, CodecKind, Link, LocalFormat, Manifest, ModelDtype, OuterRule, PEERS_MAX, PlanKind,
-    Powers, TrustMode,
+    Powers, TILES_PER_SHARD_MAX, TrustMode,
 };
 use gradmesh_protocol::wire::SHARDS_MAX;
 use gradmesh_trainer::Architecture;
@@ -33,6 +33,12 @@ use crate::tolerances::ToleranceFile;
 const TEXT_BYTES_MAX: u64 = 1 << 20;
 /// Parts per million of one.
 const PPM: f64 = 1e6;
+
+/// See [`Codec::tiles_per_shard`].
+const TILES_PER_SHARD_DEFAULT: u32 = 64;
+/// The most shards that the default makes, unless shards were to have more than [`TILES_PER_SHARD_MAX`] tiles then. A guess: a
+/// header of 21 KB, which is repeated each second while a round is open, and work for as many peers as a run may have.
+const SHARDS_DEFAULT_MAX: usize = 512;
 
 /// Models that a run file may name instead of a path: name and `config.json`.
 ///
@@ -297,8 +303,10 @@ pub struct Codec {
     /// Tensors with fewer elements travel whole, as bf16. Default 4096: less than a tile is not worth selecting from.
     pub sparse_elements_min: u64,
     /// Tiles of one shard, the unit of fetching and deciding. Default 64, a guess: about 5 KiB of a sparse update, so
-    /// that a lost shard is little and a header stays short. Large models need more (at most 4096 shards).
-    pub tiles_per_shard: u32,
+    /// that a lost shard is little; for a model of which that makes more than 512 shards, as many as make 512, so that a
+    /// header, which names each of them, stays short.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tiles_per_shard: Option<u32>,
 }
 
 impl Default for Codec {
@@ -309,7 +317,7 @@ impl Default for Codec {
             value_bits: 1,
             feedback_beta: 0.95,
             sparse_elements_min: 4096,
-            tiles_per_shard: 64,
+            tiles_per_shard: None,
         }
     }
 }
@@ -701,7 +709,11 @@ impl LoadedRunFile {
             (launcher, launcher_link),
             seed,
             data,
-            (&self.config_json, &self.tolerances),
+            (
+                &self.config_json,
+                self.file.tiles_per_shard(&self.model),
+                &self.tolerances,
+            ),
             chain,
             none,
         )
@@ -769,7 +781,11 @@ impl RunFile {
             bytes: 1,
             files: 1,
         };
-        let json = model.as_ref().map_or("", |(json, _)| json);
+        // Without a model that is a fault of its own.
+        let (json, tiles_per_shard) = match &model {
+            Some((json, config)) => (json.as_str(), self.tiles_per_shard(config)),
+            None => ("", TILES_PER_SHARD_DEFAULT),
+        };
         let chain = match &self.chain {
             Chain::None => manifest::Chain::None,
             Chain::Subnet(subnet) => {
@@ -795,7 +811,7 @@ impl RunFile {
         };
         let nobody = PeerKey([0; 32]);
         let launcher = (nobody, Link::alone(&nobody));
-        let files = (json, tolerances.as_slice());
+        let files = (json, tiles_per_shard, tolerances.as_slice());
         let trial = self.to_manifest(launcher, Hash::ZERO, &any, files, chain, faults);
         for fault in trial.validate() {
             push(faults, fault.field, fault.problem);
@@ -856,12 +872,8 @@ impl RunFile {
             );
             push(faults, "data.sequence_tokens", problem);
         }
-        let tiles: usize = config
-            .parameters()
-            .iter()
-            .map(|parameter| parameter.elements().div_ceil(TILE_ELEMENTS))
-            .sum();
-        let per_shard = usize::try_from(self.codec.tiles_per_shard).unwrap_or(usize::MAX);
+        let tiles = tiles(config);
+        let per_shard = usize::try_from(self.tiles_per_shard(config)).unwrap_or(usize::MAX);
         let needed = tiles.div_ceil(SHARDS_MAX);
         if per_shard < needed {
             let problem =
@@ -876,12 +888,22 @@ impl RunFile {
         }
     }
 
+    /// Tiles of a shard of this model.
+    fn tiles_per_shard(&self, model: &Architecture) -> u32 {
+        self.codec.tiles_per_shard.unwrap_or_else(|| {
+            let least = tiles(model).div_ceil(SHARDS_DEFAULT_MAX);
+            let least = u32::try_from(least).unwrap_or(u32::MAX);
+            least.clamp(TILES_PER_SHARD_DEFAULT, TILES_PER_SHARD_MAX)
+        })
+    }
+
+    /// `tiles_per_shard`: of the model.
     fn to_manifest(
         &self,
         (launcher, launcher_link): (PeerKey, Link),
         seed: Hash,
         data: &DataFacts,
-        (config_json, tolerances): (&str, &[manifest::Tolerance]),
+        (config_json, tiles_per_shard, tolerances): (&str, u32, &[manifest::Tolerance]),
         chain: manifest::Chain,
         faults: &mut Vec<RunFileFault>,
     ) -> Manifest {
@@ -942,7 +964,7 @@ impl RunFile {
                 value_bits: self.codec.value_bits,
                 feedback_beta_ppm: ppm("codec.feedback_beta", self.codec.feedback_beta),
                 sparse_elements_min: self.codec.sparse_elements_min,
-                tiles_per_shard: self.codec.tiles_per_shard,
+                tiles_per_shard,
             },
             exchange: manifest::Exchange {
                 plan: match self.exchange.plan {
@@ -989,6 +1011,14 @@ impl RunFile {
             }),
         }
     }
+}
+
+fn tiles(model: &Architecture) -> usize {
+    let parameters = model.parameters();
+    let tiles = parameters
+        .iter()
+        .map(|parameter| parameter.elements().div_ceil(TILE_ELEMENTS));
+    tiles.sum()
 }
 
 fn push(faults: &mut Vec<RunFileFault>, key: &str, problem: String) {

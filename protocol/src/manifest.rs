@@ -16,6 +16,8 @@ use crate::wire::{self, WireError};
 pub const MANIFEST_VERSION: u32 = 4;
 /// The most peers in a roster: the most voters for which one all-to-all vote stays cheap (DESIGN: committee above).
 pub const PEERS_MAX: u32 = 64;
+/// The most tiles of a shard.
+pub const TILES_PER_SHARD_MAX: u32 = 4096;
 /// The most blocks between two snapshots of the registry: a day of the 12 s blocks of subtensor. A node that does not
 /// keep old states has the last 256; with at most a third of that between snapshots, a peer that starts finds two.
 pub const SNAPSHOT_BLOCKS_MAX: u64 = 7200;
@@ -496,7 +498,8 @@ impl Manifest {
         let beta = self.codec.feedback_beta_ppm.into();
         range("codec.feedback_beta", beta, 0, 1_000_000);
         let shard = self.codec.tiles_per_shard.into();
-        range("codec.tiles_per_shard", shard, 1, 4096);
+        let shard_max = TILES_PER_SHARD_MAX.into();
+        range("codec.tiles_per_shard", shard, 1, shard_max);
         let steps = self.schedule.steps_per_round.into();
         range("schedule.steps_per_round", steps, 1, 100_000);
         range("schedule.rounds", self.schedule.rounds, 1, 1 << 40);

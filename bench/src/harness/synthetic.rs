@@ -10,10 +10,6 @@ use super::mesh::Mesh;
 use super::network::Place;
 use super::{CodecName, Plan};
 
-/// Tiles of a shard: the default of run files, unless that makes more shards than a run may have.
-const TILES_PER_SHARD: u64 = 64;
-const SHARDS_MAX: u64 = 4096;
-const TILE_ELEMENTS: u64 = 4096;
 /// More than are measured, so that no epoch ends and no checkpoint is written meanwhile.
 const ROUNDS: u32 = 1_000_000;
 /// How long a peer may be behind the others before a round goes on without it: what is measured are whole rounds.
@@ -38,12 +34,6 @@ pub(crate) struct Run {
 impl Run {
     /// The run file, which names `config.json` and the directory `text` beside it.
     fn to_toml(&self) -> String {
-        let tiles: u64 = self
-            .elements
-            .iter()
-            .map(|count| count.div_ceil(TILE_ELEMENTS))
-            .sum();
-        let tiles_per_shard = TILES_PER_SHARD.max(tiles.div_ceil(SHARDS_MAX));
         let Run {
             codec,
             plan,
@@ -58,7 +48,7 @@ impl Run {
              [data]\ndir = \"text\"\nsequence_tokens = 32\n\
              [inner]\nbatch_sequences = 1\n\
              [outer]\nrule = \"plain\"\nrate = 1.0\n\
-             [codec]\ntiles_per_shard = {tiles_per_shard}\n{}\
+             [codec]\n{}\
              [exchange]\noverlap = {overlap}\n{}\
              [schedule]\nsteps_per_round = 1\nrounds = {ROUNDS}\nrounds_per_epoch = {ROUNDS}\n\
              [trust]\npeers_min = {peers}\n\
@@ -97,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_file_asks_for_codec_plan_and_few_enough_shards() {
+    fn a_run_file_asks_for_codec_and_plan() {
         let run = Run {
             elements: vec![1 << 31],
             codec: "sparse-2bit".parse().unwrap(),
@@ -110,7 +100,6 @@ mod tests {
         for part in [
             "value_bits = 2\n",
             "[exchange]\noverlap = 1\nplan = \"reduce\"\n",
-            "tiles_per_shard = 128\n",
             "peers_min = 4\n",
         ] {
             assert!(text.contains(part), "{part}: {text}");

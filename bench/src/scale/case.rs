@@ -16,7 +16,7 @@ use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::PerStage;
 use gradmesh_protocol::key::Signature;
 use gradmesh_protocol::manifest::{
-    Exchange, LocalFormat, PEERS_MAX, PlanKind, RunId, SiteId, TrustMode,
+    Exchange, LocalFormat, PEERS_MAX, PlanKind, RunId, SiteId, TILES_PER_SHARD_MAX, TrustMode,
 };
 use gradmesh_protocol::plan::{Layout, Plan, REDUCTIONS_MAX};
 use gradmesh_protocol::roster::Roster;
@@ -30,8 +30,6 @@ use gradmesh_trainer::reference::ReferenceConfig;
 use super::sizes::{FrameBytes, manifest_codec};
 use crate::harness::CodecName;
 
-/// The most tiles of a shard that a manifest allows.
-const TILES_PER_SHARD_MAX: u64 = 4096;
 /// The largest gossip message of the daemon's control plane (`daemon/src/net/control/mod.rs`).
 const CONTROL_GOSSIP_BYTES_MAX: u64 = 256 * 1024;
 /// How often 25 the simulator's model can have: its hidden layer has at most 65536 units, 4096 for each time.
@@ -97,7 +95,7 @@ impl Setting {
             None => {
                 let whole = FrameBytes::measure(self.codec, tiles, peers)?.usual.update as f64;
                 let balanced = (2.0 * whole / HEADER_BYTES_PER_FRAME).sqrt();
-                let least = tiles.div_ceil(TILES_PER_SHARD_MAX).max(52);
+                let least = tiles.div_ceil(u64::from(TILES_PER_SHARD_MAX)).max(52);
                 let most = (REDUCTIONS_MAX / groups).min(SHARDS_MAX) as u64;
                 let wanted = (peers as u64)
                     .min(balanced as u64)
@@ -293,7 +291,7 @@ impl Case {
             ));
         }
         let tiles_per_shard = self.setting.tiles().div_ceil(self.shards.into());
-        if tiles_per_shard > TILES_PER_SHARD_MAX {
+        if tiles_per_shard > u64::from(TILES_PER_SHARD_MAX) {
             limits.push(format!(
                 "{tiles_per_shard} tiles in a shard: a manifest allows {TILES_PER_SHARD_MAX}"
             ));

@@ -204,6 +204,35 @@ fn more_fragments_than_the_model_has_shards_are_refused() {
 }
 
 #[test]
+fn a_large_model_has_larger_shards_unless_their_size_is_named() {
+    let temp = tempfile::tempdir().unwrap();
+    let config = temp.path().join("config.json");
+    let tiles_per_shard = |tiles: u64, named: &str| {
+        let elements = tiles * TILE_ELEMENTS as u64;
+        let model = format!(r#"{{"model_type": "gradmesh-synthetic", "elements": [{elements}]}}"#);
+        fs::write(&config, model).unwrap();
+        let text = SMALLEST.replace("demo-1m", config.to_str().unwrap());
+        let manifest = load(&format!("{text}{named}")).unwrap().manifest(
+            PeerKey([1; 32]),
+            Link::alone(&PeerKey([1; 32])),
+            Hash::ZERO,
+            &facts(),
+            manifest::Chain::None,
+        );
+        assert_eq!(manifest.validate(), []);
+        manifest.codec.tiles_per_shard
+    };
+    assert_eq!(tiles_per_shard(512 * 64, ""), 64);
+    assert_eq!(tiles_per_shard(512 * 64 + 1, ""), 65);
+    assert_eq!(
+        tiles_per_shard(512 * 64 + 1, "codec.tiles_per_shard = 32"),
+        32
+    );
+    // More shards than that rather than larger ones than a manifest allows.
+    assert_eq!(tiles_per_shard(1024 * 4096, ""), 4096);
+}
+
+#[test]
 fn text_that_is_no_toml_is_refused_with_its_line() {
     let error = load("name = \"a\"\nmodel = [").unwrap_err();
     assert!(error.to_string().contains("line 2"), "{error}");
@@ -238,6 +267,10 @@ fn the_example_loads_and_shows_every_key_with_its_default() {
             rate: Some(2.0),
             momentum: Some(0.0),
             ..plain.outer.clone()
+        },
+        codec: Codec {
+            tiles_per_shard: Some(64),
+            ..plain.codec.clone()
         },
         ..plain
     };
@@ -296,7 +329,7 @@ fn audits_follow_the_steps_and_the_coverage_unless_said_and_need_a_round_of_ones
             (launcher, Link::alone(&launcher)),
             Hash::ZERO,
             &data,
-            ("{}", &[]),
+            ("{}", 64, &[]),
             manifest::Chain::None,
             &mut Vec::new(),
         )
