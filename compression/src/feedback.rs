@@ -106,16 +106,24 @@ impl ErrorFeedback {
     /// # Errors
     /// [`FeedbackError::LengthMismatch`], [`FeedbackError::Diverged`].
     pub fn check(&self, start: &[f32], local: &[f32]) -> Result<(), FeedbackError> {
-        for update in [start, local] {
-            if update.len() != self.elements {
-                return Err(FeedbackError::LengthMismatch {
-                    found: update.len(),
-                    expected: self.elements,
-                });
-            }
-        }
+        check_length(start, self.elements)?;
+        self.check_part(0, start, local)
+    }
+
+    /// The same for the elements from `first` on, as many as `start` and `local` have.
+    ///
+    /// # Errors
+    /// Those of [`ErrorFeedback::check`], an element counted from the first of all; [`FeedbackError::OutsideResidual`].
+    pub fn check_part(
+        &self,
+        first: usize,
+        start: &[f32],
+        local: &[f32],
+    ) -> Result<(), FeedbackError> {
+        let range = self.range(first, start.len())?;
+        check_length(local, start.len())?;
         let deltas = || start.iter().zip(local).map(|(start, local)| start - local);
-        match self.residual() {
+        match self.residual.get(range) {
             Some(residual) => {
                 let sums = || {
                     residual
@@ -123,9 +131,9 @@ impl ErrorFeedback {
                         .zip(deltas())
                         .map(|(e, d)| (self.beta * e) + d)
                 };
-                check_range(sums)
+                check_range(first, sums)
             }
-            None => check_range(deltas),
+            None => check_range(first, deltas),
         }
     }
 
@@ -138,9 +146,7 @@ impl ErrorFeedback {
     pub fn accumulate(&mut self, start: usize, delta: &[f32]) -> Result<(), FeedbackError> {
         let range = self.check_shard(start, delta)?;
         let beta = self.beta;
-        for (residual, delta) in self.allocated()[range].iter_mut().zip(delta) {
-            *residual = (beta * *residual) + delta;
-        }
+        accumulate(&mut self.allocated()[range], beta, delta);
         Ok(())
     }
 
@@ -152,8 +158,8 @@ impl ErrorFeedback {
         let range = self.range(start, delta.len())?;
         let sum = |(residual, delta): (&f32, &f32)| (self.beta * residual) + delta;
         match self.residual.get(range.clone()) {
-            Some(residual) => check_range(|| residual.iter().zip(delta).map(sum))?,
-            None => check_range(|| delta.iter().copied())?,
+            Some(residual) => check_range(0, || residual.iter().zip(delta).map(sum))?,
+            None => check_range(0, || delta.iter().copied())?,
         }
         Ok(range)
     }
@@ -201,11 +207,33 @@ impl ErrorFeedback {
         out: &mut Vec<u8>,
     ) -> Result<EncodeStats, FeedbackError> {
         let range = self.range(start, tiles.iter().map(Tile::len).sum())?;
-        let residual = &mut self.allocated()[range];
-        let frame = Frame::quantise(residual, tiles, codec)?;
-        // e + (-1 * d) has the bits of e - d.
-        frame.add_to(residual, -1.0);
-        Ok(frame.write(out))
+        take(&mut self.allocated()[range], tiles, codec, out)
+    }
+
+    /// What shards with `elements` each have of e, one after the other from the element `start` on: each can be sent by
+    /// itself, in frames of `codec`.
+    ///
+    /// # Errors
+    /// [`FeedbackError::OutsideResidual`].
+    pub fn parts(
+        &mut self,
+        start: usize,
+        elements: &[usize],
+        codec: Codec,
+    ) -> Result<Vec<FeedbackPart<'_>>, FeedbackError> {
+        let range = self.range(start, elements.iter().sum())?;
+        let beta = self.beta;
+        let mut rest = match self.is_passed_by(codec) {
+            true => None,
+            false => Some(&mut self.allocated()[range]),
+        };
+        let parts = elements.iter().map(|&elements| FeedbackPart {
+            residual: rest.as_mut().and_then(|e| e.split_off_mut(..elements)),
+            elements,
+            beta,
+            codec,
+        });
+        Ok(parts.collect())
     }
 
     /// Step 3 for a frame taken at `start`.
@@ -256,15 +284,89 @@ impl ErrorFeedback {
     }
 }
 
-/// Finds the first of `sums` that step 1 refuses.
-fn check_range<I: Iterator<Item = f32>>(sums: impl Fn() -> I) -> Result<(), FeedbackError> {
+/// What one shard has of an [`ErrorFeedback`]. Those of different shards can be sent side by side.
+#[derive(Debug)]
+pub struct FeedbackPart<'a> {
+    /// `None`: zero, for the frames take all of an update.
+    residual: Option<&'a mut [f32]>,
+    elements: usize,
+    beta: f32,
+    codec: Codec,
+}
+
+impl FeedbackPart<'_> {
+    /// e of these elements; `None`: zero, as it was.
+    #[must_use]
+    pub fn residual(&self) -> Option<&[f32]> {
+        self.residual.as_deref()
+    }
+
+    /// Steps 1 and 2 for the shard `tiles`, whose update is `delta`: appends its frame to `out`.
+    ///
+    /// # Errors
+    /// [`FeedbackError::LengthMismatch`], [`FeedbackError::Diverged`], with e unchanged, and [`FeedbackError::Encode`]; all
+    /// with `out` unchanged.
+    pub fn send(
+        &mut self,
+        tiles: &[Tile],
+        delta: &[f32],
+        out: &mut Vec<u8>,
+    ) -> Result<EncodeStats, FeedbackError> {
+        check_length(delta, self.elements)?;
+        let Some(residual) = &mut self.residual else {
+            return Ok(encode(delta, tiles, self.codec, out)?);
+        };
+        let sum = |(residual, delta): (&f32, &f32)| (self.beta * residual) + delta;
+        check_range(0, || residual.iter().zip(delta).map(sum))?;
+        accumulate(residual, self.beta, delta);
+        take(residual, tiles, self.codec, out)
+    }
+}
+
+/// Step 1, checked before.
+fn accumulate(residual: &mut [f32], beta: f32, delta: &[f32]) {
+    for (residual, delta) in residual.iter_mut().zip(delta) {
+        *residual = (beta * *residual) + delta;
+    }
+}
+
+/// Step 2.
+fn take(
+    residual: &mut [f32],
+    tiles: &[Tile],
+    codec: Codec,
+    out: &mut Vec<u8>,
+) -> Result<EncodeStats, FeedbackError> {
+    let frame = Frame::quantise(residual, tiles, codec)?;
+    // e + (-1 * d) has the bits of e - d.
+    frame.add_to(residual, -1.0);
+    Ok(frame.write(out))
+}
+
+fn check_length(update: &[f32], expected: usize) -> Result<(), FeedbackError> {
+    let found = update.len();
+    if found == expected {
+        Ok(())
+    } else {
+        Err(FeedbackError::LengthMismatch { found, expected })
+    }
+}
+
+/// Finds the first of `sums` that step 1 refuses; its element is counted from `first`.
+fn check_range<I: Iterator<Item = f32>>(
+    first: usize,
+    sums: impl Fn() -> I,
+) -> Result<(), FeedbackError> {
     let in_range = |sum: f32| sum.abs() <= VALUE_ABS_MAX;
     // No early exit, so that it vectorises.
     if sums().fold(true, |all, sum| all & in_range(sum)) {
         return Ok(());
     }
     match sums().enumerate().find(|&(_, sum)| !in_range(sum)) {
-        Some((element, value)) => Err(FeedbackError::Diverged { element, value }),
+        Some((element, value)) => Err(FeedbackError::Diverged {
+            element: first + element,
+            value,
+        }),
         None => Ok(()),
     }
 }

@@ -43,7 +43,7 @@ pub use codec::{
     Codec, DenseFormat, EncodeStats, TopK, TopKOutOfRange, VALUE_ABS_MAX, ValueBits, check, decode,
     decode_shared, encode, frame_bytes_max,
 };
-pub use feedback::{ErrorFeedback, FeedbackError};
+pub use feedback::{ErrorFeedback, FeedbackError, FeedbackPart};
 pub use frame::{DecodeError, EncodeError, Frame, Section, Selection};
 pub use index::IndexCode;
 pub use layout::{Layout, LayoutError, TILE_ELEMENTS, TensorMode, TensorSpec, Tile};

@@ -228,10 +228,14 @@ fn sending_shard_by_shard_is_accumulating_and_taking() {
         DENSE_BF16,
     ] {
         let mut at_once = ErrorFeedback::new(values.len(), 0.95).unwrap();
-        let mut in_steps = at_once.clone();
+        let (mut in_steps, mut in_parts) = (at_once.clone(), at_once.clone());
         for _ in 0..3 {
-            let (mut sent, mut taken) = (Vec::new(), Vec::new());
+            let (mut sent, mut taken, mut of_part) = (Vec::new(), Vec::new(), Vec::new());
             at_once.send(0, &tiles, codec, &values, &mut sent).unwrap();
+            let mut parts = in_parts.parts(0, &[values.len()], codec).unwrap();
+            parts[0].send(&tiles, &values, &mut of_part).unwrap();
+            assert_eq!(of_part, sent);
+            assert_eq!(in_parts, at_once);
             in_steps.accumulate(0, &values).unwrap();
             in_steps.take(0, &tiles, codec, &mut taken).unwrap();
             assert_eq!(sent, taken);
@@ -239,6 +243,49 @@ fn sending_shard_by_shard_is_accumulating_and_taking() {
         }
         assert_eq!(at_once.residual().is_none(), codec == DENSE_F32);
     }
+}
+
+#[test]
+fn parts_lie_one_after_the_other_and_refuse_what_is_not_theirs() {
+    let codec = DENSE_BF16;
+    let mut feedback = ErrorFeedback::restore(vec![1.0, 2.0, 3.0, 4.0, 5.0], 0.5).unwrap();
+    let parts = feedback.parts(1, &[1, 3], codec).unwrap();
+    let of_parts: Vec<_> = parts.iter().map(|part| part.residual().unwrap()).collect();
+    assert_eq!(of_parts, [&[2.0][..], &[3.0, 4.0, 5.0]]);
+    assert!(matches!(
+        feedback.parts(1, &[1, 4], codec),
+        Err(FeedbackError::OutsideResidual { .. })
+    ));
+
+    let before = feedback.clone();
+    let mut parts = feedback.parts(1, &[1, 3], codec).unwrap();
+    let (tiles, mut out) = (tiles(&[(3, TensorMode::Dense)]), Vec::new());
+    assert!(matches!(
+        parts[1].send(&tiles, &[0.0; 2], &mut out),
+        Err(FeedbackError::LengthMismatch {
+            found: 2,
+            expected: 3
+        })
+    ));
+    assert!(matches!(
+        parts[1].send(&tiles, &[0.0, f32::NAN, 0.0], &mut out),
+        Err(FeedbackError::Diverged { element: 1, .. })
+    ));
+    assert_eq!((feedback, out), (before, Vec::new()));
+}
+
+#[test]
+fn what_is_checked_in_parts_counts_its_elements_from_the_first_of_all() {
+    let feedback = ErrorFeedback::new(4, 0.5).unwrap();
+    assert_eq!(feedback.check_part(2, &[1.0, 2.0], &[0.0, 0.0]), Ok(()));
+    assert!(matches!(
+        feedback.check_part(2, &[1.0, f32::NAN], &[0.0, 0.0]),
+        Err(FeedbackError::Diverged { element: 3, .. })
+    ));
+    assert!(matches!(
+        feedback.check_part(3, &[1.0, 2.0], &[0.0, 0.0]),
+        Err(FeedbackError::OutsideResidual { .. })
+    ));
 }
 
 #[test]

@@ -13,6 +13,8 @@ mod training;
 mod work;
 
 use std::collections::BTreeMap;
+use std::io;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,6 +43,7 @@ use gradmesh_trainer::replica::{
 use gradmesh_trainer::torch::calibrate::device_class;
 use gradmesh_trainer::torch::device::{self, DeviceError};
 use gradmesh_trainer::torch::{TorchSettings, VersionError, set_threads, version_check};
+use gradmesh_trainer::workers::Workers;
 use gradmesh_trainer::{StateError, TrainError, Trainer};
 use tokio::sync::{mpsc, oneshot};
 
@@ -215,6 +218,9 @@ pub(crate) enum WorkerError {
     /// The device that was asked for is not there.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The operating system starts no more threads.
+    #[error("threads: {0}; lower --threads, or raise the limit of processes")]
+    Threads(#[source] io::Error),
     /// The data cannot be read.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -398,6 +404,8 @@ struct Machine {
     trainer: Box<dyn Trainer>,
     corpus: Corpus,
     device: String,
+    /// Encode and apply.
+    workers: Workers,
     training: Option<Training>,
     /// What a training was interrupted for.
     waiting: Option<Command>,
@@ -442,6 +450,8 @@ impl Machine {
         let choice = device::select(config.device)?;
         tracing::info!(device = %choice.why, libtorch, threads = config.threads, "trainer");
         set_threads(config.threads);
+        let threads = NonZeroUsize::new(config.threads.into()).unwrap_or(NonZeroUsize::MIN);
+        let workers = Workers::start(threads).map_err(WorkerError::Threads)?;
         let disk = Disk::open(config.state_dir.path())?;
         let corpus = Corpus::load(&config.data_dir, &config.data, CORPUS_BYTES_MAX)?;
         // Fails here, at the start, when the text is too short for the sequences.
@@ -487,6 +497,7 @@ impl Machine {
             },
             trainer,
             corpus,
+            workers,
             training: None,
             waiting: None,
             state_file: Behind::default(),
@@ -657,9 +668,9 @@ impl Machine {
                 residuals: shard.residuals.clone(),
             })
             .collect();
-        self.durable
-            .replica
-            .apply(&shards, own.as_ref().map(OwnOutcome::update), groups)
+        let (replica, own) = (&mut self.durable.replica, own.as_ref());
+        self.workers
+            .run(|| replica.apply(&shards, own.map(OwnOutcome::update), groups))
             .map_err(|source| WorkerError::Apply { round, source })?;
         self.land(round);
         if let Some(carried) = Carried::of(record, &self.config.me) {

@@ -1,8 +1,8 @@
-//! Speed of what a replica does in a round, on one thread: prints one line per codec.
+//! Speed of what a replica does in a round: prints one line per codec.
 //!
-//! `cargo run -p gradmesh-trainer --example exchange_speed [elements] [peers]`
+//! `cargo run -p gradmesh-trainer --example exchange_speed [elements] [peers] [threads]`
 //!
-//! `adds` is the lower bound for a dense apply: as many passes of additions as there are peers; `hash` is BLAKE3 over
+//! Update and apply are done by so many threads (default 1), the rest by one. `adds` is the lower bound for a dense apply: as many passes of additions as there are peers; `hash` is BLAKE3 over
 //! theta. The best of several rounds.
 
 use std::hint::black_box;
@@ -14,6 +14,7 @@ use gradmesh_protocol::header::Stage;
 use gradmesh_protocol::plan::GroupId;
 use gradmesh_trainer::replica::{Contribution, Outer, Replica, ReplicaConfig, RoundShard};
 use gradmesh_trainer::synthetic::SyntheticConfig;
+use gradmesh_trainer::workers::Workers;
 
 const ROUNDS: usize = 4;
 
@@ -23,6 +24,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .next()
         .map_or(Ok(25_000_000), |text| text.parse())?;
     let peers: usize = arguments.next().map_or(Ok(4), |text| text.parse())?;
+    let threads = arguments
+        .next()
+        .map_or(Ok(NonZeroUsize::MIN), |text| text.parse())?;
+    let workers = Workers::start(threads)?;
     let model = SyntheticConfig::new(vec![elements], 0);
     let theta = model.init([1; 32])?;
     let sparse = |k, value_bits| {
@@ -58,12 +63,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         };
         for _ in 0..ROUNDS {
             let began = Instant::now();
-            let update = replica.update_of(
-                0..replica.shape().shard_count(),
-                None,
-                &local,
-                Stage::Update,
-            )?;
+            let all = 0..replica.shape().shard_count();
+            let update = workers.run(|| replica.update_of(all, None, &local, Stage::Update))?;
             time(0, began);
             let shards: Vec<_> = update
                 .frames
@@ -87,7 +88,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             }
             time(1, began);
             let began = Instant::now();
-            replica.apply(&shards, None, &[GroupId::ALL])?;
+            workers.run(|| replica.apply(&shards, None, &[GroupId::ALL]))?;
             time(2, began);
             let began = Instant::now();
             let mut sum = vec![0.0f32; theta.len()];
@@ -107,7 +108,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         let [update, reduce, apply, adds, hash] = best;
         println!(
-            "{name}, {elements} elements, {peers} peers: update {update:.3} s, reduce {reduce:.3} s, apply {apply:.3} s, \
+            "{name}, {elements} elements, {peers} peers, {threads} threads: update {update:.3} s, reduce {reduce:.3} s, apply {apply:.3} s, \
              adds {adds:.3} s, hash {hash:.3} s"
         );
     }

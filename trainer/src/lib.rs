@@ -21,6 +21,7 @@ pub mod synthetic;
 pub mod torch;
 mod training;
 pub mod work;
+pub mod workers;
 
 pub use architecture::Architecture;
 pub use model::{ModelConfig, ParameterSpec};

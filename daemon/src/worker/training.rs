@@ -307,10 +307,10 @@ impl Machine {
             .as_ref()
             .map(|_| self.feedback(round, "feedback-before"));
         let before = before.transpose()?;
+        let replica = &mut self.durable.replica;
         let update = self
-            .durable
-            .replica
-            .update_of(shards, start.as_deref(), &local, stage);
+            .workers
+            .run(|| replica.update_of(shards, start.as_deref(), &local, stage));
         let update = match update {
             Ok(update) => update,
             Err(error) => {

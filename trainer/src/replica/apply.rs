@@ -7,6 +7,7 @@ use gradmesh_protocol::plan::GroupId;
 use super::leaves::hash_values;
 use super::sum::weigh;
 use super::{Contribution, ContributionError, Outer, OwnUpdate, Replica, Shape, UpdateError};
+use crate::workers::each;
 
 /// Why a decided round cannot be applied; the replica is as before.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -37,8 +38,9 @@ impl Replica {
     /// Applies a decided round: the outer step from `shards`, all of them in order, and gives the shards of `own` that
     /// were left out back to the error feedback. Of the owners' residuals, only those of `groups` remain.
     ///
-    /// Cost: two passes over the contributions, one that checks and weighs them and one that adds them up; each tile
-    /// that changes is hashed once, while the cache has it. Memory: the sparse contributions decoded.
+    /// Cost: two passes over the contributions, one that checks and weighs them and one that adds them up, shards side by
+    /// side in a pool ([`crate::workers`]); each tile that changes is hashed once, while the cache has it. Memory: the sparse
+    /// contributions decoded.
     ///
     /// # Errors
     /// [`ApplyError`]; everything is decoded and checked before anything changes.
@@ -72,29 +74,39 @@ impl Replica {
             layout,
             shards: places,
         } = &**shape;
-        let mut weighed = Vec::with_capacity(shards.len());
-        for (shard, (place, round)) in places.iter().zip(shards).enumerate() {
+        let rounds = places.iter().zip(shards).enumerate();
+        let weighed = each(rounds, |(shard, (place, round))| {
             let tiles = &layout.tiles()[place.tiles.clone()];
-            let contributions = weigh(tiles, config.codec(round.stage), &round.contributions)
-                .map_err(|source| ApplyError::Contribution { shard, source })?;
-            weighed.push(contributions);
-        }
+            weigh(tiles, config.codec(round.stage), &round.contributions)
+                .map_err(|source| ApplyError::Contribution { shard, source })
+        });
+        let weighed = weighed.into_iter().collect::<Result<Vec<_>, _>>()?;
 
-        for (place, contributions) in places.iter().zip(weighed) {
+        // The shards lie one after the other.
+        let (mut theta, mut momentum) = (theta.as_mut_slice(), momentum.as_mut_slice());
+        let mut leaves = tile_leaves.as_mut_slice();
+        let changing = places.iter().zip(weighed).map(|(place, contributions)| {
+            let (elements, tiles) = (place.elements.len(), place.tiles.len());
+            let theta = theta.split_off_mut(..elements).unwrap_or_default();
+            // There may be none.
+            let momentum = momentum.split_off_mut(..elements).unwrap_or_default();
+            let leaves = leaves.split_off_mut(..tiles).unwrap_or_default();
+            (contributions, theta, momentum, leaves)
+        });
+        each(changing, |(contributions, theta, momentum, leaves)| {
             let Some(contributions) = contributions else {
-                continue;
+                return;
             };
-            let mut tiles = place.tiles.clone();
+            let mut leaves = leaves.iter_mut();
             contributions.by_tile(|tile, sum| {
-                let index = tiles.next().expect("frames were checked against the tiles");
-                let first = place.elements.start;
-                let elements = first + tile.start..first + tile.end;
-                let theta = &mut theta[elements.clone()];
-                let momentum = momentum.get_mut(elements).unwrap_or_default();
+                let leaf = leaves.next();
+                let leaf = leaf.expect("frames were checked against the tiles");
+                let theta = &mut theta[tile.clone()];
+                let momentum = momentum.get_mut(tile).unwrap_or_default();
                 outer_step(config.outer, theta, momentum, sum);
-                tile_leaves[index] = hash_values(&[theta, momentum]);
+                *leaf = hash_values(&[theta, momentum]);
             });
-        }
+        });
         for (shard, round) in shards.iter().enumerate() {
             for (group, residual) in &round.residuals {
                 residuals.set(*group, shard, *residual);

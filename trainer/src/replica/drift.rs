@@ -5,13 +5,13 @@
 //! the drift, loses nothing: training begins at theta minus the drift, wherever theta is by then.
 
 use std::borrow::Cow;
-use std::ops::Range;
 
 use gradmesh_compression::{FeedbackError, VALUE_ABS_MAX};
 use gradmesh_protocol::hash::Hash;
 
 use super::Replica;
 use super::leaves::hash_values;
+use crate::workers::each;
 
 /// Drift, 4 bytes per element; empty while every update was of all shards.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -25,6 +25,11 @@ impl Drift {
     /// Flat; empty if there is none.
     pub(super) fn values(&self) -> &[f32] {
         &self.values
+    }
+
+    /// The same, to be changed; the leaves stay as they are.
+    pub(super) fn values_mut(&mut self) -> &mut [f32] {
+        &mut self.values
     }
 
     pub(super) fn leaves(&self) -> &[Hash] {
@@ -69,13 +74,6 @@ impl Replica {
         }
     }
 
-    /// The drift of these elements, of which there is none then.
-    pub(super) fn take_drift(&mut self, elements: Range<usize>, out: &mut Vec<f32>) {
-        let taken = &mut self.drift.values[elements];
-        out.extend_from_slice(taken);
-        taken.fill(0.0);
-    }
-
     pub(super) fn set_drift(&mut self, values: Vec<f32>) {
         self.drift.values = values;
     }
@@ -83,8 +81,9 @@ impl Replica {
     /// Hashes all of the drift, every tile of which changes with each update.
     pub(super) fn rehash_drift(&mut self) {
         let tiles = self.shape.layout.tiles().iter();
-        let hashes = tiles.map(|tile| hash_values(&[&self.drift.values[tile.elements()]]));
-        self.drift.leaves = hashes.collect();
+        self.drift.leaves = each(tiles, |tile| {
+            hash_values(&[&self.drift.values[tile.elements()]])
+        });
     }
 
     /// All that this peer has learnt and not sent: error feedback and drift. `None`: nothing.

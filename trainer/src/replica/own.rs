@@ -2,11 +2,15 @@
 
 use std::ops::Range;
 
-use gradmesh_compression::{DecodeError, ErrorFeedback, FeedbackError, Frame};
+use gradmesh_compression::{
+    Codec, DecodeError, ErrorFeedback, FeedbackError, FeedbackPart, Frame, Tile,
+};
 use gradmesh_protocol::hash::Hash;
 use gradmesh_protocol::header::Stage;
 
 use super::Replica;
+use super::leaves::hash_values;
+use crate::workers::each;
 
 /// Why an own update cannot be taken in; the replica is as before.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -49,7 +53,8 @@ impl Replica {
     /// Takes in what local training did from `start` to `local` and gives the frames of `stage` to commit to (rule
     /// "update").
     ///
-    /// Cost: two passes over the elements and a hash of the error feedback. Memory: the frames, and one shard of f32.
+    /// Cost: two passes over the elements and a hash of the error feedback, shards side by side in a pool
+    /// ([`crate::workers`]). Memory: the frames, and one shard of f32 for each thread.
     ///
     /// # Errors
     /// [`UpdateError::Feedback`], also for slices that are not as long as theta, and for NaN in `local`.
@@ -83,8 +88,17 @@ impl Replica {
         let whole_start = start.unwrap_or(&self.theta);
         let lengths_differ =
             whole_start.len() != self.theta.len() || local.len() != self.theta.len();
-        if lengths_differ || !drifts && !self.feedback.is_passed_by(codec) {
+        if lengths_differ {
             self.feedback.check(whole_start, local)?;
+        } else if !drifts && !self.feedback.is_passed_by(codec) {
+            let checked = each(self.shape.shards.iter(), |at| {
+                let (start, local) = (
+                    &whole_start[at.elements.clone()],
+                    &local[at.elements.clone()],
+                );
+                self.feedback.check_part(at.elements.start, start, local)
+            });
+            checked.into_iter().collect::<Result<(), _>>()?;
         }
         let feedback_before = self.feedback_root();
         if drifts {
@@ -96,26 +110,8 @@ impl Replica {
             }
             self.set_drift(drift);
         }
-        let mut frames = Vec::with_capacity(shards.len());
-        let mut delta = Vec::new();
-        for shard in shards {
-            let at = self.shape.shards[shard].clone();
-            delta.clear();
-            if drifts {
-                self.take_drift(at.elements.clone(), &mut delta);
-            } else {
-                let start = &start.unwrap_or(&self.theta)[at.elements.clone()];
-                let local = &local[at.elements.clone()];
-                delta.extend(start.iter().zip(local).map(|(s, l)| s - l));
-            }
-            let mut frame = Vec::new();
-            let tiles = &self.shape.layout.tiles()[at.tiles.clone()];
-            // Fails only where nothing changes: what goes through the feedback was checked before.
-            self.feedback
-                .send(at.elements.start, tiles, codec, &delta, &mut frame)?;
-            self.rehash_feedback(at.tiles);
-            frames.push(frame);
-        }
+        // Fails only where nothing changes: what goes through the feedback was checked before.
+        let frames = self.frames_of(shards, start, local, codec)?;
         if drifts {
             self.rehash_drift();
         }
@@ -124,6 +120,56 @@ impl Replica {
             feedback_before,
             feedback_after: self.feedback_root(),
         })
+    }
+
+    /// Sends through the error feedback what is drift in `shards`, which then is none, or without any drift what is between
+    /// `start` and `local`.
+    fn frames_of(
+        &mut self,
+        shards: Range<usize>,
+        start: Option<&[f32]>,
+        local: &[f32],
+        codec: Codec,
+    ) -> Result<Vec<Vec<u8>>, FeedbackError> {
+        let Self {
+            shape,
+            theta,
+            feedback,
+            feedback_leaves,
+            drift,
+            ..
+        } = self;
+        let start = start.unwrap_or(theta);
+        let places = &shape.shards[shards];
+        let Some(first) = places.first() else {
+            return Ok(Vec::new());
+        };
+        let counts: Vec<usize> = places.iter().map(|at| at.elements.len()).collect();
+        let parts = feedback.parts(first.elements.start, &counts, codec)?;
+        let mut leaves = &mut feedback_leaves[first.tiles.start..];
+        let mut drift = drift.values_mut().get_mut(first.elements.start..);
+        let shards = places.iter().zip(parts).map(|(at, part)| {
+            let leaves = leaves.split_off_mut(..at.tiles.len()).unwrap_or_default();
+            let drift = drift.as_mut();
+            let drift = drift.and_then(|drift| drift.split_off_mut(..at.elements.len()));
+            (at, part, leaves, drift)
+        });
+        let frames = each(shards, |(at, part, leaves, drift)| {
+            let delta: Vec<f32> = match drift {
+                Some(drift) => {
+                    let delta = drift.to_vec();
+                    drift.fill(0.0);
+                    delta
+                }
+                None => {
+                    let deltas = start[at.elements.clone()].iter();
+                    let deltas = deltas.zip(&local[at.elements.clone()]);
+                    deltas.map(|(start, local)| start - local).collect()
+                }
+            };
+            frame_of(part, shape.tiles(at), &delta, leaves)
+        });
+        frames.into_iter().collect()
     }
 
     /// Keeps the work of an update that was never committed to: `e = e + (start - local)`, without decay, so that the
@@ -234,4 +280,23 @@ impl Replica {
             .decode(stage, shard, bytes)
             .map_err(|source| UpdateError::Frame { shard, source })
     }
+}
+
+/// The frame of a shard whose update is `delta`; `leaves`, the hashes of its tiles' error feedback, are kept up.
+fn frame_of(
+    mut part: FeedbackPart<'_>,
+    tiles: &[Tile],
+    delta: &[f32],
+    leaves: &mut [Hash],
+) -> Result<Vec<u8>, FeedbackError> {
+    let mut frame = Vec::new();
+    part.send(tiles, delta, &mut frame)?;
+    // Without one it was zero, and is.
+    if let Some(mut residual) = part.residual() {
+        for (leaf, tile) in leaves.iter_mut().zip(tiles) {
+            let of_tile = residual.split_off(..tile.len()).unwrap_or_default();
+            *leaf = hash_values(&[of_tile]);
+        }
+    }
+    Ok(frame)
 }

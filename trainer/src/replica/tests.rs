@@ -2,6 +2,7 @@ use gradmesh_compression::{DenseFormat, FeedbackError, TILE_ELEMENTS, TopK, Valu
 
 use super::*;
 use crate::model::push_normal;
+use crate::workers::Workers;
 
 /// Three tiles of the first tensor, one dense tile, two tiles: three shards of two.
 fn parameters() -> Vec<ParameterSpec> {
@@ -390,6 +391,44 @@ fn members_without_tokens_change_nothing() {
     let root = a.state_root();
     a.apply(&gathered(&[(0, &own)]), None, &[]).expect("apply");
     assert_eq!(a.state_root(), root);
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    let workers = Workers::start(NonZeroUsize::new(3).expect("three")).expect("threads");
+    let nesterov = Outer::Nesterov {
+        rate: 0.7,
+        momentum: 0.9,
+    };
+    for config in [sparse(), dense(nesterov)] {
+        let mut alone = replica(config);
+        let mut together = alone.clone();
+        for round in 0..3 {
+            let delta = values(2 + round, 0.01);
+            let own = update(&mut alone, &delta);
+            assert_eq!(workers.run(|| update(&mut together, &delta)), own);
+            let decided = gathered(&[(1, &own), (3, &own)]);
+            alone.apply(&decided, None, &[]).expect("apply");
+            let applied = workers.run(|| together.apply(&decided, None, &[]));
+            applied.expect("apply");
+            assert_eq!(together, alone);
+        }
+        // Of some shards, so that there is drift.
+        for shards in [1..2, 2..3, 0..2] {
+            let local = values(9, 1.0);
+            let own = alone.update_of(shards.clone(), None, &local, Stage::Update);
+            let same = workers.run(|| together.update_of(shards, None, &local, Stage::Update));
+            assert_eq!(same, own);
+            assert_eq!(together, alone);
+        }
+        let local = vec![f32::INFINITY; ELEMENTS];
+        let before = together.clone();
+        let refused = alone.update_of(0..3, None, &local, Stage::Update);
+        let same = workers.run(|| together.update_of(0..3, None, &local, Stage::Update));
+        assert_eq!(same, refused);
+        assert!(refused.is_err());
+        assert_eq!(together, before);
+    }
 }
 
 #[test]
