@@ -10,6 +10,11 @@ use super::mesh::Mesh;
 use super::network::Place;
 use super::{CodecName, Plan};
 
+/// Tiles of a shard, unless that makes more shards than [`SHARDS_MAX`]: what run files have by default, but named, since
+/// predictions of the same exchange count on it.
+const TILES_PER_SHARD: u64 = 64;
+const SHARDS_MAX: u64 = 512;
+const TILE_ELEMENTS: u64 = 4096;
 /// More than are measured, so that no epoch ends and no checkpoint is written meanwhile.
 const ROUNDS: u32 = 1_000_000;
 /// How long a peer may be behind the others before a round goes on without it: what is measured are whole rounds.
@@ -31,9 +36,20 @@ pub(crate) struct Run {
     pub(crate) overlap: bool,
 }
 
+/// Tiles of a shard of a synthetic model with so many in all.
+pub(crate) fn tiles_per_shard(tiles: u64) -> u64 {
+    TILES_PER_SHARD.max(tiles.div_ceil(SHARDS_MAX))
+}
+
 impl Run {
     /// The run file, which names `config.json` and the directory `text` beside it.
     fn to_toml(&self) -> String {
+        let tiles: u64 = self
+            .elements
+            .iter()
+            .map(|count| count.div_ceil(TILE_ELEMENTS))
+            .sum();
+        let tiles_per_shard = tiles_per_shard(tiles);
         let Run {
             codec,
             plan,
@@ -48,7 +64,7 @@ impl Run {
              [data]\ndir = \"text\"\nsequence_tokens = 32\n\
              [inner]\nbatch_sequences = 1\n\
              [outer]\nrule = \"plain\"\nrate = 1.0\n\
-             [codec]\n{}\
+             [codec]\ntiles_per_shard = {tiles_per_shard}\n{}\
              [exchange]\noverlap = {overlap}\n{}\
              [schedule]\nsteps_per_round = 1\nrounds = {ROUNDS}\nrounds_per_epoch = {ROUNDS}\n\
              [trust]\npeers_min = {peers}\n\
@@ -87,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_file_asks_for_codec_and_plan() {
+    fn a_run_file_asks_for_codec_plan_and_few_enough_shards() {
         let run = Run {
             elements: vec![1 << 31],
             codec: "sparse-2bit".parse().unwrap(),
@@ -100,6 +116,7 @@ mod tests {
         for part in [
             "value_bits = 2\n",
             "[exchange]\noverlap = 1\nplan = \"reduce\"\n",
+            "tiles_per_shard = 1024\n",
             "peers_min = 4\n",
         ] {
             assert!(text.contains(part), "{part}: {text}");

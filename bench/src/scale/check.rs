@@ -28,6 +28,7 @@ use super::case::Setting;
 use super::figures::Figures;
 use super::table::Report;
 use super::{flow, name_of, nodes, say, this_program};
+use crate::harness::synthetic::tiles_per_shard;
 use crate::report::median;
 
 /// Peers, sites and plan of each case: 0 sites are one for each peer.
@@ -41,8 +42,6 @@ const CASES: [(usize, usize, Plan); 6] = [
 ];
 /// The unit of [`Case::capacity`](super::case::Case::capacity).
 const UNIT_MBIT: u32 = 10;
-/// Tiles of a shard in `exchange`.
-const TILES_PER_SHARD: u64 = 64;
 const ROUNDS: u32 = 5;
 /// Lines that hold nothing up: 10 Gbit/s, without latency.
 const NO_LINES: (u64, u32) = (10_000, 0);
@@ -133,7 +132,7 @@ pub(super) async fn run(
     let setting = report.setting.clone();
     let parameters = u64::from(megabytes) * 250_000;
     let tiles = parameters.div_ceil(TILE_ELEMENTS as u64);
-    let shards = u32::try_from(tiles.div_ceil(TILES_PER_SHARD))?.max(1);
+    let shards = u32::try_from(tiles.div_ceil(tiles_per_shard(tiles)))?.max(1);
     let nodes_shards = 25 * ((shards + 10) / 25).max(1) + 2;
     let with = |shards| Setting {
         parameters,
